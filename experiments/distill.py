@@ -1,0 +1,66 @@
+"""The main job: distil a data set with a base method and with MetaDD, judge both across architectures.
+
+    python experiments/distill.py [PRESET] [--option value ...]
+
+Without arguments it distils the embedded digits. Started again in the same folder it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import command
+import presets
+
+
+def run(arguments: list[str]) -> None:
+    """Parses the command line, does the job, prints the table."""
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else "mnist5k"
+    config = command.parse(
+        presets.DistillConfig,
+        arguments[1:] if arguments[:1] == [name] else arguments,
+        default=presets.preset(name),
+        program="distill.py [PRESET]",
+        description=f"{__doc__}\nPresets: {', '.join(presets.PRESETS)}; the defaults below are those of {name!r}.",
+    )
+    if config.run_dir is None:
+        config = dataclasses.replace(config, run_dir=f"runs/{name}")
+
+    import pipeline  # brings JAX in: not needed for --help
+
+    from metadd_jax import distillers, files
+    from metadd_jax.evaluation import report
+
+    job = pipeline.prepare(config)
+    finished = job.directory / "results.md"
+    if finished.exists():
+        print(finished.read_text())
+        print(f"{job.directory} is finished; --overwrite starts anew, another --run-dir keeps both")
+        return
+    trained = pipeline.pretrain_all(job)
+    auxiliaries = {
+        label: distillers.freeze(network.net, network.variables, job.dataset, config=config.metadd.cam)
+        for label, network in trained.items()
+    }
+    distilled = pipeline.distil_all(job, pipeline.methods(job, auxiliaries))
+    pipeline.draw(job, distilled, auxiliaries)
+    sets = {**pipeline.baselines(job), **distilled}
+    rows = pipeline.judge(job, sets)
+    base, ours = list(distilled)
+    markdown = report.write(
+        job.directory,
+        {
+            "notes": pipeline.notes(job),
+            "rows": rows,
+            "comparisons": [report.compare(rows, base, ours), report.compare(rows, "random", base)],
+            "agreement": pipeline.agreements(job, sets, auxiliaries),
+            "whole_data": {label: network.accuracy for label, network in trained.items()},
+            "versions": files.read_json(job.directory / "config.json")["versions"],
+        },
+    )
+    print(markdown)
+    print(f"Sets, pictures and results lie in {job.directory}")
+
+
+if __name__ == "__main__":
+    command.main(run)

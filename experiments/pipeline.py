@@ -1,0 +1,323 @@
+"""The main job in pieces: check, pretrain, distil, judge, report. ``distill.py`` strings them together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import command
+import jax
+import numpy as np
+import optax
+from presets import DistillConfig
+
+import metadd_jax as mdd
+from metadd_jax import augment, files, pictures
+from metadd_jax.data import catalog
+from metadd_jax.distillers.run import compile_chunks
+from metadd_jax.evaluation import cross_architecture, report
+
+METHODS = ("dm",)
+BASELINES = ("random", "kmeans")
+# Settings that do not change a number: a run may go on under other values of these.
+FREE = ("run_dir", "overwrite", "data_dir", "cache_dir", "at_once", "save_every")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A checked job: the configuration, its folder, the data on the device, the networks and what trains."""
+
+    config: DistillConfig
+    directory: pathlib.Path
+    dataset: mdd.Dataset
+    backbone: mdd.zoo.Architecture
+    seen: tuple[mdd.zoo.Architecture, ...]
+    unseen: tuple[mdd.zoo.Architecture, ...]
+
+    @property
+    def networks(self) -> tuple[mdd.zoo.Architecture, ...]:
+        return (self.backbone, *self.seen, *self.unseen)
+
+    @property
+    def roles(self) -> dict[str, str]:
+        named = {net.label: "unseen" for net in self.unseen} | {net.label: "seen" for net in self.seen}
+        return named | {self.backbone.label: "same"}
+
+    @property
+    def cache(self) -> pathlib.Path:
+        return mdd.data.cache_folder(self.config.cache_dir)
+
+
+def prepare(config: DistillConfig) -> Job:
+    """Everything that can go wrong is tried here, before any long work.
+
+    Raises:
+      ValueError: one line that says what to mend.
+    """
+    if config.method not in METHODS:
+        raise ValueError(f"unknown method {config.method!r}; use one of {', '.join(METHODS)}")
+    if config.ipc < 1 or config.distill_seeds < 1 or config.train_seeds < 1:
+        raise ValueError(
+            f"ipc={config.ipc}, distill_seeds={config.distill_seeds} and train_seeds={config.train_seeds} "
+            "must each be at least 1"
+        )
+    if config.evaluate_on == "validation" and not config.validation_fraction:
+        raise ValueError("--evaluate-on validation needs --validation-fraction, for example 0.1")
+    for spec in (config.backbone, *config.seen, *config.unseen):
+        mdd.zoo.parse(spec, num_classes=10, image_shape=(32, 32, 3))  # a typo is found before the data is read
+    run_config(config)
+    directory = files.require_writable(config.run_dir or "runs/mnist5k")
+    claim(directory, config)
+    dataset = mdd.data.load(
+        config.dataset,
+        data_dir=config.data_dir,
+        cache_dir=config.cache_dir,
+        validation_fraction=config.validation_fraction,
+    )
+    smallest = int(np.min(dataset.arrays.counts))
+    if config.ipc > smallest:
+        raise ValueError(f"ipc={config.ipc} is more than the {smallest} images of the smallest class; lower --ipc")
+    cross_architecture.split_of(dataset, config.evaluate_on)
+
+    def network(spec: str) -> mdd.zoo.Architecture:
+        return mdd.zoo.parse(spec, num_classes=dataset.num_classes, image_shape=dataset.image_shape)
+
+    job = Job(
+        config,
+        directory,
+        dataset,
+        network(config.backbone),
+        tuple(network(spec) for spec in config.seen),
+        tuple(network(spec) for spec in config.unseen),
+    )
+    labels = [net.label for net in job.networks]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"a network is listed twice: {', '.join(labels)}")
+    for net in job.seen:
+        if not net.has_map:
+            raise ValueError(f"{net.label} has no activation map, so it cannot be an auxiliary; list it as unseen")
+    return job
+
+
+def run_config(config: DistillConfig) -> mdd.distillers.RunConfig:
+    """The part of the settings that the host loop wants."""
+    names = [field.name for field in dataclasses.fields(mdd.distillers.RunConfig)]
+    return mdd.distillers.RunConfig(**{name: getattr(config, name) for name in names})
+
+
+def claim(directory: pathlib.Path, config: DistillConfig) -> None:
+    """Takes the run folder, goes on in it, or refuses it; never removes what is not a run's."""
+    file = directory / "config.json"
+    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
+    if file.exists():
+        held = files.read_json(file)
+        if not isinstance(held, dict) or "config" not in held:
+            raise ValueError(f"{file} is not a run's config.json; choose another --run-dir")
+        differing = [name for name in wanted if name not in FREE and held["config"].get(name) != wanted[name]]
+        if config.overwrite:
+            _clear(directory)
+        elif differing:
+            name = differing[0]
+            raise ValueError(
+                f"{directory} holds another run ({name} was {held['config'].get(name)!r}, now {wanted[name]!r}); "
+                "use another --run-dir, or --overwrite to start anew"
+            )
+    elif any(directory.iterdir()):
+        raise ValueError(f"{directory} is not empty and holds no run; choose another --run-dir")
+    if not file.exists():
+        files.write_json(file, {"config": wanted, "versions": command.versions()})
+    for folder in sorted(directory.glob("*/seed*/checkpoints")):
+        mdd.storage.Checkpointer(folder).verify()
+
+
+def _clear(directory: pathlib.Path) -> None:
+    for folder in directory.glob("*/seed*"):
+        shutil.rmtree(folder)
+        if not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
+    for name in ("results.json", "results.md", "config.json"):
+        (directory / name).unlink(missing_ok=True)
+
+
+def augmentation(job: Job, words: str) -> str:
+    """ "auto" becomes the data set's own DSA tokens."""
+    return catalog.augmentation(job.config.dataset) if words == "auto" else words
+
+
+def pretrain_all(job: Job) -> dict[str, mdd.training.Trained]:
+    """Trains every network of the table on the real images (or takes it from the cache)."""
+    recipe = mdd.training.pretraining(job.config.pretrain_epochs)
+    trained = {}
+    with command.bar(len(job.networks), "pretrain", "net") as progress:
+        for net in job.networks:
+            progress.set_postfix_str(net.label)
+            trained[net.label] = mdd.training.pretrain(net, job.dataset, recipe, cache_dir=job.cache)
+            progress.update()
+    for label, network in trained.items():
+        source = ", from the cache" if network.cached else ""
+        print(f"  {label:<28} {100 * network.accuracy:5.1f} % on the test split{source}")
+    return trained
+
+
+def methods(job: Job, auxiliaries: dict[str, mdd.Auxiliary]) -> list[mdd.distillers.Distiller]:
+    """The bare base method and the same one under MetaDD."""
+    config = job.config
+    base = mdd.distillers.dm(
+        job.backbone,
+        ipc=config.ipc,
+        batch_size=config.batch_size,
+        augmentation=augmentation(job, config.augmentation),
+        class_batch=config.class_batch,
+    )
+    invariant = dataclasses.replace(config.metadd, views=augmentation(job, config.metadd.views))
+    seen = [auxiliaries[net.label] for net in job.seen]
+    return [
+        base,
+        mdd.distillers.metadd(base, seen, reference=auxiliaries[job.backbone.label], config=invariant),
+    ]
+
+
+def distil_all(job: Job, every: list[mdd.distillers.Distiller]) -> dict[str, list[mdd.SyntheticSet]]:
+    """Distils ``distill_seeds`` sets with each method, going on where an earlier start was stopped."""
+    config = job.config
+    tx = optax.sgd(config.image_lr, momentum=config.image_momentum)
+    sets: dict[str, list[mdd.SyntheticSet]] = {}
+    for method in every:
+        chunk_of = compile_chunks(method, tx, run_config(config))
+        sets[method.name] = []
+        for seed in range(config.distill_seeds):
+            folder = job.directory / method.name / f"seed{seed}"
+            with command.bar(config.steps, f"{method.name} seed {seed}", "step") as progress:
+
+                def on_chunk(done: int, metrics: dict[str, float], progress: Any = progress) -> None:
+                    progress.update(done - progress.n)
+                    if metrics:
+                        progress.set_postfix_str(f"loss {metrics['loss']:.4g}")
+
+                state = mdd.distillers.distil(
+                    seed, method, tx, job.dataset, run_config(config), directory=folder, chunk_of=chunk_of,
+                    on_chunk=on_chunk,
+                )  # fmt: skip
+            synthetic = jax.device_get(method.synthetic(state))
+            mdd.exchange.export_npz(folder / "synthetic.npz", synthetic, metadata(job, method.name, seed), overwrite=True)
+            sets[method.name].append(synthetic)
+    return sets
+
+
+def metadata(job: Job, method: str, seed: int) -> dict[str, Any]:
+    """What a reader of an exported set must know."""
+    arrays = job.dataset.arrays
+    return {
+        "dataset": job.config.dataset,
+        "dataset_fingerprint": job.dataset.fingerprint,
+        "class_names": list(job.dataset.class_names),
+        "value_space": "standardised",
+        "mean": np.asarray(arrays.mean).tolist(),
+        "std": np.asarray(arrays.std).tolist(),
+        "method": method,
+        "backbone": job.backbone.label,
+        "ipc": job.config.ipc,
+        "seed": seed,
+        "steps": job.config.steps,
+    }
+
+
+def baselines(job: Job) -> dict[str, list[mdd.SyntheticSet]]:
+    """Real images as sets of the same size: random ones, and those nearest the k-means centres of each class."""
+    seeds = range(job.config.distill_seeds)
+    return {
+        "random": [
+            mdd.evaluation.random_real(jax.random.key(seed), job.dataset, job.config.ipc) for seed in seeds
+        ],
+        "kmeans": [mdd.evaluation.kmeans_real(seed, job.dataset, job.config.ipc) for seed in seeds],
+    }
+
+
+def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]]) -> list[dict[str, Any]]:
+    """Accuracy rows of every set under every network."""
+    config = job.config
+    recipe = mdd.training.dc_evaluation(
+        config.eval_epochs, augmentation=augmentation(job, config.eval_augmentation)
+    )
+    every = [(name, seed, synthetic) for name, group in sets.items() for seed, synthetic in enumerate(group)]
+    with command.bar(len(job.networks), "judge", "net") as progress:
+        tables = mdd.evaluation.cross_architecture(
+            jax.random.key(0),
+            [synthetic for _, _, synthetic in every],
+            job.dataset,
+            job.networks,
+            seeds=config.train_seeds,
+            recipe=recipe,
+            split=config.evaluate_on,
+            at_once=config.at_once,
+            on_network=lambda label: progress.update(),
+        )
+    return [
+        row
+        for (name, seed, _), table in zip(every, tables, strict=True)
+        for row in report.rows_of(name, seed, table, job.roles)
+    ]
+
+
+def agreements(
+    job: Job, sets: dict[str, list[mdd.SyntheticSet]], auxiliaries: dict[str, mdd.Auxiliary]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Meta ratios of every set under seen and unseen networks, averaged over distillation seeds."""
+    groups = {
+        "seen": [auxiliaries[net.label] for net in job.seen],
+        "unseen": [auxiliaries[net.label] for net in job.unseen if net.has_map],
+    }
+    return {
+        name: {
+            role: _average([mdd.evaluation.agreement(synthetic, group) for synthetic in sets_of_name])
+            for role, group in groups.items()
+            if len(group) > 1
+        }
+        for name, sets_of_name in sets.items()
+    }
+
+
+def _average(facts: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        **{name: np.mean([fact[name] for fact in facts], axis=0).tolist() for name in facts[0]},
+        "chance_corrected_by_seed": [fact["chance_corrected"] for fact in facts],
+    }
+
+
+def draw(job: Job, sets: dict[str, list[mdd.SyntheticSet]], auxiliaries: dict[str, mdd.Auxiliary]) -> None:
+    """``synthetic.png`` and ``maps.png`` in the folder of each distilled set."""
+    arrays, seen = job.dataset.arrays, [auxiliaries[net.label] for net in job.seen]
+    common = {
+        "mean": np.asarray(arrays.mean),
+        "std": np.asarray(arrays.std),
+        "class_names": job.dataset.class_names,
+    }
+    for name, group in sets.items():
+        if name in BASELINES:
+            continue
+        for seed, synthetic in enumerate(group):
+            folder = job.directory / name / f"seed{seed}"
+            pictures.grid(folder / "synthetic.png", synthetic.images, synthetic.labels, **common)
+            first = np.arange(0, len(synthetic.labels), job.config.ipc)  # one image of each class
+            images, labels = synthetic.images[first], synthetic.labels[first]
+            stack = mdd.evaluation.map_stack(images, labels, seen)
+            pictures.maps(
+                folder / "maps.png", images, labels, stack, network_names=[net.label for net in job.seen], **common
+            )
+
+
+def notes(job: Job) -> list[str]:
+    """Protocol, seeds and machine, for the head of the results."""
+    config, facts = job.config, command.versions()
+    return [
+        f"{config.dataset}, {config.ipc} image(s) per class, accuracy on {config.evaluate_on} in percent, mean ± "
+        f"standard deviation over {config.distill_seeds} distillation seeds (random and k-means rows: as many draws) "
+        f"of the mean of {config.train_seeds} trainings each; last epoch, no choice on the test split.",
+        "",
+        f"DM: {config.steps} steps, {config.batch_size} real images a class, backbone {job.backbone.label}. Judged by "
+        f"the DC family's recipe, {config.eval_epochs} epochs, augmentation "
+        f"{augmentation(job, config.eval_augmentation)}. jax {facts['jax']}, {facts['device']}, {facts['machine']}.",
+    ]  # fmt: skip

@@ -1,0 +1,34 @@
+"""Real data: loading, checking, caching, and drawing from it on the device."""
+
+from metadd_jax.data.arrays import channel_statistics, from_arrays, stratified_split, to_device
+from metadd_jax.data.catalog import CLASS_NAMES, CONSTANTS, IMAGENET_SUBSETS, Constants, augmentation
+from metadd_jax.data.sampling import (
+    class_indices,
+    draw_class,
+    gather,
+    random_per_class,
+    standardise,
+    stream_pool,
+    unstandardise,
+)
+from metadd_jax.data.sources import load
+
+__all__ = [
+    "CLASS_NAMES",
+    "CONSTANTS",
+    "IMAGENET_SUBSETS",
+    "Constants",
+    "augmentation",
+    "channel_statistics",
+    "class_indices",
+    "draw_class",
+    "from_arrays",
+    "gather",
+    "load",
+    "random_per_class",
+    "standardise",
+    "stratified_split",
+    "stream_pool",
+    "to_device",
+    "unstandardise",
+]

@@ -1,0 +1,240 @@
+"""From plain arrays to a checked ``Dataset``: class-major uint8 images, constants, validation, hash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from metadd_jax import files
+from metadd_jax.data import catalog
+from metadd_jax.structs import Dataset, ImageArrays
+
+_FLAT = 1e-6  # A channel whose pixels spread less than this has no scale to divide by.
+
+
+def from_arrays(
+    name: str,
+    train_images: ArrayLike,
+    train_labels: ArrayLike,
+    test_images: ArrayLike,
+    test_labels: ArrayLike,
+    *,
+    class_names: Sequence[str] | None = None,
+    mean: ArrayLike | None = None,
+    std: ArrayLike | None = None,
+    validation_fraction: float = 0.0,
+    seed: int = 0,
+) -> Dataset:
+    """Checks arrays and builds a ``Dataset`` of NumPy arrays from them.
+
+    Images are sorted by class; the order within a class is kept. Float images are rounded to the nearest of
+    256 levels, since a data set is stored as uint8.
+
+    Args:
+      name: what to call the set; a name of ``catalog.CONSTANTS`` brings its constants and class names.
+      train_images: [N, H, W, C] or [N, H, W], C 1 or 3: integers in [0, 255] or floats in [0, 1].
+      train_labels: [N] integers in [0, K); every class must occur.
+      test_images: as ``train_images``, of the same H, W and C.
+      test_labels: [N_test] integers in [0, K); a class may be missing.
+      class_names: K names in label order; default the catalog's where their number fits, else "0", "1", ...
+      mean: [C] of pixels in [0, 1]; default the catalog's, else computed from all training images.
+      std: [C], positive, given together with ``mean``.
+      validation_fraction: share of each training class to set aside, in [0, 1). Above 0, a class of two or
+        more images gives at least one and keeps at least one; a single image stays in training.
+      seed: which images are set aside.
+
+    Raises:
+      ValueError: for arrays that are no image-classification set, with the numbers and the mend.
+    """
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(f"validation_fraction is {validation_fraction}; give a share from 0 to below 1")
+    images = _check_images(train_images, "training")
+    test_images = _check_images(test_images, "test")
+    if images.shape[1:] != test_images.shape[1:]:
+        raise ValueError(
+            f"training images are {images.shape[1:]} but test images {test_images.shape[1:]} "
+            "(height, width, channels); bring both to one size"
+        )
+    labels = check_labels(train_labels, len(images), "training")
+    test_labels = check_labels(test_labels, len(test_images), "test")
+    class_names = _class_names(name, labels, class_names)
+    _check_classes(labels, test_labels, class_names)
+    constants = _constants(name, images, mean, std)
+
+    def build(picked_images: np.ndarray, picked_labels: np.ndarray) -> ImageArrays:
+        return _class_major(picked_images, picked_labels, len(class_names), constants)
+
+    validation = None
+    if validation_fraction > 0:
+        kept, taken = stratified_split(labels, validation_fraction, seed)
+        if not len(taken):
+            raise ValueError(
+                "every class has a single image, none can be set aside; use validation_fraction 0"
+            )
+        validation = build(images[taken], labels[taken])
+        images, labels = images[kept], labels[kept]
+    arrays, test = build(images, labels), build(test_images, test_labels)
+    splits = [split for split in (arrays, test, validation) if split is not None]
+    fingerprint = files.hash_arrays(
+        *constants, *(array for split in splits for array in (split.images, split.labels))
+    )
+    return Dataset(name, arrays, test, validation, class_names, fingerprint)
+
+
+def to_device(arrays: ImageArrays) -> ImageArrays:
+    """Puts a split on the default device, once; the draws of ``data.sampling`` then never leave it."""
+    return jax.device_put(arrays)
+
+
+def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sets a share of each class aside.
+
+    Args:
+      labels: [N] int, all at least 0.
+      fraction: the share, in (0, 1), rounded to whole images but at least one and never all of a class; a
+        class with a single image gives none.
+      seed: which images.
+
+    Returns:
+      kept, taken: increasing positions in ``labels`` that together name each image once.
+    """
+    # RandomState's stream is frozen by NumPy's policy, so a split stays the same over NumPy versions.
+    generator = np.random.RandomState(seed)
+    is_taken = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        share = min(max(int(fraction * len(members) + 0.5), 1), len(members) - 1)
+        is_taken[generator.permutation(members)[:share]] = True
+    return np.flatnonzero(~is_taken), np.flatnonzero(is_taken)
+
+
+def check_labels(labels: ArrayLike, number: int, split: str) -> np.ndarray:
+    """Returns ``labels`` as [N] int32.
+
+    Args:
+      labels: what the user gave.
+      number: how many images there are, N.
+      split: what to call them in an error.
+
+    Raises:
+      ValueError: if they are not N integers, all at least 0.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1:
+        raise ValueError(f"{split} labels have shape {labels.shape}; give one integer an image ([N])")
+    if len(labels) != number:
+        raise ValueError(f"{len(labels)} {split} labels for {number} images; give one label an image")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{split} labels are {labels.dtype}; give integers from 0 to K - 1")
+    if labels.min() < 0:
+        raise ValueError(f"{split} labels go down to {labels.min()}; number the classes from 0")
+    return labels.astype(np.int32)
+
+
+def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over all pixels in [0, 1] of each channel: two [C] float64.
+
+    Exact, and without a float copy of the set: it counts how often each of the 256 levels occurs.
+    """
+    channels = images.shape[-1]
+    histogram = np.zeros((channels, 256), np.int64)
+    for start in range(0, len(images), 1024):
+        block = images[start : start + 1024].reshape(-1, channels)
+        histogram += [np.bincount(channel, minlength=256) for channel in block.T]
+    share = histogram / histogram.sum(axis=1, keepdims=True)
+    levels = np.arange(256) / 255.0
+    mean = share @ levels
+    return mean, np.sqrt((share * (levels - mean[:, None]) ** 2).sum(axis=1))
+
+
+def _class_major(
+    images: np.ndarray, labels: np.ndarray, num_classes: int, constants: tuple[np.ndarray, np.ndarray]
+) -> ImageArrays:
+    if np.any(np.diff(labels) < 0):
+        order = np.argsort(labels, kind="stable")
+        images, labels = images[order], labels[order]
+    counts = np.bincount(labels, minlength=num_classes).astype(np.int32)
+    offsets = (np.cumsum(counts) - counts).astype(np.int32)
+    return ImageArrays(images, labels, offsets, counts, *constants, max_count=int(counts.max()))
+
+
+def _check_images(images: ArrayLike, split: str) -> np.ndarray:
+    """Returns [N, H, W, C] uint8."""
+    images = np.asarray(images)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(
+            f"{split} images have shape {images.shape}; give at least one, as [N, H, W, C] or [N, H, W]"
+        )
+    if images.shape[-1] not in (1, 3):
+        mend = "images.transpose(0, 2, 3, 1)" if images.shape[1] in (1, 3) else "grey or RGB images"
+        raise ValueError(f"{split} images have {images.shape[-1]} channels, not 1 or 3; give {mend}")
+    if images.dtype == np.uint8:
+        return images
+    is_float = np.issubdtype(images.dtype, np.floating)
+    if not is_float and not np.issubdtype(images.dtype, np.integer):
+        raise ValueError(f"{split} images are {images.dtype}; give uint8, or floats in [0, 1]")
+    if is_float and (bad := int((~np.isfinite(images)).sum())):
+        raise ValueError(f"{split} images hold {bad} NaN or infinite pixels; remove or mend these images")
+    top = 1 if is_float else 255
+    if images.min() < 0 or images.max() > top:
+        raise ValueError(
+            f"{split} images are {images.dtype} from {images.min():.4g} to {images.max():.4g}, "
+            f"outside [0, {top}]; give uint8, or floats in [0, 1]"
+        )
+    return np.rint(images * 255.0).astype(np.uint8) if is_float else images.astype(np.uint8)
+
+
+def _check_classes(labels: np.ndarray, test_labels: np.ndarray, class_names: Sequence[str]) -> None:
+    num_classes = len(class_names)
+    for split, values in (("training", labels), ("test", test_labels)):
+        if values.max() >= num_classes:
+            raise ValueError(
+                f"{split} labels go up to {values.max()}, but there are {num_classes} classes; "
+                f"give labels from 0 to {num_classes - 1}"
+            )
+    if num_classes < 2:
+        raise ValueError("all training labels are 0; a classification set needs at least 2 classes")
+    empty = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
+    if len(empty):
+        raise ValueError(
+            f"{len(empty)} of {num_classes} classes have no training image, first class {empty[0]} "
+            f"({class_names[empty[0]]}); add images or renumber the labels without gaps"
+        )
+
+
+def _class_names(name: str, labels: np.ndarray, class_names: Sequence[str] | None) -> tuple[str, ...]:
+    if class_names is not None:
+        return tuple(str(class_name) for class_name in class_names)
+    num_classes = int(labels.max()) + 1
+    known = catalog.CLASS_NAMES.get(name, ())
+    return known if len(known) == num_classes else tuple(str(label) for label in range(num_classes))
+
+
+def _constants(
+    name: str, images: np.ndarray, mean: ArrayLike | None, std: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and std, [C] float32: those given, those of the catalog, or those of the images."""
+    channels = images.shape[-1]
+    if (mean is None) != (std is None):
+        raise ValueError("only one of mean and std is given; give both or neither")
+    known = catalog.CONSTANTS.get(name)
+    if mean is None and known and len(known.mean) == channels:
+        mean, std = known
+    elif mean is None:
+        mean, std = channel_statistics(images)
+        if std.min() < _FLAT:
+            raise ValueError(f"channel {std.argmin()} is the same in all training pixels; give mean and std")
+    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    if mean.shape != (channels,) or std.shape != (channels,):
+        raise ValueError(
+            f"mean has shape {mean.shape} and std {std.shape}; images of {channels} channels need "
+            f"({channels},) each"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(std).all() and std.min() > 0):
+        raise ValueError(f"mean {mean.tolist()} and std {std.tolist()} must be finite, and std positive")
+    return mean, std

@@ -1,0 +1,156 @@
+"""Draws real images: class batches on the device, initial images, and pools streamed from the host.
+
+Everything but ``random_per_class`` (which checks class sizes) and ``stream_pool`` (which is host code) may be
+traced by jit, vmap and scan. Keep the ``ImageArrays`` on the device (``data.to_device``) and pass them in as
+an argument: NumPy arrays would be copied there at every call, or become constants of the compiled program.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from metadd_jax.structs import ImageArrays
+
+
+def standardise(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> jax.Array:
+    """Brings pixels into the value space of the set: ``(images / 255 - mean) / std``.
+
+    Args:
+      images: [..., C] uint8 in [0, 255].
+      mean: [C], of pixels in [0, 1].
+      std: [C], of pixels in [0, 1], positive.
+
+    Returns:
+      [..., C] float32.
+    """
+    return (jnp.asarray(images, jnp.float32) / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)
+
+
+def unstandardise(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> jax.Array:
+    """Undoes ``standardise`` but for the factor 255: pixels in [0, 1], not clipped, [..., C] float32."""
+    return jnp.asarray(images, jnp.float32) * jnp.asarray(std) + jnp.asarray(mean)
+
+
+def class_indices(
+    key: jax.Array, arrays: ImageArrays, class_index: ArrayLike, batch: int
+) -> tuple[jax.Array, jax.Array]:
+    """Draws distinct images of one class, as positions in ``arrays.images``.
+
+    Each image of the class gets a random number and the ``batch`` smallest win, so every subset is equally
+    likely. A class with fewer than ``batch`` images gives all of them, in random order, and padding behind.
+    Several devices that call this with the same key may each gather a slice of the same draw.
+
+    Args:
+      key: typed PRNG key.
+      arrays: the real images.
+      class_index: [] integer in [0, K), may be traced.
+      batch: how many to draw (static).
+
+    Returns:
+      indices: [batch] int32 in [0, N); at padded places the first image of the class.
+      weights: [batch] float32, 1 for an image and 0 for padding.
+    """
+    count = jnp.asarray(arrays.counts)[class_index]
+    slots = jnp.arange(arrays.max_count)
+    scores = jnp.where(slots < count, jax.random.uniform(key, slots.shape), jnp.inf)
+    drawn = min(batch, arrays.max_count)
+    _, picks = jax.lax.top_k(-scores, drawn)
+    picks = jnp.pad(picks, (0, batch - drawn))
+    valid = jnp.arange(batch) < count
+    indices = jnp.asarray(arrays.offsets)[class_index] + jnp.where(valid, picks, 0)
+    return indices.astype(jnp.int32), valid.astype(jnp.float32)
+
+
+def gather(arrays: ImageArrays, indices: ArrayLike, weights: ArrayLike) -> jax.Array:
+    """Reads and standardises images; those of weight 0 become zeros.
+
+    Args:
+      arrays: the real images.
+      indices: [...] integers in [0, N).
+      weights: [...] in {0, 1}.
+
+    Returns:
+      [..., H, W, C] float32, standardised.
+    """
+    images = standardise(jnp.asarray(arrays.images)[indices], arrays.mean, arrays.std)
+    present = jnp.asarray(weights)[..., None, None, None] > 0
+    return jnp.where(present, images, 0.0)
+
+
+def draw_class(
+    key: jax.Array, arrays: ImageArrays, class_index: ArrayLike, batch: int
+) -> tuple[jax.Array, jax.Array]:
+    """Draws ``batch`` distinct real images of one class (see ``class_indices``).
+
+    Returns:
+      images: [batch, H, W, C] float32, standardised; padded images are zeros.
+      weights: [batch] float32, 1 for an image and 0 for padding.
+    """
+    indices, weights = class_indices(key, arrays, class_index, batch)
+    return gather(arrays, indices, weights), weights
+
+
+def random_per_class(key: jax.Array, arrays: ImageArrays, ipc: int) -> tuple[jax.Array, jax.Array]:
+    """Draws ``ipc`` distinct real images of every class: the start of DM and the random baseline.
+
+    Not traceable: it reads the class sizes.
+
+    Returns:
+      images: [K * ipc, H, W, C] float32, standardised, class-major.
+      labels: [K * ipc] int32.
+
+    Raises:
+      ValueError: if ``ipc`` is below 1 or above the size of the smallest class.
+    """
+    counts = np.asarray(arrays.counts)
+    smallest = int(counts.argmin())
+    if not 1 <= ipc <= counts[smallest]:
+        raise ValueError(
+            f"ipc is {ipc}, but class {smallest}, the smallest, has {counts[smallest]} images; "
+            f"choose ipc from 1 to {counts[smallest]}"
+        )
+    classes = jnp.arange(len(counts), dtype=jnp.int32)
+    keys = jax.random.split(key, len(counts))
+    indices, weights = jax.vmap(class_indices, in_axes=(0, None, 0, None))(keys, arrays, classes, ipc)
+    return gather(arrays, indices.ravel(), weights.ravel()), jnp.repeat(classes, ipc)
+
+
+def stream_pool(arrays: ImageArrays, seed: int, chunk: int, per_class: int) -> ImageArrays:
+    """Draws a class-balanced pool on the host, for a set that does not fit on the device.
+
+    Between chunks of steps the caller puts the next pool on the device in place of the last one. Shapes and
+    static fields are the same for every chunk, so nothing is compiled again.
+
+    Args:
+      arrays: all real images, NumPy (may be memory-mapped).
+      seed: seed of the run, not negative.
+      chunk: number of the chunk, not negative; with the seed it fixes the pool.
+      per_class: images a class, drawn without replacement; a smaller class comes whole.
+
+    Returns:
+      The pool: NumPy ``ImageArrays`` with the constants of ``arrays``.
+
+    Raises:
+      ValueError: if ``per_class`` is below 1.
+    """
+    if per_class < 1:
+        raise ValueError(f"per_class is {per_class}; stream at least 1 image a class")
+    generator = np.random.default_rng([seed, chunk])
+    counts = np.minimum(arrays.counts, per_class).astype(np.int32)
+    # Sorted within a class: the draws from a pool are random anyway, and a disk reads forwards.
+    picks = np.concatenate(
+        [
+            offset + np.sort(generator.choice(size, count, replace=False))
+            for offset, size, count in zip(arrays.offsets, arrays.counts, counts, strict=True)
+        ]
+    )
+    return arrays.replace(
+        images=np.asarray(arrays.images[picks]),
+        labels=np.asarray(arrays.labels[picks]),
+        offsets=(np.cumsum(counts) - counts).astype(np.int32),
+        counts=counts,
+        max_count=int(counts.max()),
+    )

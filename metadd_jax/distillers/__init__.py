@@ -1,0 +1,19 @@
+"""Distillation methods: pure functions behind one contract, and MetaDD, which wraps any of them."""
+
+from metadd_jax.distillers.base import Distiller, init_state, make_update
+from metadd_jax.distillers.distribution_matching import dm
+from metadd_jax.distillers.meta import freeze, metadd
+from metadd_jax.distillers.run import NotFiniteError, RunConfig, compile_chunks, distil
+
+__all__ = [
+    "Distiller",
+    "NotFiniteError",
+    "RunConfig",
+    "compile_chunks",
+    "distil",
+    "dm",
+    "freeze",
+    "init_state",
+    "make_update",
+    "metadd",
+]

@@ -1,0 +1,148 @@
+"""MetaDD as a wrapper: any ``Distiller`` in, the same kind out, with the invariant loss added to its own.
+
+Source: section 2 of the method notes. The terms join at every update of the synthetic images [Q]; their weights are
+[U], by default w_t = min(rho_t ||mean g_dd|| / ||mean g_t||, cap) from mean gradient vectors over the first
+``calibration_steps`` batches, then frozen and checkpointed. The wrapped method sees the very keys and batches it sees
+without the wrapper, so a run with and one without MetaDD are a matched pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metadd_jax import features, invariant, parallel, zoo
+from metadd_jax.data import sampling
+from metadd_jax.distillers.base import Distiller
+from metadd_jax.structs import Auxiliary, Dataset
+
+
+def freeze(
+    net: zoo.Architecture, variables: Any, dataset: Dataset, *, config: features.CamConfig | None = None
+) -> Auxiliary:
+    """Makes an auxiliary of a network trained on ``dataset``.
+
+    Its typical map range is measured on up to 32 real images a class (see ``features.make_auxiliary``); a network
+    without a spatial map can still serve as a reference or in L_ai alone.
+    """
+    if not net.has_map:
+        return Auxiliary(variables=variables, map_eps=jnp.ones(()), net=net)
+    per_class = min(32, int(dataset.arrays.counts.min()))
+    images, labels = sampling.random_per_class(jax.random.key(0), dataset.arrays, per_class)
+    make = parallel.jit(lambda v, x, y: features.make_auxiliary(net, v, x, y, config=config))
+    return make(variables, images, labels)
+
+
+def metadd(
+    base: Distiller,
+    auxiliaries: Sequence[Auxiliary],
+    *,
+    reference: Auxiliary | None = None,
+    config: invariant.InvariantConfig | None = None,
+) -> Distiller:
+    """Adds the architecture-invariant loss to ``base``.
+
+    Args:
+      auxiliaries: frozen pre-trained networks (see ``features.make_auxiliary``).
+      reference: frozen pre-trained network of the backbone's architecture, the main network of the KL term.
+      config: the switches of the loss.
+
+    Raises:
+      ValueError: from ``invariant.invariant_terms``, at the first trace.
+    """
+    config = config or invariant.InvariantConfig()
+    frozen = {"base": base.frozen, "auxiliaries": tuple(auxiliaries), "reference": reference}
+
+    def terms_of(key: jax.Array, synthetic: Any, base_aux: Any, frozen: Any) -> tuple[dict, dict]:
+        seen = base.decode(synthetic, base_aux)
+        return invariant.invariant_terms(
+            key, seen.images, seen.labels, frozen["auxiliaries"], reference=frozen["reference"], config=config
+        )
+
+    def gradients(key: jax.Array, synthetic: Any, base_aux: Any, batch: Any, frozen: Any, axis_name: str | None) -> dict:
+        """Gradient vectors of the base loss and of each term, flattened."""
+
+        def base_loss(synthetic: Any) -> jax.Array:
+            return base.loss(key, synthetic, base_aux, batch, frozen["base"], axis_name=axis_name)[0]
+
+        def own_terms(synthetic: Any) -> dict:
+            return terms_of(_own_key(key), synthetic, base_aux, frozen)[0]
+
+        return {"base": _flat(jax.grad(base_loss)(synthetic)), **_flat_rows(jax.jacrev(own_terms)(synthetic))}
+
+    def init(key: jax.Array, dataset: Dataset) -> tuple[Any, Any]:
+        synthetic, base_aux = base.init(key, dataset)
+        if config.weighting != "calibrated":
+            return synthetic, {"base": base_aux, "weights": _as_arrays(config.strengths)}
+
+        def body(total: dict, step: jax.Array) -> tuple[dict, None]:
+            sample_key, loss_key = jax.random.split(jax.random.fold_in(_own_key(key), step))
+            aux = base.refresh(loss_key, base_aux, step)
+            batch = base.sample(sample_key, dataset.arrays, step)
+            new = gradients(loss_key, synthetic, aux, batch, frozen, None)
+            return jax.tree.map(jnp.add, total, new), None
+
+        size = sum(leaf.size for leaf in jax.tree.leaves(synthetic))
+        zeros = {name: jnp.zeros(size) for name in ("base", *config.strengths)}
+        total, _ = jax.lax.scan(body, zeros, jnp.arange(config.calibration_steps))
+        return synthetic, {"base": base_aux, "weights": _weights(total, config)}
+
+    def loss(
+        key: jax.Array, synthetic: Any, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None
+    ) -> tuple[jax.Array, tuple[Any, dict]]:
+        value, (base_aux, metrics) = base.loss(
+            key, synthetic, aux["base"], batch, frozen["base"], axis_name=axis_name
+        )
+        weights = aux["weights"]
+        if config.weighting == "per_step":
+            constant = jax.lax.stop_gradient(synthetic)
+            weights = _weights(gradients(key, constant, aux["base"], batch, frozen, axis_name), config)
+        terms, facts = terms_of(_own_key(key), synthetic, aux["base"], frozen)
+        own = sum((weights[name] * term for name, term in terms.items()), start=jnp.zeros(()))
+        metrics = {
+            **metrics,
+            "loss_base": value,
+            **{f"loss_{name}": term for name, term in terms.items()},
+            **{f"weight_{name}": weight for name, weight in weights.items()},
+            **facts,
+        }
+        return value + own, ({"base": base_aux, "weights": aux["weights"]}, metrics)
+
+    return Distiller(
+        name=f"{base.name}+metadd",
+        init=init,
+        sample=base.sample,
+        loss=loss,
+        refresh=lambda key, aux, step: {**aux, "base": base.refresh(key, aux["base"], step)},
+        decode=lambda synthetic, aux: base.decode(synthetic, aux["base"]),
+        frozen=frozen,
+    )
+
+
+def _own_key(key: jax.Array) -> jax.Array:
+    # Derived beside the base method's own splits, which stay what they are without the wrapper.
+    return jax.random.fold_in(key, 0x4D657461)
+
+
+def _weights(vectors: dict[str, jax.Array], config: invariant.InvariantConfig) -> dict[str, jax.Array]:
+    """w_t = min(rho_t ||g_base|| / ||g_t||, cap); a term without gradient gets the cap, which multiplies nothing."""
+    base = jnp.linalg.norm(vectors["base"])
+    return {
+        name: jnp.minimum(rho * base / (jnp.linalg.norm(vectors[name]) + 1e-20), config.cap)
+        for name, rho in config.strengths.items()
+    }
+
+
+def _as_arrays(strengths: dict[str, float]) -> dict[str, jax.Array]:
+    return {name: jnp.asarray(value, jnp.float32) for name, value in strengths.items()}
+
+
+def _flat(tree: Any) -> jax.Array:
+    return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def _flat_rows(jacobian: dict[str, Any]) -> dict[str, jax.Array]:
+    return {name: _flat(tree) for name, tree in jacobian.items()}

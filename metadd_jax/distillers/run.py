@@ -1,0 +1,143 @@
+"""The host loop: chunks of compiled steps, metrics, checkpoints, resume.
+
+Checkpoints stand on an absolute grid of chunks, so a run that was killed and started again executes the same compiled
+chunks from the same states as one that was not, and ends in the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from metadd_jax import parallel, storage
+from metadd_jax.data import sampling
+from metadd_jax.distillers.base import Distiller, init_state, make_update
+from metadd_jax.structs import Dataset, DistillState, ImageArrays
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How long and how a distillation runs.
+
+    Attributes:
+      steps: updates in all.
+      chunk: updates per dispatch; the grid of metrics and checkpoints.
+      save_every: a checkpoint after this many updates (rounded up to the grid) and at the end.
+      device_mode: "auto", "jit" or "pmap" (see ``parallel``).
+      stream_per_class: 0 keeps all training images on the device; n > 0 sends a fresh random pool of n images a class
+        for each chunk, for sets larger than the device.
+    """
+
+    steps: int
+    chunk: int = 25
+    save_every: int = 100
+    device_mode: str = "auto"
+    stream_per_class: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.chunk, self.save_every) < 1 or self.stream_per_class < 0:
+            raise ValueError(
+                f"steps={self.steps}, chunk={self.chunk} and save_every={self.save_every} must be at least 1 and "
+                f"stream_per_class={self.stream_per_class} at least 0"
+            )
+        parallel.choose_mode(self.device_mode)
+
+
+class NotFiniteError(ValueError):
+    """A loss became NaN or infinite; the message says which, when, and where the last good state is."""
+
+
+def compile_chunks(
+    method: Distiller, tx: optax.GradientTransformation, config: RunConfig
+) -> Callable[[int], Callable[..., tuple[DistillState, dict]]]:
+    """Returns ``chunk_of(length)``: the compiled run of that many steps, compiled once per length.
+
+    Share it between the seeds of one method, so that only the first one compiles.
+    """
+    compiled: dict[int, Any] = {}
+
+    def chunk_of(length: int) -> Callable[..., tuple[DistillState, dict]]:
+        if length not in compiled:
+            compiled[length] = parallel.compile_steps(
+                lambda axis_name: make_update(method, tx, axis_name=axis_name), steps=length, mode=config.device_mode
+            )
+        return compiled[length]
+
+    return chunk_of
+
+
+def distil(
+    seed: int,
+    method: Distiller,
+    tx: optax.GradientTransformation,
+    dataset: Dataset,
+    config: RunConfig,
+    *,
+    directory: str | pathlib.Path | None = None,
+    chunk_of: Callable[[int], Callable] | None = None,
+    on_chunk: Callable[[int, dict[str, float]], None] | None = None,
+) -> DistillState:
+    """Distils one set, going on from ``directory/checkpoints`` if a run was interrupted there.
+
+    Args:
+      seed: decides everything random in this run.
+      directory: where ``checkpoints/`` and ``metrics.jsonl`` go; None keeps nothing.
+      chunk_of: from ``compile_chunks``, to share compiled steps between seeds.
+      on_chunk: called with the steps done and the chunk's mean metrics (for a progress bar).
+
+    Raises:
+      NotFiniteError: if a metric stops being finite; the last good checkpoint stays.
+      ValueError: if a checkpoint is damaged or belongs to another run.
+    """
+    chunk_of = chunk_of or compile_chunks(method, tx, config)
+    state = init_state(jax.random.key(seed), method, tx, dataset)
+    checkpoints = None if directory is None else storage.Checkpointer(pathlib.Path(directory) / "checkpoints")
+    log = storage.NoMetrics() if directory is None else storage.JsonLines(pathlib.Path(directory) / "metrics.jsonl")
+    done = 0 if checkpoints is None else checkpoints.latest() or 0
+    if done:
+        state = checkpoints.restore(done, state)
+    log.truncate_after(done)
+    if on_chunk and done:
+        on_chunk(done, {})
+    for start, length, data in _chunks(done, seed, dataset, config):
+        state, metrics = chunk_of(length)(state, data, method.frozen)
+        done = start + length
+        means = _finite_means(jax.device_get(metrics), start, directory)
+        log.write(done, {f"distill/{name}": value for name, value in means.items()})
+        if checkpoints is not None and (done == config.steps or _crosses(start, done, config.save_every)):
+            checkpoints.save(done, state)
+        if on_chunk:
+            on_chunk(done, means)
+    return state
+
+
+def _chunks(done: int, seed: int, dataset: Dataset, config: RunConfig) -> Iterator[tuple[int, int, ImageArrays]]:
+    """(first step, length, data) of the chunks still to do; a larger ``steps`` may go on from a finished run."""
+    for start in range(done, config.steps, config.chunk):
+        length = min(config.chunk, config.steps - start)
+        data = dataset.arrays
+        if config.stream_per_class:
+            data = sampling.stream_pool(data, seed, start // config.chunk, config.stream_per_class)
+        yield start, length, data
+
+
+def _crosses(start: int, done: int, every: int) -> bool:
+    return start // every != done // every
+
+
+def _finite_means(metrics: dict[str, np.ndarray], start: int, directory: Any) -> dict[str, float]:
+    for name in sorted(metrics, key=lambda name: name == "loss"):  # the term that broke before the sum that it broke
+        bad = np.flatnonzero(~np.isfinite(metrics[name]))
+        if bad.size:
+            kept = "" if directory is None else f"; the last good state is kept in {directory}/checkpoints"
+            raise NotFiniteError(
+                f"{name} is {metrics[name][bad[0]]} at step {start + int(bad[0])}{kept}; lower the image learning "
+                "rate or the weight of that term"
+            )
+    return {name: float(np.mean(values)) for name, values in metrics.items()}

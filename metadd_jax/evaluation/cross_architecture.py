@@ -1,0 +1,145 @@
+"""Training many networks on distilled sets: the accuracy of every set under every architecture.
+
+All sets of one size and all training seeds of one architecture train at once under ``vmap``: one compilation and one
+dispatch per architecture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metadd_jax import parallel, zoo
+from metadd_jax.structs import Dataset, ImageArrays, SyntheticSet
+from metadd_jax.training import recipes
+from metadd_jax.training.fit import count_correct, fit
+
+SPLITS = ("test", "validation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Accuracy of one architecture trained on one set.
+
+    Attributes:
+      network: label of the architecture.
+      accuracies: one per training seed, in [0, 1], at the last epoch.
+    """
+
+    network: str
+    accuracies: tuple[float, ...]
+
+
+def split_of(dataset: Dataset, split: str) -> ImageArrays:
+    """The arrays of the split on which accuracy is measured.
+
+    Raises:
+      ValueError: for another word, or where no validation images were carved out.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
+    if split == "test":
+        return dataset.test
+    if dataset.validation is None:
+        raise ValueError(f"{dataset.name} was loaded without validation images; load it with validation_fraction=0.1")
+    return dataset.validation
+
+
+def train_and_test(
+    key: jax.Array,
+    sets: Sequence[SyntheticSet],
+    net: zoo.Architecture,
+    arrays: ImageArrays,
+    *,
+    seeds: int,
+    recipe: recipes.Recipe,
+    at_once: int = 32,
+) -> np.ndarray:
+    """Trains ``net`` from scratch ``seeds`` times on each set; accuracies [S, seeds] on ``arrays``.
+
+    Training seed j starts from the same initial weights and shuffles on every set, so that sets are compared in
+    pairs.
+
+    Args:
+      sets: S sets of the same shape.
+      at_once: networks that train together; less needs less memory.
+    """
+    images = jnp.stack([jnp.asarray(s.images) for s in sets])
+    labels = jnp.stack([jnp.asarray(s.labels if s.soft_labels is None else s.soft_labels) for s in sets])
+
+    def one(seed: jax.Array, index: jax.Array, images: jax.Array, labels: jax.Array, arrays: ImageArrays) -> jax.Array:
+        own = jax.random.fold_in(key, seed)
+        variables = fit(own, net, images[index], labels[index], recipe, shared_key=key)
+        right, total = count_correct(net, variables, arrays)
+        return right / total
+
+    batched = parallel.jit(jax.vmap(one, in_axes=(0, 0, None, None, None)))
+    jobs = np.stack(np.meshgrid(np.arange(len(sets)), np.arange(seeds), indexing="ij"), axis=-1).reshape(-1, 2)
+    size = -(-len(jobs) // -(-len(jobs) // at_once))  # even groups, so that all have one compiled shape
+    results = []
+    for start in range(0, len(jobs), size):
+        group = jobs[start : start + size]
+        padded = np.concatenate([group, np.repeat(group[-1:], size - len(group), axis=0)])
+        values = batched(jnp.asarray(padded[:, 1]), jnp.asarray(padded[:, 0]), images, labels, arrays)
+        results.append(np.asarray(values)[: len(group)])
+    return np.concatenate(results).reshape(len(sets), seeds)
+
+
+def cross_architecture(
+    key: jax.Array,
+    synthetic: SyntheticSet | Sequence[SyntheticSet],
+    dataset: Dataset,
+    networks: Sequence[zoo.Architecture],
+    *,
+    seeds: int = 5,
+    recipe: recipes.Recipe | None = None,
+    split: str = "test",
+    at_once: int = 32,
+    on_network: Callable[[str], None] | None = None,
+) -> list[Row] | list[list[Row]]:
+    """The cross-architecture table of one set (a list of rows) or of several (a list of lists).
+
+    Args:
+      synthetic: a set, or a sequence of sets of the same shape that are evaluated together.
+      networks: architectures, each trained from scratch ``seeds`` times.
+      recipe: default: the DC family's protocol at 300 epochs without augmentation.
+      split: "test", or "validation" for choosing settings.
+      on_network: called with each architecture's label when it is done.
+
+    Raises:
+      ValueError: if a network does not take the set's images or classes, or ``split`` is not there.
+    """
+    arrays = split_of(dataset, split)
+    recipe = recipe or recipes.dc_evaluation(300)
+    sets = [synthetic] if isinstance(synthetic, SyntheticSet) else list(synthetic)
+    if not sets or seeds < 1:
+        raise ValueError(f"nothing to evaluate: {len(sets)} sets and {seeds} seeds; give at least 1 of each")
+    for net in networks:
+        for candidate in sets:
+            _check(net, candidate, dataset)
+    tables: list[list[Row]] = [[] for _ in sets]
+    for net in networks:
+        accuracies = train_and_test(key, sets, net, arrays, seeds=seeds, recipe=recipe, at_once=at_once)
+        for table, row in zip(tables, accuracies, strict=True):
+            table.append(Row(net.label, tuple(float(value) for value in row)))
+        if on_network:
+            on_network(net.label)
+    return tables[0] if isinstance(synthetic, SyntheticSet) else tables
+
+
+def _check(net: zoo.Architecture, synthetic: SyntheticSet, dataset: Dataset) -> None:
+    shape = tuple(synthetic.images.shape[1:])
+    if shape != tuple(net.image_shape) or shape != dataset.image_shape:
+        raise ValueError(
+            f"the set holds {shape} images, {net.label} takes {tuple(net.image_shape)} and {dataset.name} has "
+            f"{dataset.image_shape}; they must agree"
+        )
+    if net.num_classes != dataset.num_classes or int(np.max(synthetic.labels)) >= net.num_classes:
+        raise ValueError(
+            f"{net.label} has {net.num_classes} classes, {dataset.name} {dataset.num_classes}, and the set's labels "
+            f"reach {int(np.max(synthetic.labels))}; they must agree"
+        )

@@ -1,0 +1,136 @@
+"""From accuracies to what a reader needs: rows, paired statistics, ``results.json`` and ``results.md``."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from metadd_jax import files
+from metadd_jax.evaluation import statistics
+from metadd_jax.evaluation.cross_architecture import Row
+
+ROLES = ("same", "seen", "unseen")
+
+
+def rows_of(set_name: str, distill_seed: int, table: Sequence[Row], roles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The rows of ``results.json`` for one set: ``{set, distill_seed, network, role, accuracies}``."""
+    return [
+        {
+            "set": set_name,
+            "distill_seed": distill_seed,
+            "network": row.network,
+            "role": roles[row.network],
+            "accuracies": list(row.accuracies),
+        }
+        for row in table
+    ]
+
+
+def accuracies(rows: Sequence[Mapping[str, Any]], set_name: str, roles: Sequence[str] = ROLES) -> np.ndarray:
+    """Accuracies [distillation seeds, networks, training seeds] of one set over the networks with these roles."""
+    chosen = [row for row in rows if row["set"] == set_name and row["role"] in roles]
+    seeds = sorted({row["distill_seed"] for row in chosen})
+    networks = list(dict.fromkeys(row["network"] for row in chosen))
+    found = {(row["distill_seed"], row["network"]): row["accuracies"] for row in chosen}
+    return np.array([[found[seed, network] for network in networks] for seed in seeds])
+
+
+def compare(rows: Sequence[Mapping[str, Any]], first: str, second: str) -> dict[str, Any]:
+    """Paired differences second - first for each role and over all networks but the backbone ("foreign")."""
+    present = {row["role"] for row in rows}
+    groups = {role: (role,) for role in ROLES if role in present}
+    if {"seen", "unseen"} <= present:
+        groups["foreign"] = ("seen", "unseen")
+    paired = {
+        name: statistics.paired(accuracies(rows, first, roles), accuracies(rows, second, roles))
+        for name, roles in groups.items()
+    }
+    return {"first": first, "second": second, "by_role": paired}
+
+
+def table_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A Markdown table: sets down, networks across; mean +- spread in percent.
+
+    The spread is the standard deviation over distillation seeds of the mean over training seeds.
+    """
+    networks = list(dict.fromkeys((row["network"], row["role"]) for row in rows))
+    present = {role for _, role in networks}
+    means = [role for role in ("seen", "unseen") if role in present]
+    header = [f"{network} ({role})" for network, role in networks] + [f"**mean {role}**" for role in means]
+    lines = ["| set | " + " | ".join(header) + " |", "|---" * (len(header) + 1) + "|"]
+    for name in dict.fromkeys(row["set"] for row in rows):
+        cells = [
+            _cell(accuracies([row for row in rows if row["network"] == network], name)) for network, _ in networks
+        ]
+        cells += [f"**{_cell(accuracies(rows, name, (role,)))}**" for role in means]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(values: np.ndarray) -> str:
+    by_seed = 100 * values.mean(axis=(1, 2))
+    spread = f" ± {by_seed.std(ddof=1):.1f}" if len(by_seed) > 1 else ""
+    return f"{by_seed.mean():.1f}{spread}"
+
+
+def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
+    """One Markdown row a role: difference in points, intervals, sign test."""
+    lines = [
+        f"Paired difference {comparison['second']} - {comparison['first']}, in points of accuracy "
+        "(95 % intervals over distillation seeds):",
+        "",
+        "| networks | difference | bootstrap | t | sign test over seeds x networks |",
+        "|---|---|---|---|---|",
+    ]
+    for role, facts in comparison["by_role"].items():
+        t = "one seed" if facts["t_interval"] is None else _interval(facts["t_interval"])
+        sign = facts["sign_test"]
+        lines.append(
+            f"| {role} | {100 * facts['difference']:+.2f} | {_interval(facts['bootstrap'])} | {t} | "
+            f"{sign['positive']} up, {sign['negative']} down, p = {sign['p']:.3g} |"
+        )
+    return lines
+
+
+def _interval(pair: Sequence[float]) -> str:
+    return f"[{100 * pair[0]:+.2f}, {100 * pair[1]:+.2f}]"
+
+
+def agreement_lines(agreement: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """Meta ratios: ``agreement[set][role]`` as from ``evaluation.agreement`` averaged over distillation seeds."""
+    lines = [
+        "What trained networks agree on (high area: map >= 0.5; 1 = perfect, 0 = chance for the corrected ratio):",
+        "",
+        "| set | networks | meta ratio | chance-corrected | mean pairwise IoU | high area |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, by_role in agreement.items():
+        for role, facts in by_role.items():
+            lines.append(
+                f"| {name} | {role} | {facts['meta_ratio']:.3f} | {facts['chance_corrected']:+.3f} | "
+                f"{facts['mean_iou']:.3f} | {np.mean(facts['high_area']):.3f} |"
+            )
+    return lines
+
+
+def write(directory: str | pathlib.Path, results: Mapping[str, Any]) -> str:
+    """Writes ``results.json`` and ``results.md``; returns the Markdown.
+
+    ``results`` holds ``rows``, ``comparisons``, ``agreement``, ``whole_data`` (network -> accuracy) and ``notes``
+    (lines on protocol, seeds and machine).
+    """
+    parts = ["# Results", "", *results["notes"], "", *table_lines(results["rows"])]
+    if results["whole_data"]:
+        whole = ", ".join(f"{net} {100 * value:.1f}" for net, value in results["whole_data"].items())
+        parts += ["", f"Trained on the whole training split (percent): {whole}."]
+    for comparison in results["comparisons"]:
+        parts += ["", *comparison_lines(comparison)]
+    if results["agreement"]:
+        parts += ["", *agreement_lines(results["agreement"])]
+    markdown = "\n".join(parts) + "\n"
+    files.write_json(pathlib.Path(directory) / "results.json", results)
+    files.write_text(pathlib.Path(directory) / "results.md", markdown)
+    return markdown

@@ -1,0 +1,143 @@
+"""Statistics of accuracies: seeds are few and nested, so what counts as one observation is said every time.
+
+A comparison is *paired*: the same distillation seed, network and training seed with and without a component.
+The independent observation is the **distillation seed** (a cluster): networks and training seeds of one
+distillation seed judge the same set.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+_CONFIDENCE = 0.95
+_DRAWS = 10_000
+# n seeds have n^n resamples: 46,656 for six, all of them enumerated; 823,543 for seven.
+_MOST_ENUMERATED = 6
+# Equal means of accuracies may differ by rounding (1e-16); unequal ones differ by about 1e-6 or more.
+_TIE = 1e-9
+
+
+def summary(values: ArrayLike) -> dict[str, Any]:
+    """Mean, standard deviation (ddof = 1; None for one value) and number of ``values`` of any shape.
+
+    Raises:
+      ValueError: if there are none or one is not finite.
+    """
+    values = np.asarray(values, np.float64).ravel()
+    if not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"cannot summarise {len(values)} values, some not finite; drop failed runs first")
+    std = float(values.std(ddof=1)) if len(values) > 1 else None
+    return {"mean": float(values.mean()), "std": std, "n": len(values)}
+
+
+def paired(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
+    """Paired differences b - a of accuracies, clustered on distillation seeds.
+
+    Args:
+      a: [distillation seeds, networks, training seeds] accuracies in [0, 1], say without a component.
+      b: the same runs with it.
+      seed: of the bootstrap's draws (used from seven distillation seeds on).
+
+    Returns:
+      A dict of plain numbers and lists, ready for JSON:
+        difference: mean of b - a.
+        per_seed: mean difference of each distillation seed (the clusters).
+        per_network: mean difference of each network.
+        bootstrap: [low, high], 95 % percentile interval over resampled clusters, from all n^n resamples of
+          n <= 6 clusters and else from 10,000 draws. With few clusters it is too narrow (normal clusters,
+          simulated: it holds the truth in 67 % of cases for 3, 84 % for 5), with one it says nothing.
+        t_interval: [low, high], 95 % t interval over the cluster means, the one to trust for few seeds; None
+          for one seed.
+        sign_test: {positive, negative, p} over distillation seeds x networks (means over training seeds).
+          Pairs of one seed judge the same set and are *not* independent, so p is too small: no proof.
+        sign_test_seeds: the same over the cluster means: independent, but p never falls below 2^(1 - n).
+        seeds: number of clusters n.
+
+    Raises:
+      ValueError: if the shapes differ or are not three-dimensional, or values lie outside [0, 1].
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape or a.ndim != 3 or not a.size:
+        raise ValueError(
+            f"paired runs have shapes {a.shape} and {b.shape}; give both as "
+            "[distillation seeds, networks, training seeds], run for run"
+        )
+    if not all(((x >= 0) & (x <= 1)).all() for x in (a, b)):
+        raise ValueError(
+            f"accuracies range from {min(a.min(), b.min()):g} to {max(a.max(), b.max()):g}; "
+            "give fractions in [0, 1] and drop failed runs"
+        )
+    pairs = (b - a).mean(axis=2)  # [seeds, networks]
+    clusters = pairs.mean(axis=1)
+    return {
+        "difference": float(clusters.mean()),
+        "per_seed": clusters.tolist(),
+        "per_network": pairs.mean(axis=0).tolist(),
+        "bootstrap": _bootstrap(clusters, seed),
+        "t_interval": _t_interval(clusters),
+        "sign_test": _sign_test(pairs),
+        "sign_test_seeds": _sign_test(clusters),
+        "seeds": len(clusters),
+    }
+
+
+def correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
+    """Pearson's and Spearman's correlation of two equally long sequences, with two-sided p values.
+
+    Returns:
+      {pearson, pearson_p, spearman, spearman_p, n}; the p values take the points for independent.
+
+    Raises:
+      ValueError: if there are fewer than three points, or one side is constant or not finite.
+    """
+    from scipy import stats
+
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if x.shape != y.shape or x.ndim != 1 or len(x) < 3:
+        raise ValueError(f"cannot correlate shapes {x.shape} and {y.shape}; give at least 3 pairs of numbers")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(x) == 0 or np.ptp(y) == 0:
+        raise ValueError(
+            f"one of the two sides of {len(x)} points is constant or not finite; nothing to correlate"
+        )
+    pearson, spearman = stats.pearsonr(x, y), stats.spearmanr(x, y)
+    return {
+        "pearson": float(pearson.statistic),
+        "pearson_p": float(pearson.pvalue),
+        "spearman": float(spearman.statistic),
+        "spearman_p": float(spearman.pvalue),
+        "n": len(x),
+    }
+
+
+def _bootstrap(clusters: np.ndarray, seed: int) -> list[float]:
+    n = len(clusters)
+    if n <= _MOST_ENUMERATED:
+        resamples = np.array(list(itertools.product(range(n), repeat=n)))
+    else:
+        resamples = np.random.default_rng(seed).integers(n, size=(_DRAWS, n))
+    tail = (1 - _CONFIDENCE) / 2
+    return np.quantile(clusters[resamples].mean(axis=1), [tail, 1 - tail]).tolist()
+
+
+def _t_interval(clusters: np.ndarray) -> list[float] | None:
+    if len(clusters) < 2:
+        return None
+    from scipy import stats
+
+    n, mean = len(clusters), clusters.mean()
+    half = stats.t.ppf((1 + _CONFIDENCE) / 2, n - 1) * clusters.std(ddof=1) / np.sqrt(n)
+    return [float(mean - half), float(mean + half)]
+
+
+def _sign_test(differences: np.ndarray) -> dict[str, Any]:
+    """Two-sided exact binomial test of gains against losses; ties are dropped, p = 1 if nothing is left."""
+    from scipy import stats
+
+    positive, negative = int((differences > _TIE).sum()), int((differences < -_TIE).sum())
+    p = float(stats.binomtest(positive, positive + negative).pvalue) if positive + negative else 1.0
+    return {"positive": positive, "negative": negative, "p": p}

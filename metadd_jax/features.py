@@ -1,0 +1,194 @@
+"""What a frozen network sees in an image: class activation maps, differentiable in the image.
+
+Source: MetaDD, section 1 of the project's method notes. [Q] the maps are Grad-CAM (CNNs) at the image's own
+label of a network pre-trained on the real training set; [U] layer, rectification and post-processing are
+switches of ``CamConfig``. Grad-CAM: alpha_k = spatial mean of d logit_y / d A_k, map = ReLU(sum_k alpha_k A_k).
+
+Shapes: B images [H, W, C], feature maps [h, w, D], T tokens of a vision transformer, M networks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from metadd_jax import zoo
+from metadd_jax.structs import Auxiliary
+
+TRANSFORMER_METHODS = ("grad", "attention", "rollout", "attention_logits")
+LOW_CONFIDENCE = ("none", "hard", "soft")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CamConfig:
+    """How a map is made; hashable, so usable as a static argument.
+
+    Attributes:
+      transformer_method: how vision transformers are mapped (convolutional networks always by Grad-CAM): "grad"
+        (Grad-CAM on the patch tokens that enter the last block), "attention" (class token to patches in the last
+        layer, mean over heads), "rollout" (attention through all layers) or "attention_logits" (attention times
+        the class's patch logits).
+      stop_gradient_alpha: treat alpha as constant: first-order gradients only.
+      stop_gradient_range: treat each map's minimum and maximum as constants when it is scaled to [0, 1].
+      low_confidence: what happens below 0.5: "none", "hard" (set to zero), "soft" (sigmoid gate of width 0.05).
+    """
+
+    transformer_method: str = "grad"
+    stop_gradient_alpha: bool = False
+    stop_gradient_range: bool = True
+    low_confidence: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.transformer_method not in TRANSFORMER_METHODS:
+            known = ", ".join(TRANSFORMER_METHODS)
+            raise ValueError(f"transformer_method {self.transformer_method!r} must be one of {known}")
+        if self.low_confidence not in LOW_CONFIDENCE:
+            raise ValueError(f"low_confidence {self.low_confidence!r} must be one of {', '.join(LOW_CONFIDENCE)}")
+
+
+def raw_maps(
+    net: zoo.Architecture, variables: Any, images: jax.Array, labels: jax.Array, *, config: CamConfig | None = None
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Logits and the un-normalised map of each image, from one forward pass through the trunk.
+
+    Args:
+      images: [B, H, W, C] in the network's own value space.
+      labels: [B] int, the class whose evidence is mapped.
+
+    Returns:
+      maps [B, h, w] >= 0, logits [B, K], and the network's ``out`` dict.
+
+    Raises:
+      ValueError: if the network has no spatial map.
+    """
+    config = config or CamConfig()
+    chex.assert_rank([images, labels], [4, 1])
+    if not net.has_map:
+        raise ValueError(f"{net.name} has no spatial feature map, so no activation map; choose a network that has")
+    if config.transformer_method == "grad" or not net.has_attention:
+        return _grad_cam(net, variables, images, labels, config.stop_gradient_alpha)
+    logits, out = net.apply(variables, images)
+    return _attention_map(out, labels, config.transformer_method), logits, out
+
+
+def _grad_cam(
+    net: zoo.Architecture, variables: Any, images: jax.Array, labels: jax.Array, stop_gradient_alpha: bool
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    def score(shift: jax.Array) -> tuple[jax.Array, tuple]:
+        logits, out = net.apply({**variables, "perturbations": {"map": shift}}, images)
+        return jnp.take_along_axis(logits, labels[:, None], axis=1).sum(), (logits, out)
+
+    # The derivative is taken at the feature map, so back-propagation runs through the head alone and the one trunk
+    # forward serves logits, map and alpha.
+    shift = jnp.zeros((images.shape[0], *net.map_shape), images.dtype)
+    gradient, (logits, out) = jax.grad(score, has_aux=True)(shift)
+    alpha = gradient.mean(axis=(1, 2))  # [B, D]
+    if stop_gradient_alpha:
+        alpha = jax.lax.stop_gradient(alpha)
+    return jax.nn.relu(jnp.einsum("bhwd,bd->bhw", out["map"], alpha)), logits, out
+
+
+def _attention_map(out: dict[str, jax.Array], labels: jax.Array, method: str) -> jax.Array:
+    attention = out["attention"].mean(axis=2)  # [L, B, T, T], mean over heads
+    patch_logits = out["patch_logits"]  # [B, h, w, K]
+    if method == "rollout":
+        # Half of each layer is the residual path (Abnar and Zuidema, 2020).
+        half = 0.5 * (attention + jnp.eye(attention.shape[-1]))
+        flow, _ = jax.lax.scan(lambda seen, layer: (layer @ seen, None), half[0], half[1:])
+    else:
+        flow = attention[-1]
+    maps = flow[:, 0, 1:].reshape(patch_logits.shape[:3])  # class token to patches
+    if method == "attention_logits":
+        maps = maps * jax.nn.relu(jnp.take_along_axis(patch_logits, labels[:, None, None, None], axis=3)[..., 0])
+    return maps
+
+
+def normalise_maps(
+    maps: jax.Array, size: tuple[int, int], *, map_eps: jax.Array | float = 1e-6, config: CamConfig | None = None
+) -> jax.Array:
+    """Scales maps [B, h, w] up to [B, H, W] (bilinear) and each to [0, 1] by its own minimum and maximum.
+
+    ``map_eps`` is added to the range: where a map is flat the gradient would grow as 1 / range. A dead map stays 0.
+    """
+    config = config or CamConfig()
+    maps = jax.image.resize(maps, (maps.shape[0], *size), "bilinear")
+    low = maps.min(axis=(1, 2), keepdims=True)
+    high = maps.max(axis=(1, 2), keepdims=True)
+    if config.stop_gradient_range:
+        low, high = jax.lax.stop_gradient((low, high))
+    maps = (maps - low) / (high - low + map_eps)
+    if config.low_confidence == "hard":
+        return jnp.where(maps >= 0.5, maps, 0.0)
+    if config.low_confidence == "soft":
+        return maps * jax.nn.sigmoid((maps - 0.5) / 0.05)
+    return maps
+
+
+def activation_maps(
+    net: zoo.Architecture,
+    variables: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    map_eps: jax.Array | float = 1e-6,
+    config: CamConfig | None = None,
+) -> jax.Array:
+    """Class activation maps [B, H, W] in [0, 1] of images [B, H, W, C] at their labels [B].
+
+    Raises:
+      ValueError: see ``raw_maps``.
+    """
+    maps, _, _ = raw_maps(net, variables, images, labels, config=config)
+    return normalise_maps(maps, images.shape[1:3], map_eps=map_eps, config=config)
+
+
+def logits_of(auxiliary: Auxiliary, images: jax.Array) -> jax.Array:
+    """Logits [B, K] of a frozen network for images in the *set's* value space, without its map."""
+    seen = images if auxiliary.preprocess is None else auxiliary.preprocess(images)
+    return auxiliary.net.apply(jax.lax.stop_gradient(auxiliary.variables), seen)[0]
+
+
+def observe(
+    auxiliary: Auxiliary, images: jax.Array, labels: jax.Array, *, config: CamConfig | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """What one auxiliary makes of images in the *set's* value space: maps [B, H, W] in [0, 1] and logits [B, K].
+
+    The auxiliary's weights are constants here: no gradient reaches them.
+    """
+    variables = jax.lax.stop_gradient(auxiliary.variables)
+    seen = images if auxiliary.preprocess is None else auxiliary.preprocess(images)
+    maps, logits, _ = raw_maps(auxiliary.net, variables, seen, labels, config=config)
+    return normalise_maps(maps, images.shape[1:3], map_eps=auxiliary.map_eps, config=config), logits
+
+
+def stack_maps(
+    auxiliaries: Sequence[Auxiliary], images: jax.Array, labels: jax.Array, *, config: CamConfig | None = None
+) -> jax.Array:
+    """The maps of several auxiliaries over the same images, [M, B, H, W] in [0, 1]."""
+    return jnp.stack([observe(auxiliary, images, labels, config=config)[0] for auxiliary in auxiliaries])
+
+
+def make_auxiliary(
+    net: zoo.Architecture,
+    variables: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    preprocess: Any = None,
+    config: CamConfig | None = None,
+) -> Auxiliary:
+    """Freezes a trained network and measures its typical map range on real images [B, H, W, C] (set's space).
+
+    ``map_eps`` becomes 1e-2 x the median range (max - min) of its raw maps at the true labels.
+    """
+    seen = images if preprocess is None else preprocess(images)
+    maps, _, _ = raw_maps(net, variables, seen, labels, config=config)
+    spread = maps.max(axis=(1, 2)) - maps.min(axis=(1, 2))
+    # A network whose maps are all dead would get eps = 0 and divide 0 by 0.
+    map_eps = jnp.maximum(1e-2 * jnp.median(spread), 1e-8)
+    return Auxiliary(variables=variables, map_eps=map_eps, net=net, preprocess=preprocess)

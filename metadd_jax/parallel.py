@@ -1,0 +1,95 @@
+"""The one place where functions are compiled and spread over devices.
+
+Everything else is written once with ``axis_name: str | None``; here a step becomes one compiled dispatch of many
+steps, under jit on one device and under pmap on several. pmap is the engine on several devices because the
+project's user asked for it; its state stays unstacked (in_axes None), so a checkpoint looks the same either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+AXIS = "devices"
+MODES = ("auto", "jit", "pmap")
+
+Update = Callable[[Any, Any, Any], tuple[Any, dict]]
+
+
+def jit(function: Callable, *, static_argnames: Sequence[str] = (), donate_argnums: Sequence[int] = ()) -> Callable:
+    """Compiles a pure function for one device; donated arguments must not be used again by the caller."""
+    return jax.jit(function, static_argnames=tuple(static_argnames), donate_argnums=tuple(donate_argnums))
+
+
+def choose_mode(mode: str = "auto") -> str:
+    """Returns "jit" or "pmap"; "auto" is pmap where there is more than one local device.
+
+    Raises:
+      ValueError: for another word, naming those that exist.
+    """
+    if mode not in MODES:
+        raise ValueError(f"unknown device mode {mode!r}; use one of {', '.join(MODES)}")
+    if mode == "auto":
+        return "pmap" if jax.local_device_count() > 1 else "jit"
+    return mode
+
+
+def num_devices(mode: str) -> int:
+    """How many devices share one step in this mode."""
+    return jax.local_device_count() if choose_mode(mode) == "pmap" else 1
+
+
+def compile_steps(make_update: Callable[[str | None], Update], *, steps: int, mode: str = "auto") -> Update:
+    """Compiles ``steps`` updates into one dispatch.
+
+    Args:
+      make_update: from an axis name (None on one device) to ``update(state, data, frozen) -> (state, metrics)``.
+      steps: how many updates one call does (a ``lax.scan``; the state is donated).
+      mode: "auto", "jit" or "pmap".
+
+    Returns:
+      ``chunk(state, data, frozen) -> (state, metrics)``, metrics stacked [steps]. Under pmap state, data and
+      frozen are replicated and every device works on its share of each batch.
+    """
+    if choose_mode(mode) == "jit":
+        return jax.jit(_scanned(make_update(None), steps), donate_argnums=0)
+    chunk = _scanned(make_update(AXIS), steps)
+
+    def sharded(index: jax.Array, state: Any, data: Any, frozen: Any) -> tuple[Any, dict]:
+        del index  # only there because pmap wants one mapped argument; the step asks for its axis_index itself
+        return chunk(state, data, frozen)
+
+    mapped = jax.pmap(
+        sharded, axis_name=AXIS, in_axes=(0, None, None, None), out_axes=(None, None), donate_argnums=1
+    )
+    return lambda state, data, frozen: mapped(jnp.arange(jax.local_device_count()), state, data, frozen)
+
+
+def _scanned(update: Update, steps: int) -> Update:
+    def chunk(state: Any, data: Any, frozen: Any) -> tuple[Any, dict]:
+        return jax.lax.scan(lambda carry, _: update(carry, data, frozen), state, None, length=steps)
+
+    return chunk
+
+
+def psum_if(value: Any, axis_name: str | None) -> Any:
+    """Sum over the devices of ``axis_name``; the value itself where there is one device (None)."""
+    return value if axis_name is None else jax.lax.psum(value, axis_name)
+
+
+def own_share(size: int, axis_name: str | None) -> tuple[jax.Array | int, int]:
+    """(start, length) of this device's part of ``size`` items.
+
+    Raises:
+      ValueError: if the devices cannot share the items evenly.
+    """
+    if axis_name is None:
+        return 0, size
+    devices = jax.lax.axis_size(axis_name)
+    if size % devices:
+        raise ValueError(f"a batch of {size} does not split over {devices} devices; use a multiple of {devices}")
+    share = size // devices
+    return jax.lax.axis_index(axis_name) * share, share

@@ -1,0 +1,257 @@
+"""Orbax checkpoints of distilled sets, network variables and running distillations, exact to the bit.
+
+A tree is stored flat: the leaves as host arrays under their paths (one Orbax checkpoint), and their names,
+shapes and types in ``tree.json``. The structure itself comes from the code that restores. So a state saved
+from many devices loads on one, typed keys and optimiser states come back as they were, and a checkpoint of
+another run is recognised leaf by leaf before it is used. On several processes all of them call these
+functions, with the same replicated values and one shared file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from metadd_jax import files, structs
+from metadd_jax.storage import folder
+
+_ARRAYS, _TREE, _METADATA = "arrays", "tree.json", "metadata.json"
+_STEP_NAME = re.compile(r"step_(\d{8,})")
+
+
+def save(
+    directory: str | os.PathLike,
+    synthetic: structs.SyntheticSet,
+    metadata: dict[str, Any],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Saves a distilled set and what must be known to use it, whole or not at all.
+
+    Args:
+      directory: the folder to make.
+      synthetic: the set; fields that are None stay None.
+      metadata: JSON-serialisable facts (mean, std, class names, value space, method, seed ...).
+      overwrite: replace an existing folder, which is removed only after the new one is complete.
+
+    Raises:
+      ValueError: if ``directory`` exists and ``overwrite`` is False.
+    """
+    _save(directory, synthetic, metadata, overwrite=overwrite)
+
+
+def restore(directory: str | os.PathLike) -> tuple[structs.SyntheticSet, dict[str, Any]]:
+    """Loads what ``save`` wrote: the set (as device arrays) and its metadata.
+
+    Raises:
+      ValueError: if the folder is missing, damaged or holds something else than a distilled set.
+    """
+    directory = folder.check(directory)
+    names = {entry["name"] for entry in _read_description(directory)["leaves"]}
+    fields = set(structs.SyntheticSet.__dataclass_fields__)
+    if not {"images", "labels"} <= names <= fields or not (directory / _METADATA).is_file():
+        raise ValueError(
+            f"{directory} is no distilled set (it holds {len(names)} other arrays); give a set's folder"
+        )
+    arrays = _read_arrays(directory)
+    synthetic = structs.SyntheticSet(**{name: jnp.asarray(array) for name, array in arrays.items()})
+    return synthetic, files.read_json(directory / _METADATA)
+
+
+def save_tree(directory: str | os.PathLike, tree: Any, *, overwrite: bool = False) -> None:
+    """Saves any pytree of arrays, typed keys and numbers; see ``save`` for the promises and errors."""
+    _save(directory, tree, None, overwrite=overwrite)
+
+
+def restore_tree(directory: str | os.PathLike, like: Any) -> Any:
+    """Loads a tree into the structure of ``like``.
+
+    Args:
+      directory: a folder written by ``save_tree``.
+      like: a tree of the same structure whose leaves are arrays (which also say on which devices the result
+        lives), ``jax.ShapeDtypeStruct`` or numbers; their values are not read.
+
+    Returns:
+      The saved tree: JAX arrays where ``like`` has JAX arrays or abstract ones, NumPy arrays and Python
+      numbers where it has those.
+
+    Raises:
+      ValueError: if the folder is missing or damaged, or if its leaves differ from those of ``like``.
+    """
+    directory = folder.check(directory)
+    description, expected = _read_description(directory), _describe(like)
+    if description["leaves"] != expected:
+        raise ValueError(
+            f"{directory} belongs to another run or configuration: "
+            f"{_first_difference(description['leaves'], expected)}; "
+            "use the settings it was made with or another folder"
+        )
+    arrays, generators = _read_arrays(directory), description["keys"]
+    names = [entry["name"] for entry in expected]
+    leaves, structure = jax.tree.flatten(like)
+    placed = [
+        _place(arrays.get(name), leaf, generators.get(name)) for name, leaf in zip(names, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, placed)
+
+
+class Checkpointer:
+    """The checkpoints of one running distillation: ``directory/step_00000100/`` and so on.
+
+    Args:
+      directory: the folder of the run's checkpoints; made when first needed.
+      keep: how many of the latest steps stay; older ones go once a newer one is complete.
+    """
+
+    def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
+        if keep < 1:
+            raise ValueError(f"keep={keep} checkpoints cannot be resumed from; keep at least 1")
+        self.directory = pathlib.Path(directory).expanduser().absolute()
+        self.keep = keep
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves ``state`` as that of ``step``; returns when it is complete on the disk.
+
+        Raises:
+          ValueError: if ``step`` is there already.
+        """
+        _save(self._path(step), state, None, overwrite=False)
+        if jax.process_index() == 0:
+            folder.remove_leftovers(self.directory, "step_*")
+            for old in self._steps()[: -self.keep]:
+                folder.remove(self._path(old))
+
+    def latest(self) -> int | None:
+        """The last complete step, or None where there is none; what a killed save left is not seen."""
+        return max(self._steps(), default=None)
+
+    def restore(self, step: int, like_state: Any) -> Any:
+        """The state of ``step``, in the structure and on the devices of ``like_state`` (``restore_tree``)."""
+        return restore_tree(self._path(step), like_state)
+
+    def verify(self) -> None:
+        """Checks every file of every step.
+
+        Raises:
+          ValueError: naming the first damaged file, which is left as it is.
+        """
+        for step in self._steps():
+            folder.check(self._path(step))
+
+    def _path(self, step: int) -> pathlib.Path:
+        return self.directory / f"step_{step:08d}"
+
+    def _steps(self) -> list[int]:
+        if not self.directory.is_dir():
+            return []
+        matches = (_STEP_NAME.fullmatch(path.name) for path in self.directory.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+
+def _save(directory: str | os.PathLike, tree: Any, metadata: dict | None, *, overwrite: bool) -> None:
+    # Imported late: it takes most of a second, and a package that only computes does not need it.
+    from orbax.checkpoint import v1 as ocp
+
+    entries = _describe(tree)
+    leaves = {entry["name"]: leaf for entry, leaf in zip(entries, jax.tree.leaves(tree), strict=True)}
+    keys = {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if _is_key(leaf)}
+    # Orbax refuses arrays without elements; their description in ``entries`` says it all.
+    arrays = {name: _to_host(leaf) for name, leaf in leaves.items() if np.size(leaf)}
+    with _whole_folder(directory, overwrite=overwrite) as partial:
+        if arrays:
+            ocp.save(partial / _ARRAYS, arrays)
+        if jax.process_index() == 0:
+            files.write_json(partial / _TREE, {"leaves": entries, "keys": keys})
+            if metadata is not None:
+                files.write_json(partial / _METADATA, metadata)
+            folder.seal(partial)
+
+
+@contextlib.contextmanager
+def _whole_folder(directory: str | os.PathLike, *, overwrite: bool) -> Iterator[pathlib.Path]:
+    """``folder.whole_folder`` for all processes together: the first makes and names it, all write into it."""
+    if jax.process_count() == 1:
+        with folder.whole_folder(directory, overwrite=overwrite) as partial:
+            yield partial
+        return
+    writer = int(multihost_utils.broadcast_one_to_all(np.int32(os.getpid())))
+    if jax.process_index() == 0:
+        with folder.whole_folder(directory, overwrite=overwrite) as partial:
+            yield partial
+    else:
+        yield folder.partial_path(pathlib.Path(directory).expanduser().absolute(), writer)
+    multihost_utils.sync_global_devices("checkpoint complete")
+
+
+def _read_description(directory: pathlib.Path) -> dict[str, Any]:
+    path = directory / _TREE
+    if not path.is_file():
+        raise ValueError(f"{directory} is no checkpoint of metadd_jax ({_TREE} is missing); check the path")
+    return files.read_json(path)
+
+
+def _read_arrays(directory: pathlib.Path) -> dict[str, np.ndarray]:
+    """The leaves that have elements, by name."""
+    from orbax.checkpoint import v1 as ocp
+
+    return ocp.load(directory / _ARRAYS) if (directory / _ARRAYS).is_dir() else {}
+
+
+def _place(array: np.ndarray | None, like: Any, generator: str | None) -> Any:
+    """Brings a loaded leaf to the kind and the devices of ``like``.
+
+    Args:
+      array: the values, a key's as plain numbers; None for a leaf without elements.
+      like: the leaf in whose place it goes.
+      generator: the random generator's name if the leaf is a typed key.
+    """
+    if isinstance(like, np.ndarray):
+        return like if array is None else array
+    if not isinstance(like, jax.Array | jax.ShapeDtypeStruct):
+        return type(like)(array)
+    if array is None:
+        array = np.zeros(like.shape, like.dtype)
+    # An uncommitted array may join others on any device; it must stay free to do so.
+    free = isinstance(like, jax.Array) and not like.committed
+    placed = jax.device_put(array, None if free else like.sharding)
+    return placed if generator is None else jax.random.wrap_key_data(placed, impl=generator)
+
+
+def _describe(tree: Any) -> list[dict]:
+    """Name, shape and type of every leaf, in the order of ``jax.tree.leaves``; JSON-serialisable."""
+    entries = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator=".") or "value"
+        typed = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+        entries.append({"name": name, "shape": list(typed.shape), "dtype": str(typed.dtype)})
+    if len({entry["name"] for entry in entries}) < len(entries):
+        raise ValueError("two leaves of the tree have the same path; rename keys that contain a dot")
+    return entries
+
+
+def _first_difference(saved: list[dict], expected: list[dict]) -> str:
+    def by_name(entries):
+        return {entry["name"]: f"{entry['dtype']}{entry['shape']}" for entry in entries}
+
+    there, here = by_name(saved), by_name(expected)
+    for name in [*there, *here]:
+        if there.get(name) != here.get(name):
+            return f"{name} is {there.get(name, 'absent')} there and {here.get(name, 'absent')} here"
+    return "its leaves are in another order"
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _to_host(leaf: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)

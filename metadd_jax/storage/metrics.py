@@ -1,0 +1,117 @@
+"""Metrics of a run as JSON lines: one object a step, readable during the run and after it was killed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from metadd_jax import files
+
+
+class JsonLines:
+    """Appends one line of metrics a step to a file, e.g. ``{"step": 100, "distill/loss": 0.25}``.
+
+    Args:
+      path: the file; it and its folder are made when first written to.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path).expanduser().absolute()
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends the metrics of ``step``.
+
+        Args:
+          step: updates done so far.
+          metrics: scalars by name; names are paths ("distill/loss"). Values that are not finite are written
+            as the strings "nan", "inf" and "-inf": JSON has no such numbers.
+        """
+        line = {"step": int(step)} | {name: _plain(float(value)) for name, value in metrics.items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # One write call of one whole line: a killed process tears at most the last line.
+        with open(self.path, "a") as stream:
+            stream.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """Every whole line, oldest first, with "nan" and "inf" as floats again; a torn last line is left out.
+
+        Raises:
+          ValueError: naming the first line that is not a JSON object with a step.
+        """
+        return [line for _, line in self._lines()]
+
+    def truncate_after(self, step: int) -> None:
+        """Drops the lines of steps later than ``step`` and a torn last line: what a resumed run writes anew.
+
+        Raises:
+          ValueError: as ``read``; the file is left as it was.
+        """
+        if self.path.exists():
+            kept = [text for text, line in self._lines() if line["step"] <= step]
+            files.write_text(self.path, "".join(kept))
+
+    def _lines(self) -> list[tuple[str, dict[str, Any]]]:
+        if not self.path.exists():
+            return []
+        texts = self.path.read_bytes().decode(errors="replace").splitlines(keepends=True)
+        if texts and not texts[-1].endswith("\n"):
+            texts.pop()
+        return [(text, self._parse(number, text)) for number, text in enumerate(texts, start=1)]
+
+    def _parse(self, number: int, text: str) -> dict[str, Any]:
+        try:
+            line = json.loads(text)
+            return {"step": int(line.pop("step"))} | {name: float(value) for name, value in line.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{self.path} line {number} is no metrics line; mend or move the file away"
+            ) from error
+
+
+class NoMetrics:
+    """Takes metrics and keeps none, so that a loop needs no ``if``."""
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def truncate_after(self, step: int) -> None:
+        """Does nothing."""
+
+
+class TensorBoard:
+    """Writes the same metrics as TensorBoard events; needs ``tensorboardX``.
+
+    Args:
+      directory: the folder of the event files.
+
+    Raises:
+      ValueError: if tensorboardX is not installed.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        try:
+            import tensorboardX
+        except ImportError as error:
+            raise ValueError("TensorBoard events need tensorboardX; run: pip install tensorboardX") from error
+        self._directory = str(directory)
+        self._make_writer = tensorboardX.SummaryWriter
+        self._writer = self._make_writer(self._directory)
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Writes the metrics of ``step``; see ``JsonLines.write``."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, float(value), int(step))
+        self._writer.flush()
+
+    def truncate_after(self, step: int) -> None:
+        """Hides the events of later steps: TensorBoard drops them when it meets the restart mark."""
+        self._writer.close()
+        self._writer = self._make_writer(self._directory, purge_step=int(step) + 1)
+
+
+def _plain(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)

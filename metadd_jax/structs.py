@@ -1,0 +1,136 @@
+"""The plain containers that travel between modules: pytrees without logic.
+
+Shape letters used all over the package: B images, N images of a set, K classes, M auxiliary networks,
+H x W x C an image, h x w x D a feature map.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import struct
+
+Array = jax.Array | np.ndarray
+
+
+@struct.dataclass
+class SyntheticSet:
+    """A distilled set.
+
+    Attributes:
+      images: [N, H, W, C] float32 in the set's value space (by default standardised: (x / 255 - mean) / std),
+        class-major: the ``ipc`` images of class 0, then those of class 1, and so on.
+      labels: [N] int32 in [0, K).
+      soft_labels: [N, K] float32 probabilities, or None for hard labels.
+      learning_rate: [] float32, the step size learned with the set (MTT, TESLA), or None.
+    """
+
+    images: Array
+    labels: Array
+    soft_labels: Array | None = None
+    learning_rate: Array | None = None
+
+
+@struct.dataclass
+class ImageArrays:
+    """Real images of one split, sorted by class, ready to be drawn from on the device.
+
+    Attributes:
+      images: [N, H, W, C] uint8 in [0, 255], class-major.
+      labels: [N] int32 in [0, K), non-decreasing.
+      offsets: [K] int32, index of the first image of each class.
+      counts: [K] int32, number of images of each class; classes may differ in size.
+      mean: [C] float32, per-channel mean of the pixels in [0, 1] that standardisation subtracts.
+      std: [C] float32, per-channel standard deviation that standardisation divides by.
+      max_count: the largest class size (static: it sets the shape of a draw without replacement).
+    """
+
+    images: Array
+    labels: Array
+    offsets: Array
+    counts: Array
+    mean: Array
+    std: Array
+    max_count: int = struct.field(pytree_node=False)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A real image-classification data set.
+
+    Attributes:
+      name: what the user called it ("mnist5k", "cifar10", a path).
+      arrays: the training split (less the validation images).
+      test: the test split.
+      validation: images carved from the training split by seed, or None.
+      class_names: K names in label order.
+      fingerprint: SHA-256 (hex) of the images, labels and constants of all splits.
+    """
+
+    name: str
+    arrays: ImageArrays
+    test: ImageArrays
+    validation: ImageArrays | None
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return tuple(self.arrays.images.shape[1:])
+
+
+@struct.dataclass
+class Auxiliary:
+    """A frozen network that looks at the synthetic images.
+
+    Attributes:
+      variables: ``params`` (+ ``batch_stats``).
+      map_eps: [] float32, added to the range of a class activation map when it is normalised: 1e-2 x the
+        median map range on real images, so that nearly flat maps do not blow the gradient up.
+      net: a ``zoo.Architecture`` (static, hashable).
+      preprocess: hashable differentiable function from the set's value space and size to the network's, or
+        None where they are the same (static).
+    """
+
+    variables: Any
+    map_eps: Array
+    net: Any = struct.field(pytree_node=False)
+    preprocess: Any = struct.field(pytree_node=False, default=None)
+
+
+class Split(NamedTuple):
+    """What several networks see, split in two (see ``metadd_jax.split``).
+
+    Attributes:
+      meta: [B, H, W] bool, high in the map of every network.
+      heterogeneous: [M, B, H, W] bool, high in the map of network m but not in all.
+    """
+
+    meta: jax.Array
+    heterogeneous: jax.Array
+
+
+@struct.dataclass
+class DistillState:
+    """Everything that changes while a set is distilled: one pytree, one checkpoint.
+
+    Attributes:
+      step: [] int32, updates done so far.
+      synthetic: the trained parameterisation of the set (for pixels: a dict with ``images``).
+      opt_state: the optimiser's state.
+      aux: what the method itself keeps (MetaDD: the calibrated weights of its terms).
+      key: typed PRNG key of the run; step t draws from ``fold_in(key, t)`` and nothing else.
+    """
+
+    step: Array
+    synthetic: Any
+    opt_state: Any
+    aux: Any
+    key: jax.Array

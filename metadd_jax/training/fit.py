@@ -1,0 +1,112 @@
+"""Training a network from scratch, and counting what it gets right: pure functions, one network at a time.
+
+Many seeds or many sets train at once by ``jax.vmap`` over ``fit`` (see ``evaluation.cross_architecture``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metadd_jax import augment, zoo
+from metadd_jax.data import sampling
+from metadd_jax.structs import ImageArrays
+from metadd_jax.training import recipes
+
+
+def fit(
+    key: jax.Array,
+    net: zoo.Architecture,
+    images: jax.Array,
+    labels: jax.Array,
+    recipe: recipes.Recipe,
+    *,
+    shared_key: jax.Array,
+    mean: jax.Array | None = None,
+    std: jax.Array | None = None,
+) -> Any:
+    """Trains a freshly initialised network and returns its variables.
+
+    Args:
+      key: initialisation, order of the images and augmentation parameters of this network.
+      images: [N, H, W, C]; float32 as the network takes them, or uint8 with ``mean`` and ``std`` to standardise by.
+      labels: [N] int, or [N, K] float probabilities.
+      shared_key: chooses the augmentation token of each step. It is apart from ``key`` so that under ``vmap`` over
+        keys all networks use the same token at the same step, and only that one is computed.
+      mean, std: [C], for uint8 images.
+
+    Returns:
+      ``params`` (+ ``batch_stats``) after the last epoch.
+    """
+    batch_size = min(recipe.batch_size, images.shape[0])
+    steps = -(-images.shape[0] // batch_size)
+    strategy = augment.strategy(recipe.augmentation)
+    tx, rate = recipes.direction(recipe), recipes.learning_rate(recipe, steps)
+    restart = recipes.restart_step(recipe, steps)
+    variables = net.init(jax.random.fold_in(key, 0))
+    run_key = jax.random.fold_in(key, 1)
+
+    def train_step(carry: tuple, item: tuple) -> tuple[tuple, None]:
+        variables, opt_state = carry
+        step, indices, weights = item
+        batch = images[indices]
+        if images.dtype == jnp.uint8:
+            batch = sampling.standardise(batch, mean, std)
+        batch = augment.augment(
+            jax.random.fold_in(run_key, step),
+            batch,
+            strategy,
+            siamese=False,
+            op_key=jax.random.fold_in(shared_key, step),
+        )
+        gradient, batch_stats = jax.grad(_loss, has_aux=True)(
+            variables["params"], net, variables, batch, labels[indices], weights
+        )
+        opt_state = jax.tree.map(lambda x: jnp.where(step == restart, jnp.zeros_like(x), x), opt_state)
+        updates, opt_state = tx.update(gradient, opt_state, variables["params"])
+        params = jax.tree.map(lambda p, u: p - rate(step) * u, variables["params"], updates)
+        return ({**variables, "params": params, **_as_collection(batch_stats)}, opt_state), None
+
+    def epoch(carry: tuple, number: jax.Array) -> tuple[tuple, None]:
+        order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 2), number), images.shape[0])
+        padding = steps * batch_size - images.shape[0]
+        indices = jnp.concatenate([order, order[:padding]]).reshape(steps, batch_size)
+        weights = (jnp.arange(steps * batch_size) < images.shape[0]).astype(jnp.float32).reshape(steps, batch_size)
+        return jax.lax.scan(train_step, carry, (number * steps + jnp.arange(steps), indices, weights))
+
+    (variables, _), _ = jax.lax.scan(epoch, (variables, tx.init(variables["params"])), jnp.arange(recipe.epochs))
+    return variables
+
+
+def _loss(params: Any, net: Any, variables: Any, images: Any, labels: Any, weights: Any) -> tuple[jax.Array, Any]:
+    logits, _, batch_stats = net.apply_train({**variables, "params": params}, images)
+    if labels.ndim == 1:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    else:
+        losses = optax.softmax_cross_entropy(logits, labels)
+    return (losses * weights).sum() / weights.sum(), batch_stats
+
+
+def _as_collection(batch_stats: Any) -> dict[str, Any]:
+    return {"batch_stats": batch_stats} if batch_stats else {}
+
+
+def count_correct(
+    net: zoo.Architecture, variables: Any, arrays: ImageArrays, *, batch_size: int = 250
+) -> tuple[jax.Array, jax.Array]:
+    """(number right, number of images), both float32, of a network on one split (standardised by its constants)."""
+    total = arrays.images.shape[0]
+    batches = -(-total // batch_size)
+    indices = jnp.minimum(jnp.arange(batches * batch_size), total - 1).reshape(batches, batch_size)
+    weights = (jnp.arange(batches * batch_size) < total).reshape(batches, batch_size)
+
+    def body(item: tuple[jax.Array, jax.Array]) -> jax.Array:
+        index, weight = item
+        images = sampling.standardise(arrays.images[index], arrays.mean, arrays.std)
+        logits, _ = net.apply(variables, images)
+        return ((logits.argmax(axis=1) == arrays.labels[index]) * weight).sum()
+
+    return jax.lax.map(body, (indices, weights)).sum().astype(jnp.float32), jnp.float32(total)

@@ -1,0 +1,12 @@
+"""The architecture zoo: networks by name, as pure functions of their variables.
+
+>>> net = create("convnet", num_classes=10, image_shape=(32, 32, 3))
+>>> variables = net.init(jax.random.key(0))
+>>> logits, out = net.apply(variables, images)
+"""
+
+from metadd_jax.zoo.architecture import Architecture
+from metadd_jax.zoo.preprocess import Preprocess
+from metadd_jax.zoo.registry import create, names, parse
+
+__all__ = ["Architecture", "Preprocess", "create", "names", "parse"]

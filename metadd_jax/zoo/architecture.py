@@ -1,0 +1,130 @@
+"""``Architecture``: one network of the zoo as a set of pure functions, static and hashable."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+Variables = dict[str, Any]
+Outputs = dict[str, jax.Array]
+_COLLECTIONS = ("params", "batch_stats")
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A network for images of one shape. Equal options give equal, interchangeable objects.
+
+    ``out``, the second result of each apply function, holds
+
+    * ``embedding`` [B, D]: what the last Linear layer sees;
+    * ``map`` [B, h, w, C]: the feature map for class activation maps (absent where ``has_map`` is False), the
+      deepest stage of at least 4 x 4. ``{"perturbations": {"map": ...}}`` among the variables shifts it, so
+      the gradient with respect to zeros there is d logits / d map without touching the trunk;
+    * ViT only: ``attention`` [L, B, heads, T, T] (token 0 is the class token) and
+      ``patch_logits`` [B, h, w, K].
+
+    Attributes:
+      name: network, e.g. "resnet18".
+      label: ``name`` and the options that are not default, e.g. "resnet18:width=16"; ``zoo.parse`` reads it.
+      module: the Linen module, called as ``module(images, train=...) -> (logits, out)``.
+      num_classes: K.
+      image_shape: (H, W, C) of the images.
+    """
+
+    name: str
+    label: str
+    module: nn.Module
+    num_classes: int
+    image_shape: tuple[int, int, int]
+
+    def init(self, key: jax.Array) -> Variables:
+        """New ``params`` (and ``batch_stats``, where the network has batch norm). Works under ``vmap``."""
+        images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+        # Lazy: no image is pushed through the network. Perturbations are left out, they are no state.
+        return self.module.lazy_init(key, images, train=False, mutable=_COLLECTIONS)
+
+    def apply(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Outputs]:
+        """Evaluation: batch norm uses its running statistics.
+
+        Args:
+          variables: what ``init`` gives, and optionally ``perturbations``.
+          images: [B, H, W, C] float32 in the value space the network was trained in.
+
+        Returns:
+          Logits [B, K] and ``out``.
+
+        Raises:
+          ValueError: if the images have another shape than ``image_shape``.
+        """
+        self._check(images)
+        return self.module.apply(variables, images, train=False)
+
+    def apply_train(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Outputs, Variables]:
+        """Training: like ``apply``, but batch norm uses the statistics of ``images`` and updates its own.
+
+        Returns:
+          Logits [B, K], ``out`` and the new ``batch_stats`` ({} where there are none): .9 old + .1 batch, as
+          PyTorch with momentum .1, but with the biased variance of the batch (Flax), not the unbiased.
+        """
+        self._check(images)
+        (logits, out), updates = self.module.apply(variables, images, train=True, mutable=["batch_stats"])
+        return logits, out, updates.get("batch_stats", {})
+
+    def apply_batch(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Outputs]:
+        """Like ``apply``, but batch norm uses the statistics of ``images`` and stores nothing.
+
+        For networks with random weights, whose running statistics mean nothing (DM).
+        """
+        return self.apply_train(variables, images)[:2]
+
+    @property
+    def has_map(self) -> bool:
+        """Whether ``out`` has a spatial ``map``."""
+        return "map" in shapes(self)[1]
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether ``out`` has the ``attention`` of a transformer."""
+        return "attention" in shapes(self)[1]
+
+    @property
+    def has_batch_stats(self) -> bool:
+        """Whether the network has batch norm."""
+        return "batch_stats" in shapes(self)[0]
+
+    @property
+    def map_shape(self) -> tuple[int, int, int]:
+        """(h, w, C) of ``out["map"]``.
+
+        Raises:
+          ValueError: if the network has no map.
+        """
+        if not self.has_map:
+            raise ValueError(f"{self.label} has no spatial feature map; use a convolutional network or a vit")
+        return shapes(self)[1]["map"].shape[1:]
+
+    def num_params(self) -> int:
+        """Number of trained parameters (batch norm's running statistics are none). Allocates nothing."""
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(self)[0]["params"]))
+
+    def _check(self, images: jax.Array) -> None:
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"{self.label} was created for images {self.image_shape}, not {tuple(images.shape[1:])}; "
+                "preprocess the images or create the network with their image_shape"
+            )
+
+
+@functools.lru_cache(maxsize=256)
+def shapes(net: Architecture) -> tuple[Variables, Outputs]:
+    """Shapes of the variables and of ``out`` for one image; traced once per architecture."""
+    images = jax.ShapeDtypeStruct((1, *net.image_shape), jnp.float32)
+    variables = jax.eval_shape(net.init, jax.random.key(0))
+    _, out = jax.eval_shape(net.apply, variables, images)
+    return variables, out

@@ -1,0 +1,57 @@
+"""ConvNet: the network that the DC family distils with (Gidaris and Komodakis 2018; Zhao et al. 2021)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from metadd_jax.zoo import layers
+
+
+def default_depth(side: int) -> int:
+    """Blocks by resolution: 3 up to 32 pixels, 4 up to 64, 5 up to 128, 6 above (so 256 ends at 4x4)."""
+    return 3 + sum(side > limit for limit in (32, 64, 128))
+
+
+class ConvNet(nn.Module):
+    """``depth`` blocks of [3x3 convolution, norm, activation, 2x2 pooling], then one Linear on all pixels.
+
+    The first convolution has padding 3 for 28x28x1 images (the map becomes 32x32), else 1.
+
+    Attributes:
+      num_classes: K.
+      width: channels of every block.
+      depth: number of blocks, or None for the field's choice by resolution (``default_depth``).
+      norm: one of ``layers.NORMS``.
+      activation: one of ``layers.ACTIVATIONS``.
+      pooling: one of ``layers.POOLINGS``.
+    """
+
+    num_classes: int
+    width: int = 128
+    depth: int | None = None
+    norm: str = "instance"
+    activation: str = "relu"
+    pooling: str = "avg"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, Any]]:
+        depth = self.depth or default_depth(max(x.shape[1:3]))
+        first_padding = 3 if layers.is_grey_28(x) else 1
+        # Stage i is block i + 1 before its pooling; stage ``depth`` is what the head sees.
+        sizes = layers.halvings(x, depth, grow=2 * first_padding - 2)
+        stage = depth if self.pooling == "none" else layers.map_stage(sizes)
+        for block in range(depth):
+            padding = first_padding if block == 0 else 1
+            x = layers.Conv(self.width, 3, padding=padding, name=f"conv{block + 1}")(x)
+            x = layers.norm(x, self.norm, train=train, name=f"norm{block + 1}")
+            x = layers.ACTIVATIONS[self.activation](x)
+            if block == stage:
+                x = maps = self.perturb("map", x)
+            x = layers.pool(x, self.pooling)
+        if stage == depth:
+            x = maps = self.perturb("map", x)
+        x = layers.flatten(x)
+        return layers.linear(x, self.num_classes, name="head"), {"embedding": x, "map": maps}

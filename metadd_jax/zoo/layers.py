@@ -1,0 +1,194 @@
+"""Layers that the networks of the zoo share, with PyTorch's conventions, as the field's numbers need them.
+
+Arrays are [B, H, W, C] float. Helpers that create parameters are called inside a compact module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.nn.initializers import Initializer
+
+from metadd_jax.zoo import convolution
+
+NORMS = ("instance", "batch", "layer", "group", "none")
+POOLINGS = ("avg", "max", "none")
+ACTIVATIONS = {
+    "relu": nn.relu,
+    "sigmoid": nn.sigmoid,
+    "leaky": nn.leaky_relu,  # slope .01
+    "swish": nn.swish,
+}
+MIN_MAP_SIDE = 4
+_GROUPS = 4
+_EPSILON = 1e-5
+
+
+class SizeError(ValueError):
+    """The images are too small (or of the wrong size) for the network."""
+
+
+def fan_in_uniform(fan_in: int) -> Initializer:
+    """PyTorch's default for weights and biases alike: uniform in +-1 / sqrt(fan_in).
+
+    It is what ``kaiming_uniform`` with a = sqrt(5) comes to (``torch.nn.Linear.reset_parameters``).
+    """
+    bound = fan_in**-0.5
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Conv(nn.Module):
+    """Convolution with a square kernel: params ``kernel`` [k, k, C, O] and, with ``use_bias``, ``bias`` [O].
+
+    Own and not ``nn.Conv`` because the bias is drawn by the fan-in of the kernel, and because the way to
+    compute it is ours (``convolution.convolve``). Initialised as PyTorch does unless ``kernel_init`` says
+    otherwise.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    use_bias: bool = True
+    kernel_init: Initializer | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        sides = [
+            convolution.output_side(side, self.kernel, stride=self.stride, padding=self.padding)
+            for side in x.shape[1:3]
+        ]
+        if min(sides) < 1:
+            size = f"{x.shape[1]}x{x.shape[2]}"
+            raise SizeError(f"a {size} feature map is too small for kernel {self.kernel}; use larger images")
+        fan_in = self.kernel * self.kernel * x.shape[-1]
+        kernel_init = self.kernel_init or fan_in_uniform(fan_in)
+        kernel = self.param("kernel", kernel_init, (self.kernel, self.kernel, x.shape[-1], self.features))
+        x = convolution.convolve(x, kernel, stride=self.stride, padding=self.padding)
+        if self.use_bias:
+            x = x + self.param("bias", fan_in_uniform(fan_in), (self.features,))
+        return x
+
+
+def linear(x: jax.Array, features: int, *, name: str) -> jax.Array:
+    """Fully connected layer [..., D] -> [..., features], initialised as PyTorch does."""
+    init = fan_in_uniform(x.shape[-1])
+    return nn.Dense(features, kernel_init=init, bias_init=init, name=name)(x)
+
+
+def standardise(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Takes away the mean over ``axes`` and divides by the (biased) standard deviation.
+
+    Two passes: the one-pass E[x^2] - E[x]^2 loses every digit where the mean is large beside the deviation.
+    """
+    centred = x - x.mean(axes, keepdims=True)
+    variance = jnp.square(centred).mean(axes, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + _EPSILON)
+
+
+class FeatureNorm(nn.Module):
+    """Instance, group or layer norm of [B, H, W, C], without running statistics; eps 1e-5.
+
+    ``instance``: group norm with as many groups as channels, affine, params [C]. ``group``: 4 groups,
+    params [C]. ``layer``: over all of H, W, C, params [H, W, C] (PyTorch: (C, H, W)).
+    """
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        shape = x.shape[1:] if self.kind == "layer" else (channels,)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        if self.kind == "group":
+            if channels % _GROUPS:
+                raise SizeError(
+                    f"group norm needs channels in multiples of {_GROUPS}, not {channels}; set width so"
+                )
+            grouped = x.reshape(*x.shape[:3], _GROUPS, channels // _GROUPS)
+            return standardise(grouped, (1, 2, 4)).reshape(x.shape) * scale + bias
+        return standardise(x, (1, 2, 3) if self.kind == "layer" else (1, 2)) * scale + bias
+
+
+def norm(x: jax.Array, kind: str, *, train: bool, name: str) -> jax.Array:
+    """Applies one of ``NORMS``.
+
+    Batch norm: momentum .9 here is PyTorch's .1; the running variance is the biased one (Flax), where PyTorch
+    keeps the unbiased one: a factor n / (n - 1), n = B H W.
+    """
+    if kind == "none":
+        return x
+    if kind == "batch":
+        return nn.BatchNorm(
+            use_running_average=not train, momentum=0.9, epsilon=_EPSILON, use_fast_variance=False, name=name
+        )(x)
+    return FeatureNorm(kind, name=name)(x)
+
+
+def pool(x: jax.Array, kind: str) -> jax.Array:
+    """Halves the map by 2x2 windows of stride 2; an odd last row or column is dropped, as PyTorch does.
+
+    Of equal maxima each gets an equal share of the gradient (PyTorch: the first gets all); after a ReLU the
+    usual tie is between zeros, through which nothing flows anyway.
+
+    Args:
+      x: [B, H, W, C].
+      kind: one of ``POOLINGS``.
+
+    Raises:
+      SizeError: if the map is less than 2 pixels high or wide.
+    """
+    if kind == "none":
+        return x
+    rows, columns = x.shape[1] // 2, x.shape[2] // 2
+    if min(rows, columns) < 1:
+        raise SizeError(f"a {x.shape[1]}x{x.shape[2]} feature map cannot be halved; use larger images")
+    # Four slices, not a reduction over windows: on CPU its gradient is several times faster.
+    a, b, c, d = (x[:, i : 2 * rows : 2, j : 2 * columns : 2] for i in (0, 1) for j in (0, 1))
+    return (a + b + c + d) / 4 if kind == "avg" else jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+
+
+def flatten(x: jax.Array) -> jax.Array:
+    """[B, h, w, C] -> [B, h w C] (PyTorch flattens C, h, w: transpose when weights are carried over)."""
+    return x.reshape(x.shape[0], -1)
+
+
+def global_average(x: jax.Array) -> jax.Array:
+    """[B, h, w, C] -> [B, C]."""
+    return x.mean((1, 2))
+
+
+def map_stage(sizes: Sequence[tuple[int, int]]) -> int:
+    """Which of a network's stages gives the class activation map: the deepest one of at least 4 x 4.
+
+    Args:
+      sizes: (height, width) of the stages' maps, shallow to deep.
+
+    Returns:
+      Index into ``sizes``; 0 where the images are so small that no stage reaches 4 x 4.
+    """
+    return max((stage for stage, size in enumerate(sizes) if min(size) >= MIN_MAP_SIDE), default=0)
+
+
+def halvings(x: jax.Array, times: int, *, grow: int = 0) -> list[tuple[int, int]]:
+    """(height, width) of ``x`` grown by ``grow`` pixels, after 0, 1, ..., ``times`` floor halvings."""
+    height, width = x.shape[1] + grow, x.shape[2] + grow
+    return [(height >> step, width >> step) for step in range(times + 1)]
+
+
+def is_grey_28(x: jax.Array) -> bool:
+    """Whether the images are 28x28x1, which the DC family pads in the first convolution to reach 32x32."""
+    return x.shape[1:] == (28, 28, 1)
+
+
+def scaled(channels: int, width: int, full_width: int) -> int:
+    """Channels of a later layer when the first has ``width`` of ``full_width`` channels; at least 1."""
+    return max(1, channels * width // full_width)

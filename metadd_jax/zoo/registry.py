@@ -1,0 +1,157 @@
+"""The networks by name, and the short text that names a network and its options on a command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+
+from metadd_jax.zoo import layers
+from metadd_jax.zoo.alexnet import AlexNet
+from metadd_jax.zoo.architecture import Architecture, shapes
+from metadd_jax.zoo.convnet import ConvNet
+from metadd_jax.zoo.lenet import LeNet
+from metadd_jax.zoo.mlp import MLP
+from metadd_jax.zoo.resnet import ResNet
+from metadd_jax.zoo.vgg import VGG, VGG11_STAGES
+from metadd_jax.zoo.vit import ViT
+
+Option = int | float | str
+
+
+class _Entry(NamedTuple):
+    """A module class and the fields that its name settles; the other fields are options."""
+
+    module: type[nn.Module]
+    fixed: dict[str, Any]
+
+
+_RESNET18 = {"stage_sizes": (2, 2, 2, 2), "average_pooling": False}
+_RESNET18_AP = {"stage_sizes": (2, 2, 2, 2), "average_pooling": True}
+_BATCH = {"norm": "batch"}
+_NETWORKS = {
+    "mlp": _Entry(MLP, {}),
+    "lenet": _Entry(LeNet, {}),
+    "convnet": _Entry(ConvNet, {}),
+    "convnet_bn": _Entry(ConvNet, _BATCH),
+    "alexnet": _Entry(AlexNet, {}),
+    "alexnet_bn": _Entry(AlexNet, _BATCH),
+    "vgg11": _Entry(VGG, {"stages": VGG11_STAGES}),
+    "vgg11_bn": _Entry(VGG, {"stages": VGG11_STAGES, **_BATCH}),
+    "resnet18": _Entry(ResNet, _RESNET18),
+    "resnet18_bn": _Entry(ResNet, _RESNET18 | _BATCH),
+    "resnet18_ap": _Entry(ResNet, _RESNET18_AP),
+    "resnet18_bn_ap": _Entry(ResNet, _RESNET18_AP | _BATCH),
+    "resnet34": _Entry(ResNet, {"stage_sizes": (3, 4, 6, 3), "average_pooling": False}),
+    "vit": _Entry(ViT, {}),
+}
+_WORDS = {"norm": layers.NORMS, "activation": tuple(layers.ACTIVATIONS), "pooling": layers.POOLINGS}
+
+
+def names() -> tuple[str, ...]:
+    """The networks that ``create`` knows."""
+    return tuple(_NETWORKS)
+
+
+def create(name: str, num_classes: int, image_shape: Sequence[int], **options: Option) -> Architecture:
+    """Makes a network of the zoo for images of one shape.
+
+    Args:
+      name: one of ``names()``.
+      num_classes: K, at least 1.
+      image_shape: (H, W, C) in pixels and channels.
+      **options: the network's own, e.g. ``width``, ``depth``, ``norm``; see the families' docstrings.
+
+    Returns:
+      The architecture; equal arguments give equal, hashable objects.
+
+    Raises:
+      ValueError: if the name, an option or a value is unknown, or the images do not suit the network.
+    """
+    if name not in _NETWORKS:
+        raise ValueError(f"unknown network {name!r}; choose one of {', '.join(_NETWORKS)}")
+    if len(image_shape) != 3 or not all(_is_count(size) for size in (num_classes, *image_shape)):
+        raise ValueError(
+            f"{name}: num_classes={num_classes}, image_shape={tuple(image_shape)}: give a positive number of "
+            "classes and (height, width, channels)"
+        )
+    entry = _NETWORKS[name]
+    chosen = _chosen(name, options)
+    text = ",".join(f"{option}={value}" for option, value in chosen.items())
+    net = Architecture(
+        name=name,
+        label=f"{name}:{text}" if text else name,
+        module=entry.module(num_classes=num_classes, **entry.fixed, **chosen),
+        num_classes=num_classes,
+        image_shape=tuple(image_shape),
+    )
+    try:
+        shapes(net)
+    except layers.SizeError as error:
+        height, width, channels = net.image_shape
+        raise ValueError(f"{net.label} on {height}x{width}x{channels} images: {error}") from error
+    return net
+
+
+def parse(spec: str, num_classes: int, image_shape: Sequence[int]) -> Architecture:
+    """``create`` from text: "vgg11" or "resnet18:width=16,norm=batch".
+
+    Raises:
+      ValueError: as ``create``, and if the text has another form.
+    """
+    name, _, rest = spec.partition(":")
+    options = {}
+    for item in filter(None, rest.split(",")):
+        option, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(
+                f"cannot read {item!r} in network {spec!r}; write name:option=value,option=value"
+            )
+        options[option.strip()] = _number_or_word(value.strip())
+    return create(name.strip(), num_classes, image_shape, **options)
+
+
+def _chosen(name: str, options: dict[str, Option]) -> dict[str, Option]:
+    """The options that differ from their defaults, checked, in the order of the module's fields."""
+    entry = _NETWORKS[name]
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(entry.module)
+        if field.name not in {"num_classes", "parent", "name", *entry.fixed}
+    }
+    for option, value in options.items():
+        if option not in defaults:
+            known = ", ".join(defaults) or "none"
+            raise ValueError(f"{name} has no option {option!r}; its options are: {known}")
+        _check(name, option, value, defaults[option])
+    return {
+        option: options[option]
+        for option, default in defaults.items()
+        if option in options and options[option] != default
+    }
+
+
+def _check(name: str, option: str, value: Option, default: Option | None) -> None:
+    if option in _WORDS:
+        if value not in _WORDS[option]:
+            raise ValueError(f"{name}: {option}={value}; choose one of {', '.join(_WORDS[option])}")
+    elif isinstance(default, float):
+        if not (isinstance(value, int | float) and value > 0):
+            raise ValueError(f"{name}: {option}={value}; give a number above 0")
+    elif not (_is_count(value) or value == default):
+        raise ValueError(f"{name}: {option}={value}; give a whole number of at least 1")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _number_or_word(text: str) -> Option:
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            continue
+    return text

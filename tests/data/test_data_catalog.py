@@ -1,0 +1,37 @@
+"""The catalog agrees with itself and with what the papers print."""
+
+import pytest
+
+from metadd_jax import data
+from metadd_jax.data import catalog
+
+
+def test_constants_are_plausible_and_named_sets_have_them():
+    for name, (mean, std) in data.CONSTANTS.items():
+        assert len(mean) == len(std) and len(mean) in (1, 3), name
+        assert all(0.1 < value < 0.6 for value in (*mean, *std)), name
+    for table in (catalog.CLASS_NAMES, catalog.TFDS_NAMES, catalog.NOT_FLIPPED):
+        assert set(table) <= set(data.CONSTANTS)
+
+
+def test_repositories_that_disagree_have_their_own_names():
+    assert data.CONSTANTS["cifar100_mtt"] == data.CONSTANTS["cifar10"] != data.CONSTANTS["cifar100"]
+    assert data.CONSTANTS["mnist5k"] == ((0.1307,), (0.3081,))
+    assert data.CONSTANTS["cifar10"].mean == data.CONSTANTS["cifar10_frepo"].mean
+    assert data.CONSTANTS["cifar10"].std != data.CONSTANTS["cifar10_frepo"].std
+
+
+def test_imagenet_subsets_are_ten_distinct_classes_in_label_order():
+    for name, classes in data.IMAGENET_SUBSETS.items():
+        assert len(set(classes)) == 10 and min(classes) >= 0 and max(classes) < 1000, name
+    assert data.IMAGENET_SUBSETS["imagewoof"] == (193, 182, 258, 162, 155, 167, 159, 273, 207, 229)
+    assert len(data.IMAGENET_SUBSETS) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "flips"), [("mnist5k", False), ("svhn", False), ("fashion_mnist", True), ("/some/folder", True)]
+)
+def test_digits_are_not_mirrored(name, flips):
+    tokens = data.augmentation(name).split("_")
+    assert ("flip" in tokens) == flips
+    assert {"color", "crop", "cutout", "scale", "rotate"} <= set(tokens)

@@ -1,0 +1,183 @@
+"""TensorFlow Datasets without TensorFlow: a tiny ArrayRecord set made here, and CIFAR-10 where it lies."""
+
+import io
+import json
+import pathlib
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from metadd_jax import data
+from metadd_jax.data import prepared
+
+CIFAR = pathlib.Path(__file__).parents[3] / "shared" / "tfds"
+NAMES = ("ant", "bee", "cow")
+
+
+def write_split(folder, name, images, labels):
+    """Writes images as TFDS does: one tf.train.Example with a PNG and a label each, in an ArrayRecord."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+    from tensorflow_datasets.proto import tf_feature_pb2 as pb
+
+    writer = ArrayRecordWriter(str(folder / f"tiny-{name}.array_record-00000-of-00001"), "group_size:1")
+    for image, label in zip(images, labels, strict=True):
+        png = io.BytesIO()
+        PIL.Image.fromarray(image).save(png, format="PNG")
+        features = {
+            "image": pb.Feature(bytes_list=pb.BytesList(value=[png.getvalue()])),
+            "label": pb.Feature(int64_list=pb.Int64List(value=[int(label)])),
+        }
+        writer.write(tf_example_pb2.Example(features=pb.Features(feature=features)).SerializeToString())
+    writer.close()
+
+
+def prepare(root, *, version="1.0.0", file_format="array_record", test="test", hide_test=False, keys=True):
+    """Makes a prepared set ``tiny`` of 3 classes; returns its training images and labels."""
+    folder = root / "tiny" / version
+    folder.mkdir(parents=True)
+    images = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
+    labels = np.array([2, 0, 1, 1, 0, 2, 2, 2, 0])
+    splits = {"train": (images, labels), test: (images[:4], labels[:4])}
+    if hide_test:
+        splits["test"] = (images[:4], [-1] * 4)
+        splits["validation"] = (images[:5], labels[:5])
+    for name, (some_images, some_labels) in splits.items():
+        write_split(folder, name, some_images, some_labels)
+    template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    info = {
+        "name": "tiny",
+        "version": version,
+        "fileFormat": file_format,
+        "splits": [
+            {"name": name, "shardLengths": [str(len(part[1]))], "numBytes": "1", "filepathTemplate": template}
+            for name, part in splits.items()
+        ],
+    }
+    if keys:
+        info["supervisedKeys"] = {"tuple": {"items": [{"featureKey": "image"}, {"featureKey": "label"}]}}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    module = "tensorflow_datasets.core.features."
+    image = {"dtype": "uint8", "shape": {"dimensions": ["4", "4", "3"]}}
+    features = {
+        "image": {"pythonClassName": module + "image_feature.Image", "image": image},
+        "label": {
+            "pythonClassName": module + "class_label_feature.ClassLabel",
+            "classLabel": {"numClasses": "3"},
+        },
+    }
+    top = {"pythonClassName": module + "features_dict.FeaturesDict", "featuresDict": {"features": features}}
+    (folder / "features.json").write_text(json.dumps(top))
+    (folder / "label.labels.txt").write_text("\n".join(NAMES))
+    return images, labels
+
+
+def load(root, name="tiny"):
+    return data.load(name, data_dir=root / "tfds", cache_dir=root / "cache", progress=False)
+
+
+def test_images_labels_and_names_are_read_without_tensorflow(tmp_path):
+    images, labels = prepare(tmp_path / "tfds")
+    dataset = load(tmp_path)
+    assert "tensorflow" not in sys.modules
+    assert dataset.class_names == NAMES
+    np.testing.assert_array_equal(dataset.arrays.images, images[np.argsort(labels, kind="stable")])
+    np.testing.assert_array_equal(dataset.test.labels, [0, 1, 1, 2])
+
+
+def test_second_load_comes_from_the_cache_until_the_files_change(tmp_path, monkeypatch):
+    prepare(tmp_path / "tfds")
+    first = load(tmp_path)
+
+    def forbid(*args, **options):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(prepared, "read", forbid)
+    assert load(tmp_path).fingerprint == first.fingerprint
+    with open(tmp_path / "tfds" / "tiny" / "1.0.0" / "dataset_info.json", "a") as stream:
+        stream.write(" ")
+    with pytest.raises(AssertionError, match="decoded again"):
+        load(tmp_path)
+
+
+def test_newest_version_counts_by_number(tmp_path):
+    for version in ("2.0.0", "10.0.0", "9.1.0"):
+        prepare(tmp_path / "tfds", version=version)
+    assert prepared.find("tiny", tmp_path / "tfds").name == "10.0.0"
+
+
+def test_hidden_test_labels_send_us_to_validation(tmp_path):
+    prepare(tmp_path / "tfds", hide_test=True)
+    assert len(load(tmp_path).test.labels) == 5
+
+
+def test_configurations_must_be_named(tmp_path):
+    for config in ("small", "large"):
+        prepare(tmp_path / "tfds" / "many" / config)
+        (tmp_path / "tfds" / "many" / config / "tiny" / "1.0.0").rename(
+            tmp_path / "tfds" / "many" / config / "1.0.0"
+        )
+    with pytest.raises(ValueError, match="2 configurations; name one of many/large, many/small"):
+        load(tmp_path, "many")
+    assert load(tmp_path, "many/small").num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"file_format": "tfrecord"}, "stored as tfrecord, which only TensorFlow reads; prepare it again"),
+        ({"test": "extra"}, "has the splits train, extra, not a train split and"),
+        ({"keys": False}, "does not pair an image with one class label"),
+    ],
+)
+def test_unfit_sets_are_refused(tmp_path, options, message):
+    prepare(tmp_path / "tfds", **options)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_records_are_refused(tmp_path):
+    prepare(tmp_path / "tfds")
+    path = tmp_path / "tfds" / "tiny" / "1.0.0" / "tiny-train.array_record-00000-of-00001"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match="prepare it again") as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("library", ["tensorflow_datasets", "PIL"])
+def test_missing_library_is_named(tmp_path, monkeypatch, library):
+    prepare(tmp_path / "tfds")
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ValueError, match=f"{library}.*pip install tensorflow-datasets pillow"):
+        load(tmp_path)
+
+
+def test_unknown_name_without_the_library_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(ValueError, match=r"'mnist' is not under .*pip install tensorflow-datasets"):
+        load(tmp_path, "mnist")
+
+
+def test_images_of_several_sizes_are_refused():
+    source = [{"image": np.zeros((side, 4, 3), np.uint8), "label": 0} for side in (4, 4, 5)]
+    with pytest.raises(
+        ValueError, match=r"image 2 of train in set is \(5, 4, 3\) but image 0 is \(4, 4, 3\)"
+    ):
+        prepared._decode(source, ("image", "label"), pathlib.Path("set"), "train", False)
+
+
+@pytest.mark.skipif(not (CIFAR / "cifar10").is_dir(), reason=f"no CIFAR-10 under {CIFAR}")
+def test_real_cifar10_reads_as_published():
+    import tensorflow_datasets as tfds
+
+    folder = prepared.find("cifar10", CIFAR)
+    source = tfds.builder_from_directory(folder).as_data_source("test[:300]")
+    images, labels = prepared._decode(source, ("image", "label"), folder, "test", False)
+    assert images.shape == (300, 32, 32, 3) and images.dtype == np.uint8
+    np.testing.assert_array_equal(np.unique(labels), np.arange(10))
+    mean, _ = data.channel_statistics(images)
+    np.testing.assert_allclose(mean, data.CONSTANTS["cifar10"].mean, atol=0.02)

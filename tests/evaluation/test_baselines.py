@@ -1,0 +1,123 @@
+"""Random and k-means real images, on blobs whose centres are known."""
+
+import jax
+import numpy as np
+import pytest
+
+from metadd_jax import structs
+from metadd_jax.evaluation import baselines
+
+MEAN, STD = np.array([0.4], np.float32), np.array([0.2], np.float32)
+
+
+def dataset_of(images, counts):
+    counts = np.array(counts, np.int32)
+    arrays = structs.ImageArrays(
+        images=np.asarray(images, np.uint8),
+        labels=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+        offsets=(np.cumsum(counts) - counts).astype(np.int32),
+        counts=counts,
+        mean=MEAN,
+        std=STD,
+        max_count=int(counts.max()),
+    )
+    return structs.Dataset("blobs", arrays, arrays, None, tuple(map(str, range(len(counts)))), "")
+
+
+def blobs():
+    """Two classes of 27 pictures (3 x 3 x 1): 9 around each of three grey levels, the fifth exactly on it."""
+    levels = [[40, 120, 200], [20, 100, 240]]
+    spread = np.arange(-4, 5)[:, None, None, None] * np.ones((1, 3, 3, 1))
+    return np.concatenate([level + spread for of_class in levels for level in of_class]), levels
+
+
+def pixels(synthetic):
+    """Back to 0 ... 255: [N], the first pixel of each picture."""
+    return np.round((np.asarray(synthetic.images) * STD + MEAN) * 255)[:, 0, 0, 0]
+
+
+def test_kmeans_finds_the_middle_of_each_blob():
+    images, levels = blobs()
+    synthetic = baselines.kmeans_real(0, dataset_of(images, [27, 27]), 3)
+    assert synthetic.images.shape == (6, 3, 3, 1) and synthetic.images.dtype == np.float32
+    np.testing.assert_array_equal(synthetic.labels, [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(np.sort(pixels(synthetic)[:3]), levels[0])
+    np.testing.assert_array_equal(np.sort(pixels(synthetic)[3:]), levels[1])
+
+
+def test_kmeans_clusters_what_embed_returns():
+    # Modulo 80 the levels 40, 120 and 200 are one blob around 40.
+    images, _ = blobs()
+    seen = []
+
+    def embed(x):
+        seen.append(x.shape)
+        grey = (np.asarray(x)[:, 0, 0, :] * STD + MEAN) * 255
+        return grey % 80
+
+    synthetic = baselines.kmeans_real(0, dataset_of(images[:27], [27]), 1, embed=embed)
+    assert seen == [(27, 3, 3, 1)]
+    assert pixels(synthetic)[0] in (40, 120, 200)
+
+
+def test_kmeans_never_takes_an_image_twice():
+    values = np.array([10, 10, 10, 200])[:, None, None, None] * np.ones((1, 2, 2, 1))
+    values[1, 0, 0] = 11
+    values[2, 1, 1] = 12
+    synthetic = baselines.kmeans_real(3, dataset_of(values, [4]), 4)
+    assert len(np.unique(np.asarray(synthetic.images), axis=0)) == 4
+    features = np.array([[0.0], [1.0], [5.0]], np.float32)
+    assert sorted(baselines._nearest_to_centres(0, features, 3)) == [0, 1, 2]
+
+
+def test_a_shared_nearest_image_goes_to_the_next(monkeypatch):
+    class Centres:
+        """Stands in for KMeans: both centres are nearest to row 1, then to row 2."""
+
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def fit(self, features):
+            return self
+
+        def transform(self, features):
+            return np.array([[3.0, 3.0], [0.1, 0.2], [1.0, 0.9]])
+
+    monkeypatch.setattr("sklearn.cluster.KMeans", Centres)
+    assert baselines._nearest_to_centres(0, np.zeros((3, 1)), 2).tolist() == [1, 2]
+
+
+def test_kmeans_of_a_large_class_uses_a_seeded_part_of_it(monkeypatch):
+    monkeypatch.setattr(baselines, "_MOST_IMAGES", 10)
+    images, _ = blobs()
+    sizes = []
+    dataset = dataset_of(images, [27, 27])
+    results = []
+    for seed in (0, 0, 1, 2):
+        embed = lambda x: sizes.append(len(x)) or np.asarray(x).reshape(len(x), -1)  # noqa: E731
+        results.append(pixels(baselines.kmeans_real(seed, dataset, 2, embed=embed)))
+    assert set(sizes) == {10}
+    np.testing.assert_array_equal(results[0], results[1])
+    assert len({r.tobytes() for r in results}) > 1
+
+
+def test_random_real_draws_distinct_images_of_the_right_class(key):
+    images = np.arange(30)[:, None, None, None] * np.ones((1, 2, 2, 1))
+    dataset = dataset_of(images, [10, 20])
+    synthetic = baselines.random_real(key, dataset, 5)
+    np.testing.assert_array_equal(synthetic.labels, [0] * 5 + [1] * 5)
+    drawn = pixels(synthetic)
+    assert len(set(drawn)) == 10
+    np.testing.assert_array_equal(drawn >= 10, np.asarray(synthetic.labels) == 1)
+    assert not np.array_equal(drawn, pixels(baselines.random_real(jax.random.key(1), dataset, 5)))
+
+
+@pytest.mark.parametrize("ipc", [0, 11])
+def test_ipc_beyond_the_smallest_class_is_refused(key, ipc):
+    dataset = dataset_of(np.zeros((30, 2, 2, 1)), [10, 20])
+    for draw in (
+        lambda: baselines.random_real(key, dataset, ipc),
+        lambda: baselines.kmeans_real(0, dataset, ipc),
+    ):
+        with pytest.raises(ValueError, match=f"ipc is {ipc}.*10 images"):
+            draw()

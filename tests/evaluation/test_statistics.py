@@ -1,0 +1,119 @@
+"""Statistics against closed forms, brute force and tabulated values."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+
+from metadd_jax.evaluation import statistics
+
+
+def runs(per_seed_and_network, training_seeds=2):
+    """Accuracies a, b whose differences have these means; training seeds scatter around them in both."""
+    wanted = np.asarray(per_seed_and_network, float)[..., None]
+    noise = np.linspace(-0.02, 0.02, training_seeds)
+    a = 0.5 + 0.1 * np.random.default_rng(0).uniform(size=(*wanted.shape[:2], training_seeds))
+    return a, a + wanted + noise
+
+
+def test_summary_by_hand():
+    assert statistics.summary([1, 2, 3, 6]) == pytest.approx({"mean": 3, "std": math.sqrt(14 / 3), "n": 4})
+    assert statistics.summary([[0.25]]) == {"mean": 0.25, "std": None, "n": 1}
+    for bad in ([], [1.0, math.nan]):
+        with pytest.raises(ValueError, match="finite"):
+            statistics.summary(bad)
+
+
+def test_means_of_the_paired_differences():
+    facts = statistics.paired(*runs([[0.1, 0.0], [0.2, 0.04], [-0.05, 0.01]]))
+    assert facts["per_seed"] == pytest.approx([0.05, 0.12, -0.02])
+    assert facts["per_network"] == pytest.approx([0.25 / 3, 0.05 / 3])
+    assert facts["difference"] == pytest.approx(0.05)
+    assert facts["seeds"] == 3
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_t_interval_closed_form():
+    # Three clusters: t(0.975, 2) = 4.302653, standard deviation of 1, 2, 3 (x 0.01) is 0.01.
+    facts = statistics.paired(*runs([[0.01], [0.02], [0.03]]))
+    half = 4.302652729696142 * 0.01 / math.sqrt(3)
+    assert facts["t_interval"] == pytest.approx([0.02 - half, 0.02 + half])
+    assert statistics.paired(*runs([[0.01, 0.03]]))["t_interval"] is None
+
+
+def test_bootstrap_enumerates_the_resamples_of_few_seeds():
+    # Resampling two clusters 0 and 1: means 0, 1/2, 1/2, 1; quantile 2.5 % lies 7.5 % of the way to 1/2.
+    facts = statistics.paired(*runs([[0.0], [0.1]]))
+    assert facts["bootstrap"] == pytest.approx([0.00375, 0.09625])
+    clusters = [0.03, -0.01, 0.05, 0.02]
+    means = sorted(sum(draw) / 4 for draw in itertools.product(clusters, repeat=4))
+    position = 0.025 * (len(means) - 1)
+    low = means[int(position)] + (position % 1) * (means[int(position) + 1] - means[int(position)])
+    facts = statistics.paired(*runs([[c - 0.01, c + 0.01] for c in clusters]))
+    assert facts["bootstrap"][0] == pytest.approx(low)
+    one = statistics.paired(*runs([[0.02, 0.04]]))
+    assert one["bootstrap"] == pytest.approx([0.03, 0.03])
+
+
+def test_bootstrap_draws_for_many_seeds():
+    a, b = runs(np.random.default_rng(3).normal(0.02, 0.03, size=(40, 1)))
+    facts = statistics.paired(a, b)
+    assert facts == statistics.paired(a, b)
+    assert facts["bootstrap"] != statistics.paired(a, b, seed=1)["bootstrap"]
+    # Forty clusters: the percentile interval is near mean +- 1.96 s / sqrt(n).
+    half = 1.96 * np.std(facts["per_seed"]) / math.sqrt(40)
+    assert facts["bootstrap"] == pytest.approx(
+        [facts["difference"] - half, facts["difference"] + half], abs=1e-3
+    )
+
+
+def test_sign_tests_are_exact_binomials():
+    facts = statistics.paired(*runs([[0.01] * 5, [0.02] * 4 + [-0.01]]))
+    # 9 of 10: 2 (1 + 10) / 2^10
+    assert facts["sign_test"] == {"positive": 9, "negative": 1, "p": pytest.approx(22 / 1024)}
+    assert facts["sign_test_seeds"] == {"positive": 2, "negative": 0, "p": pytest.approx(0.5)}
+
+
+def test_sign_test_drops_ties_also_rounded_ones():
+    a = np.array([[[0.3, 0.1], [0.2, 0.2], [0.1, 0.1]]])
+    b = np.array([[[0.2, 0.2], [0.3, 0.1], [0.2, 0.2]]])
+    assert statistics.paired(a, b)["sign_test"] == {"positive": 1, "negative": 0, "p": 1.0}
+    assert statistics.paired(a, a)["sign_test"] == {"positive": 0, "negative": 0, "p": 1.0}
+
+
+def test_paired_refuses_what_is_no_pair_of_accuracies():
+    a = np.full((2, 3, 2), 0.5)
+    for first, second, text in (
+        (a, a[:1], r"\(2, 3, 2\) and \(1, 3, 2\)"),
+        (a[0], a[0], "shapes"),
+        (a, 100 * a, "from 0.5 to 50"),
+        (a, a * np.nan, "drop failed runs"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            statistics.paired(first, second)
+
+
+def test_correlations_by_hand():
+    # Ranks 1 2 3 4 against 1 3 2 4: Spearman 1 - 6 * 2 / (4 * 15) = 0.8.
+    facts = statistics.correlation([1, 2, 3, 10], [0.1, 0.5, 0.4, 0.6])
+    assert facts["spearman"] == pytest.approx(0.8)
+    x, y = np.array([1, 2, 3, 10.0]) - 4, np.array([0.1, 0.5, 0.4, 0.6]) - 0.4
+    r = (x @ y) / math.sqrt((x @ x) * (y @ y))
+    assert facts["pearson"] == pytest.approx(r)
+    # Two degrees of freedom: the t distribution has the closed form p = 1 - t / sqrt(2 + t^2).
+    t = r * math.sqrt(2 / (1 - r * r))
+    assert facts["pearson_p"] == pytest.approx(1 - t / math.sqrt(2 + t * t))
+    assert facts["n"] == 4
+
+
+def test_correlation_refuses_what_has_none():
+    for x, y in (
+        ([1, 2], [1, 2]),
+        ([1, 2, 3], [1, 1, 1]),
+        ([1, 2, math.inf], [1, 2, 3]),
+        ([1, 2, 3], [1, 2]),
+    ):
+        with pytest.raises(ValueError, match="correlate"):
+            statistics.correlation(x, y)

@@ -1,0 +1,162 @@
+"""Class activation maps against closed forms, NumPy and finite differences in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metadd_jax import features, zoo
+from metadd_jax.structs import Auxiliary
+
+SHAPE = (16, 16, 3)
+
+
+def network(spec, shape=SHAPE):
+    return zoo.parse(spec, num_classes=4, image_shape=shape)
+
+
+def sample(key, net, batch=3):
+    image_key, label_key, net_key = jax.random.split(key, 3)
+    images = jax.random.normal(image_key, (batch, *net.image_shape))
+    return net.init(net_key), images, jax.random.randint(label_key, (batch,), 0, net.num_classes)
+
+
+def test_grad_cam_of_a_pooled_linear_head_is_the_classical_cam(key):
+    """GAP + linear: alpha_k = w_ky / (h w), so the map is ReLU(sum_k w_ky A_k) / (h w)."""
+    net = network("resnet18:width=4", (32, 32, 3))
+    variables, images, labels = sample(key, net)
+    maps, logits, out = features.raw_maps(net, variables, images, labels)
+    head = next(
+        leaf["kernel"]
+        for leaf in variables["params"].values()
+        if "kernel" in leaf and leaf["kernel"].ndim == 2 and leaf["kernel"].shape[-1] == 4
+    )
+    h, w = out["map"].shape[1:3]
+    expected = np.einsum("bhwd,bd->bhw", np.asarray(out["map"]), np.asarray(head).T[np.asarray(labels)]) / (h * w)
+    np.testing.assert_allclose(maps, np.maximum(expected, 0), atol=1e-6)
+    np.testing.assert_allclose(logits, net.apply(variables, images)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", ["convnet:width=4,depth=2", "alexnet:width=4", "vit:width=12,depth=2,heads=2"])
+def test_alpha_is_the_mean_derivative_of_the_logit_by_finite_differences(key, spec):
+    with jax.enable_x64():
+        net = network(spec)
+        variables, images, labels = jax.tree.map(
+            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, sample(key, net, batch=1)
+        )
+        maps, _, out = features.raw_maps(net, variables, images, labels)
+
+        def logit(shift):
+            perturbed = {**variables, "perturbations": {"map": shift}}
+            return net.apply(perturbed, images)[0][0, labels[0]]
+
+        zeros = np.zeros(out["map"].shape)
+        step, alpha = 1e-5, np.zeros(zeros.shape[-1])
+        for channel in range(zeros.shape[-1]):
+            direction = zeros.copy()
+            direction[..., channel] = step / (zeros.shape[1] * zeros.shape[2])
+            alpha[channel] = float(logit(direction) - logit(-direction)) / (2 * step)
+        expected = np.maximum((np.asarray(out["map"]) * alpha).sum(-1), 0)
+        np.testing.assert_allclose(maps, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("stop_gradient_alpha", [False, True])
+def test_the_gradient_through_the_map_to_the_pixels_by_finite_differences(key, stop_gradient_alpha):
+    """Behind a ViT's map stands a whole block: alpha depends on the image, the exact gradient is second order."""
+    config = features.CamConfig(stop_gradient_alpha=stop_gradient_alpha, stop_gradient_range=False)
+    with jax.enable_x64():
+        net = network("vit:width=8,depth=1,heads=2")
+        variables, images, labels = jax.tree.map(
+            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, sample(key, net, batch=2)
+        )
+        weights = jax.random.normal(key, (2, 16, 16), jnp.float64)
+
+        def value(x):
+            return (weights * features.activation_maps(net, variables, x, labels, config=config)).sum()
+
+        direction = jax.random.normal(jax.random.fold_in(key, 1), images.shape, jnp.float64)
+        slope = float((jax.grad(value)(images) * direction).sum())
+        step = 1e-6
+        difference = float(value(images + step * direction) - value(images - step * direction)) / (2 * step)
+    if stop_gradient_alpha:
+        assert abs(slope - difference) > 1e-3 * abs(difference)  # the stopped gradient is another one
+    else:
+        assert slope == pytest.approx(difference, rel=1e-4)
+
+
+def test_attention_map_and_rollout_against_numpy(key):
+    net = network("vit:width=12,depth=3,heads=2")
+    variables, images, labels = sample(key, net, batch=2)
+    attention = np.asarray(net.apply(variables, images)[1]["attention"]).mean(axis=2)
+    patch_logits = np.asarray(net.apply(variables, images)[1]["patch_logits"])
+
+    def maps(method):
+        config = features.CamConfig(transformer_method=method)
+        return np.asarray(features.raw_maps(net, variables, images, labels, config=config)[0])
+
+    np.testing.assert_allclose(maps("attention"), attention[-1, :, 0, 1:].reshape(2, 4, 4), atol=1e-6)
+    own = np.stack([patch_logits[i, :, :, label] for i, label in enumerate(np.asarray(labels))])
+    np.testing.assert_allclose(maps("attention_logits"), maps("attention") * np.maximum(own, 0), atol=1e-6)
+    flow = np.stack([np.eye(17)] * 2)
+    for layer in attention:
+        flow = (0.5 * layer + 0.5 * np.eye(17)) @ flow
+    np.testing.assert_allclose(maps("rollout"), flow[:, 0, 1:].reshape(2, 4, 4), atol=1e-6)
+
+
+def test_normalised_maps_span_zero_to_one_and_dead_maps_stay_zero():
+    raw = jnp.stack([jnp.arange(16.0).reshape(4, 4), jnp.zeros((4, 4)), jnp.full((4, 4), 3.0)])
+    maps = features.normalise_maps(raw, (4, 4), map_eps=1e-6)
+    np.testing.assert_allclose(maps[0], np.arange(16).reshape(4, 4) / 15, atol=1e-6)
+    np.testing.assert_array_equal(maps[1:], 0)
+    assert features.normalise_maps(raw, (9, 12)).shape == (3, 9, 12)
+
+
+def test_low_confidence_is_removed_hard_or_soft():
+    raw = jnp.arange(16.0).reshape(1, 4, 4)
+    hard = features.normalise_maps(raw, (4, 4), config=features.CamConfig(low_confidence="hard"))
+    soft = features.normalise_maps(raw, (4, 4), config=features.CamConfig(low_confidence="soft"))
+    np.testing.assert_array_equal(np.asarray(hard)[0] > 0, np.arange(16).reshape(4, 4) >= 8)
+    assert float(soft[0, 0, 1]) < 1e-3
+    assert float(soft[0, 3, 3]) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_no_gradient_reaches_an_auxiliary(key):
+    net = network("convnet:width=4,depth=1")
+    variables, images, labels = sample(key, net)
+
+    def value(variables):
+        auxiliary = Auxiliary(variables=variables, map_eps=jnp.float32(1e-3), net=net)
+        maps, logits = features.observe(auxiliary, images, labels)
+        return maps.sum() + logits.sum()
+
+    assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(jax.grad(value)(variables)))
+
+
+def test_auxiliary_of_another_size_gives_maps_of_the_sets_size(key):
+    net = network("convnet:width=4,depth=2", (32, 32, 3))
+    variables, _, labels = sample(key, net)
+    images = jax.random.normal(key, (3, 16, 16, 1))
+    preprocess = zoo.Preprocess(
+        source_mean=(0.1,), source_std=(0.3,), target_mean=(0.5,) * 3, target_std=(0.2,) * 3, size=(32, 32), channels=3
+    )
+    auxiliary = features.make_auxiliary(net, variables, images, labels, preprocess=preprocess)
+    assert features.stack_maps([auxiliary, auxiliary], images, labels).shape == (2, 3, 16, 16)
+
+
+def test_map_eps_is_a_hundredth_of_the_median_range(key):
+    net = network("convnet:width=4,depth=2")
+    variables, images, labels = sample(key, net, batch=5)
+    raw = np.asarray(features.raw_maps(net, variables, images, labels)[0])
+    expected = 1e-2 * np.median(raw.max((1, 2)) - raw.min((1, 2)))
+    assert float(features.make_auxiliary(net, variables, images, labels).map_eps) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_network_without_a_map_is_refused(key):
+    net = network("mlp:width=4")
+    variables, images, labels = sample(key, net)
+    with pytest.raises(ValueError, match="no spatial feature map"):
+        features.activation_maps(net, variables, images, labels)
+    with pytest.raises(ValueError, match="transformer_method"):
+        features.CamConfig(transformer_method="magic")
+    with pytest.raises(ValueError, match="low_confidence"):
+        features.CamConfig(low_confidence="some")

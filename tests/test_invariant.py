@@ -1,0 +1,194 @@
+"""The terms of the invariant loss against NumPy in float64, the logit-gradient identity and hand-made maps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metadd_jax import features, invariant, zoo
+from metadd_jax.invariant import InvariantConfig
+
+SHAPE = (8, 8, 1)
+
+
+@pytest.fixture
+def auxiliaries(key):
+    made = []
+    for index, spec in enumerate(["convnet:width=4,depth=1", "alexnet:width=4", "convnet:width=6,depth=1"]):
+        net = zoo.parse(spec, num_classes=3, image_shape=SHAPE)
+        images = jax.random.normal(jax.random.fold_in(key, index), (6, *SHAPE))
+        variables = net.init(jax.random.fold_in(key, 10 + index))
+        made.append(features.make_auxiliary(net, variables, images, jnp.arange(6) % 3))
+    return made
+
+
+@pytest.fixture
+def images(key):
+    return jax.random.normal(jax.random.fold_in(key, 99), (6, *SHAPE))
+
+
+LABELS = jnp.array([0, 0, 1, 1, 2, 2])
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_variance_of_hand_made_maps():
+    maps = jnp.array([[[[0.0, 1.0]]], [[[1.0, 1.0]]]])  # two networks, one image of two pixels
+    np.testing.assert_allclose(invariant.variance(maps), [0.125])  # pixel variances 1/4 and 0
+
+
+def test_cross_entropy_and_divergence_against_numpy_float64():
+    rng = np.random.default_rng(0)
+    logits, reference = rng.normal(size=(2, 5, 4)), rng.normal(size=(5, 4))
+    labels = rng.integers(0, 4, 5)
+    p_ref, p = softmax(reference / 2), softmax(logits / 2)
+    np.testing.assert_allclose(
+        invariant.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(labels)),
+        -np.log(softmax(logits))[:, np.arange(5), labels],
+        rtol=1e-5,
+    )
+    forward = invariant.divergence(jnp.asarray(logits, jnp.float32), jnp.asarray(reference, jnp.float32), temperature=2)
+    np.testing.assert_allclose(forward, (p_ref * (np.log(p_ref) - np.log(p))).sum(-1), rtol=1e-4)
+    backward = invariant.divergence(
+        jnp.asarray(logits, jnp.float32), jnp.asarray(reference, jnp.float32), temperature=2, reverse=True
+    )
+    np.testing.assert_allclose(backward, (p * (np.log(p) - np.log(p_ref))).sum(-1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("sign", [1.0, 0.0, -0.5])
+def test_logit_gradient_of_ce_plus_s_kl(sign):
+    """At T = 1 it is (1 + s) p - y - s p_ref."""
+    rng = np.random.default_rng(1)
+    logits = jnp.asarray(rng.normal(size=(1, 3, 4)), jnp.float32)
+    reference = jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)
+    labels = jnp.array([0, 3, 1])
+
+    def value(x):
+        return (invariant.cross_entropy(x, labels) + sign * invariant.divergence(x, reference)).sum()
+
+    p, p_ref = softmax(np.asarray(logits[0])), softmax(np.asarray(reference))
+    expected = (1 + sign) * p - np.eye(4)[np.asarray(labels)] - sign * p_ref
+    np.testing.assert_allclose(jax.grad(value)(logits)[0], expected, atol=1e-6)
+
+
+def test_positivity_kinds_on_known_maps():
+    logits, labels = jnp.array([[[3.0, 1.0, 0.0]], [[0.0, 0.5, 0.0]]]), jnp.array([0])
+    same = jnp.full((2, 1, 2, 2), 0.7)
+    apart = jnp.stack([jnp.zeros((1, 2, 2)), jnp.ones((1, 2, 2))])
+    dead = jnp.zeros((2, 1, 2, 2))
+    half = jnp.array([[[[1.0, 0.5]]], [[[0.5, 0.5]]]])
+    assert float(invariant.positivity(same, logits, labels)[0]) == pytest.approx(0, abs=1e-5)
+    assert float(invariant.positivity(apart, logits, labels)[0]) == pytest.approx(1)
+    assert float(invariant.positivity(dead, logits, labels)[0]) == pytest.approx(1)
+    assert float(invariant.positivity(half, logits, labels)[0]) == pytest.approx(1 - 1.0 / 1.5, abs=1e-5)
+    soft = invariant.positivity(same, logits, labels, kind="soft_ratio")
+    assert float(soft[0]) == pytest.approx(1 - (1 / (1 + np.exp(-2.0))) ** 2, abs=1e-5)
+    # Margins 2 and -0.5: hinges 0 and 1.5.
+    assert float(invariant.positivity(same, logits, labels, kind="hinge")[0]) == pytest.approx(0.75)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms(key, images, auxiliaries):
+    config = InvariantConfig(views="none", kl=1.0)
+    weights = {"ai": 2.0, "pos": 3.0, "var": 5.0}
+    loss, metrics = invariant.invariant_loss(
+        key, images, LABELS, auxiliaries, reference=auxiliaries[0], config=config, weights=weights
+    )
+    logits = np.stack([np.asarray(a.net.apply(a.variables, images)[0], np.float64) for a in auxiliaries])
+    maps = np.asarray(features.stack_maps(auxiliaries, images, LABELS), np.float64)
+    log_p, log_ref = np.log(softmax(logits)), np.log(softmax(logits[0]))
+    ai = -log_p[:, np.arange(6), np.asarray(LABELS)].sum(0).mean()
+    ai += (np.exp(log_ref) * (log_ref - log_p)).sum(-1).sum(0).mean()
+    var = maps.var(axis=0).mean()
+    pos = (1 - maps.min(0).sum((1, 2)) / (maps.max(0).sum((1, 2)) + 1e-6)).mean()
+    assert float(loss) == pytest.approx(2 * ai + 3 * pos + 5 * var, rel=1e-4)
+    assert float(metrics["loss_var"]) == pytest.approx(var, rel=1e-4)
+    assert 0 <= float(metrics["meta_ratio"]) <= 1
+
+
+def test_gradient_reaches_the_images_and_agrees_with_finite_differences(key, images, auxiliaries):
+    config = InvariantConfig(views="none", cam=features.CamConfig(stop_gradient_range=False))
+    with jax.enable_x64():
+        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), auxiliaries)
+        x = jnp.asarray(np.asarray(images), jnp.float64)
+        direction = jnp.asarray(np.random.default_rng(0).normal(size=x.shape))
+
+        def value(x):
+            return invariant.invariant_loss(key, x, LABELS, wide, reference=wide[0], config=config)[0]
+
+        # The KL's reference is a constant of the loss, so the numerical derivative must hold it fixed too.
+        slope = float((jax.grad(lambda x: value_without_kl(key, x, wide))(x) * direction).sum())
+        step = 1e-6
+        ahead, behind = (value_without_kl(key, x + sign * step * direction, wide) for sign in (1, -1))
+        assert slope == pytest.approx(float(ahead - behind) / (2 * step), rel=1e-4)
+        assert float(jnp.abs(jax.grad(value)(x)).max()) > 0
+
+
+def value_without_kl(key, x, wide):
+    config = InvariantConfig(views="none", kl=0.0, cam=features.CamConfig(stop_gradient_range=False))
+    return invariant.invariant_loss(key, x, LABELS, wide, config=config)[0]
+
+
+def test_unused_terms_are_not_computed(key, images, auxiliaries):
+    terms, metrics = invariant.invariant_terms(
+        key, images, LABELS, auxiliaries[:1], config=InvariantConfig(pos=0, var=0, kl=0)
+    )
+    assert set(terms) == {"ai"}
+    assert "meta_ratio" not in metrics
+    terms, metrics = invariant.invariant_terms(
+        key, images, LABELS, auxiliaries, config=InvariantConfig(ai=0, var=0, positivity="hinge")
+    )
+    assert set(terms) == {"pos"}
+    assert "meta_ratio" not in metrics
+
+
+def test_a_random_subset_is_unbiased(images, auxiliaries):
+    def variance_term(key, subset):
+        config = InvariantConfig(ai=0, pos=0, kl=0, views="none", subset=subset)
+        return invariant.invariant_terms(key, images, LABELS, auxiliaries, config=config)[0]["var"]
+
+    draws = jax.jit(jax.vmap(lambda k: variance_term(k, 2)))(jax.random.split(jax.random.key(5), 600))
+    spread = float(draws.std()) / np.sqrt(600)
+    assert float(draws.mean()) == pytest.approx(float(variance_term(jax.random.key(0), 0)), abs=4 * spread)
+    assert float(draws.std()) > 0
+
+
+def test_kl_is_capped_where_it_is_pushed_up(key, images, auxiliaries):
+    config = InvariantConfig(pos=0, var=0, kl=-0.5, kl_cap=1e-3, views="none")
+    _, metrics = invariant.invariant_terms(
+        key, images, LABELS, auxiliaries, reference=auxiliaries[0], config=config
+    )
+    assert float(metrics["kl"]) <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weighting": "magic"}, "weighting"),
+        ({"positivity": "love"}, "positivity"),
+        ({"ai": -1}, "negative"),
+        ({"kl": -0.5}, "kl_cap"),
+        ({"temperature": 0}, "temperature"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        InvariantConfig(**settings)
+
+
+def test_bad_arguments_are_refused(key, images, auxiliaries):
+    def terms(given, **settings):
+        return invariant.invariant_terms(key, images, LABELS, given, config=InvariantConfig(**settings))
+
+    with pytest.raises(ValueError, match="at least 1 auxiliary"):
+        terms([], kl=0)
+    with pytest.raises(ValueError, match="at least 2 auxiliaries"):
+        terms(auxiliaries[:1], kl=0)
+    with pytest.raises(ValueError, match="reference"):
+        terms(auxiliaries)
+    with pytest.raises(ValueError, match="subset=7"):
+        terms(auxiliaries, kl=0, subset=7)
+    with pytest.raises(ValueError, match="unknown augmentation"):
+        terms(auxiliaries, kl=0, views="sparkle")

@@ -1,0 +1,141 @@
+"""Architecture's functions and the registry: batch norm, initialisation, names, options, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metadd_jax import zoo
+
+
+@pytest.fixture(scope="module")
+def batch_norm_net():
+    net = zoo.create("convnet_bn", 3, (8, 8, 1), width=4, depth=1)
+    variables = net.init(jax.random.key(0))
+    images = 2 + 3 * jax.random.normal(jax.random.key(1), (6, 8, 8, 1))
+    return net, variables, images
+
+
+def _first_convolution(variables, images):
+    layer = variables["params"]["conv1"]
+    return np.asarray(
+        jax.lax.conv_general_dilated(
+            images, layer["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        + layer["bias"]
+    )
+
+
+def _rest(variables, features, mean, variance):
+    """Norm (scale 1, bias 0), ReLU, average pool and head, in NumPy."""
+    x = np.maximum((features - mean) / np.sqrt(variance + 1e-5), 0)
+    x = x.reshape(6, 4, 2, 4, 2, 4).mean((2, 4)).reshape(6, -1)
+    head = variables["params"]["head"]
+    return x @ head["kernel"] + head["bias"]
+
+
+def test_evaluation_uses_the_running_statistics(batch_norm_net):
+    net, variables, images = batch_norm_net
+    features = _first_convolution(variables, images)
+    mean, variance = np.linspace(-1, 1, 4, dtype=np.float32), np.linspace(0.5, 2, 4, dtype=np.float32)
+    statistics = {"norm1": {"mean": jnp.asarray(mean), "var": jnp.asarray(variance)}}
+    logits, _ = net.apply({**variables, "batch_stats": statistics}, images)
+    np.testing.assert_allclose(logits, _rest(variables, features, mean, variance), rtol=1e-4, atol=1e-5)
+
+
+def test_training_uses_and_updates_with_the_batch(batch_norm_net):
+    net, variables, images = batch_norm_net
+    features = _first_convolution(variables, images)
+    mean, variance = features.mean((0, 1, 2)), features.var((0, 1, 2))
+    logits, out, statistics = net.apply_train(variables, images)
+    expected = _rest(variables, features, mean, variance)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(statistics["norm1"]["mean"], 0.1 * mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(statistics["norm1"]["var"], 0.9 + 0.1 * variance, rtol=1e-4)
+    batch_logits, batch_out = net.apply_batch(variables, images)
+    np.testing.assert_array_equal(batch_logits, logits)
+    np.testing.assert_array_equal(batch_out["map"], out["map"])
+
+
+def test_training_without_batch_norm_is_evaluation(key):
+    net = zoo.create("convnet", 3, (8, 8, 1), width=4, depth=1)
+    variables = net.init(key)
+    images = jax.random.normal(key, (2, 8, 8, 1))
+    logits, _, statistics = net.apply_train(variables, images)
+    assert statistics == {}
+    np.testing.assert_array_equal(logits, net.apply(variables, images)[0])
+
+
+def test_init_under_vmap_and_jit_equals_init(key):
+    net = zoo.create("convnet_bn", 3, (8, 8, 1), width=4, depth=1)
+    keys = jax.random.split(key, 2)
+    stacked = jax.jit(jax.vmap(net.init))(keys)
+    alone = net.init(keys[1])
+    assert set(alone) == {"params", "batch_stats"}
+    assert type(alone) is dict
+    for a, b in zip(jax.tree.leaves(stacked), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a[1], b, rtol=1e-6)
+    assert np.any(stacked["params"]["head"]["kernel"][0] != stacked["params"]["head"]["kernel"][1])
+
+
+def test_equal_options_give_equal_hashable_networks():
+    first = zoo.create("resnet18", num_classes=10, image_shape=(32, 32, 3), width=8, norm="batch")
+    second = zoo.parse("resnet18:norm=batch,width=8", 10, [32, 32, 3])
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first != zoo.create("resnet18", 10, (32, 32, 3), width=8)
+    assert first.label == second.label == "resnet18:width=8,norm=batch"
+    assert zoo.parse(first.label, 10, (32, 32, 3)) == first
+
+
+def test_default_options_leave_no_trace_in_the_label():
+    net = zoo.create("vgg11", 10, (32, 32, 3), width=64)
+    assert (net.name, net.label) == ("vgg11", "vgg11")
+    assert net == zoo.create("vgg11", 10, (32, 32, 3))
+
+
+def test_parse_reads_whole_numbers_decimals_and_words():
+    net = zoo.parse("vit: width=12, mlp_ratio=0.5", 10, (32, 32, 3))
+    assert (net.module.width, net.module.mlp_ratio) == (12, 0.5)
+    assert zoo.parse("convnet:activation=swish", 10, (32, 32, 3)).module.activation == "swish"
+
+
+@pytest.mark.parametrize(
+    ("spec", "image_shape", "message"),
+    [
+        ("resnet19", (32, 32, 3), "unknown network 'resnet19'; choose one of mlp"),
+        ("convnet:colour=1", (32, 32, 3), "options are: width, depth, norm, activation, pooling"),
+        ("convnet_bn:norm=batch", (32, 32, 3), "options are: width, depth, activation, pooling"),
+        ("lenet:width=3", (32, 32, 3), "options are: none"),
+        ("convnet:norm=banana", (32, 32, 3), "choose one of instance, batch"),
+        ("convnet:width=0", (32, 32, 3), "whole number of at least 1"),
+        ("convnet:width=1.5", (32, 32, 3), "whole number of at least 1"),
+        ("vit:mlp_ratio=-1", (32, 32, 3), "number above 0"),
+        ("convnet:width", (32, 32, 3), "cannot read 'width'"),
+        ("convnet", (32, 32), "height, width, channels"),
+        ("convnet:depth=4", (8, 8, 3), "convnet:depth=4 on 8x8x3 images: a 1x1 feature map cannot be halved"),
+        ("convnet:norm=group,width=6", (8, 8, 3), "multiples of 4, not 6"),
+        ("vgg11", (16, 16, 3), "cannot be halved"),
+        ("lenet", (8, 8, 1), "too small for kernel 5"),
+        ("vit", (30, 32, 3), "patches of 4 pixels do not tile 30x32"),
+        ("vit:width=10", (32, 32, 3), "width 10 is no multiple of 3 heads"),
+    ],
+)
+def test_bad_requests_are_refused_in_one_line(spec, image_shape, message):
+    with pytest.raises(ValueError, match=r"\A.*\Z") as caught:
+        zoo.parse(spec, 10, image_shape)
+    assert message in str(caught.value)
+
+
+def test_images_of_another_shape_are_refused():
+    net = zoo.create("convnet", 10, (8, 8, 1), width=4, depth=1)
+    variables = jax.eval_shape(net.init, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"created for images \(8, 8, 1\), not \(8, 8, 3\)"):
+        jax.eval_shape(net.apply, variables, jnp.zeros((2, 8, 8, 3)))
+
+
+def test_the_map_of_an_mlp_is_refused():
+    net = zoo.create("mlp", 10, (8, 8, 1), width=4)
+    assert not net.has_map
+    with pytest.raises(ValueError, match="mlp:width=4 has no spatial feature map"):
+        _ = net.map_shape

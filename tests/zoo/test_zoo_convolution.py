@@ -1,0 +1,99 @@
+"""The matrix-product convolution against XLA's, and against a loop in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metadd_jax.zoo import convolution
+
+# side of the kernel, stride, padding, height, width
+CASES = [
+    (3, 1, 1, 7, 6),
+    (3, 2, 1, 7, 8),
+    (3, 1, 3, 5, 5),
+    (5, 1, 2, 6, 9),
+    (5, 1, 0, 7, 5),
+    (5, 2, 4, 9, 7),
+    (2, 2, 0, 7, 5),  # windows side by side, remainder dropped
+    (4, 4, 0, 8, 12),
+    (2, 2, 1, 5, 6),
+    (1, 1, 0, 4, 3),
+    (1, 2, 0, 5, 4),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_equal_xla(key, case):
+    side, stride, padding, height, width = case
+    keys = jax.random.split(key, 3)
+    images = jax.random.normal(keys[0], (2, height, width, 3))
+    kernel = jax.random.normal(keys[1], (side, side, 3, 4))
+    rows = convolution.output_side(height, side, stride=stride, padding=padding)
+    columns = convolution.output_side(width, side, stride=stride, padding=padding)
+    cotangent = jax.random.normal(keys[2], (2, rows, columns, 4))
+
+    @jax.jit
+    def results(images, kernel, cotangent):
+        def both(function):
+            value, pull = jax.vjp(lambda *a: function(*a, stride=stride, padding=padding), images, kernel)
+            return value, pull(cotangent)
+
+        return both(convolution.matmul_convolve), both(convolution.xla_convolve)
+
+    ours, theirs = results(images, kernel, cotangent)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
+def test_values_equal_a_loop_over_windows():
+    generator = np.random.default_rng(0)
+    images, kernel = generator.normal(size=(2, 5, 6, 2)), generator.normal(size=(3, 3, 2, 3))
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected = np.zeros((2, 3, 3, 3))
+    for row in range(3):
+        for column in range(3):
+            window = padded[:, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+            expected[:, row, column] = np.einsum("bijc,ijco->bo", window, kernel)
+    result = convolution.convolve(jnp.float32(images), jnp.float32(kernel), stride=2, padding=1)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_second_order_gradient_equals_xla(key):
+    """What trajectory and gradient matching need: the gradient of a function of a gradient."""
+    images = jax.random.normal(key, (2, 5, 5, 2))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 2, 3))
+
+    def outer(function, images):
+        inner = jax.grad(lambda kernel: jnp.sum(jnp.tanh(function(images, kernel, padding=1))))(kernel)
+        return jnp.sum(inner**2)
+
+    ours, theirs = jax.jit(
+        lambda images: tuple(
+            jax.grad(lambda x, f=function: outer(f, x))(images)
+            for function in (convolution.matmul_convolve, convolution.xla_convolve)
+        )
+    )(images)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_vmap_over_kernels_equals_one_by_one(key):
+    images = jax.random.normal(key, (3, 2, 6, 6, 2))
+    kernels = jax.random.normal(jax.random.key(1), (3, 3, 3, 2, 4))
+    together = jax.vmap(lambda x, k: convolution.matmul_convolve(x, k, padding=1))(images, kernels)
+    for index in range(3):
+        alone = convolution.xla_convolve(images[index], kernels[index], padding=1)
+        np.testing.assert_allclose(together[index], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_the_backend_chooses_the_convolution(monkeypatch):
+    images, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1))
+
+    def primitives():
+        return str(jax.make_jaxpr(convolution.convolve)(images, kernel))
+
+    assert "conv_general_dilated" not in primitives()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    jax.clear_caches()
+    assert "conv_general_dilated" in primitives()

@@ -1,0 +1,112 @@
+"""Initialisation, norms and pooling against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metadd_jax import zoo
+from metadd_jax.zoo import layers
+
+
+def test_pytorch_initialisation_bounds(key):
+    params = zoo.create("convnet", 10, (32, 32, 3)).init(key)["params"]
+    # 1 / sqrt(27), 1 / sqrt(1152), 1 / sqrt(2048): weights and biases alike
+    for name, bound in (("conv1", 0.19245), ("conv2", 0.029463), ("head", 0.022097)):
+        kernel, bias = np.asarray(params[name]["kernel"]), np.asarray(params[name]["bias"])
+        assert np.abs(kernel).max() <= bound * 1.0001
+        assert np.abs(kernel).max() > 0.99 * bound
+        assert 0.5 * bound < np.abs(bias).max() <= bound * 1.0001
+        np.testing.assert_allclose(kernel.std(), bound / np.sqrt(3), rtol=0.05)  # uniform
+        assert abs(kernel.mean()) < 0.1 * bound
+    np.testing.assert_array_equal(params["norm1"]["scale"], np.ones(128))
+    np.testing.assert_array_equal(params["norm1"]["bias"], np.zeros(128))
+
+
+def test_vit_initialisation(key):
+    params = zoo.create("vit", 10, (8, 8, 1), width=48, depth=1, patch=2).init(key)["params"]
+    assert np.std(params["block1"]["qkv"]["kernel"]) == pytest.approx(0.02, rel=0.15)
+    assert np.abs(params["block1"]["qkv"]["kernel"]).max() < 0.05
+    np.testing.assert_array_equal(params["head"]["bias"], np.zeros(10))
+    assert params["positions"].shape == (1, 17, 48)
+
+
+def _expected_norm(x, kind, scale, bias):
+    x = np.asarray(x, np.float64)
+    if kind == "group":
+        grouped = x.reshape(*x.shape[:3], 4, -1)
+        axes = (1, 2, 4)
+    else:
+        grouped, axes = x, {"instance": (1, 2), "layer": (1, 2, 3)}[kind]
+    mean = grouped.mean(axes, keepdims=True)
+    variance = grouped.var(axes, keepdims=True)
+    return ((grouped - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape) * scale + bias
+
+
+@pytest.mark.parametrize("kind", ["instance", "group", "layer"])
+def test_norms_equal_numpy(kind):
+    generator = np.random.default_rng(0)
+    x = generator.normal(2, 3, size=(2, 5, 4, 8)).astype(np.float32)
+    shape = (5, 4, 8) if kind == "layer" else (8,)
+    scale, bias = generator.normal(size=(2, *shape)).astype(np.float32)
+    result = layers.FeatureNorm(kind).apply({"params": {"scale": scale, "bias": bias}}, x)
+    np.testing.assert_allclose(result, _expected_norm(x, kind, scale, bias), rtol=1e-4, atol=1e-4)
+
+
+def test_standardise_survives_a_large_mean():
+    # Values that float32 holds exactly: the one-pass variance would be pure rounding noise here.
+    offsets = np.random.default_rng(0).integers(-8, 9, size=(2, 8, 8, 3))
+    x = (4096 + offsets).astype(np.float32)
+    result = layers.standardise(jnp.asarray(x), (1, 2))
+    np.testing.assert_allclose(result, _expected_norm(offsets, "instance", 1, 0), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["avg", "max"])
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 7)])
+def test_pool_equals_numpy(kind, height, width):
+    x = np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)
+    reduce = {"avg": np.mean, "max": np.max}[kind]
+    expected = np.stack(
+        [
+            np.stack(
+                [reduce(x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2], axis=(1, 2)) for j in range(width // 2)],
+                1,
+            )
+            for i in range(height // 2)
+        ],
+        1,
+    )
+    np.testing.assert_allclose(layers.pool(jnp.asarray(x), kind), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_max_pool_sends_the_gradient_to_the_largest():
+    x = jnp.array([[1.0, 3.0], [2.0, 0.0]]).reshape(1, 2, 2, 1)
+    gradient = jax.grad(lambda x: layers.pool(x, "max").sum())(x)
+    np.testing.assert_array_equal(gradient[0, :, :, 0], [[0, 1], [0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "stage"),
+    [
+        ([(32, 32), (16, 16), (8, 8), (4, 4), (2, 2), (1, 1)], 3),
+        ([(28, 28), (14, 14), (7, 7), (3, 3)], 2),
+        ([(16, 4), (8, 2)], 0),
+        ([(2, 2), (1, 1)], 0),
+    ],
+)
+def test_map_stage_is_the_deepest_of_at_least_four(sizes, stage):
+    assert layers.map_stage(sizes) == stage
+
+
+def test_activations_in_closed_form():
+    x = np.array([-2.0, 0.0, 3.0])
+    sigmoid = 1 / (1 + np.exp(-x))
+    expected = {
+        "relu": np.maximum(x, 0),
+        "sigmoid": sigmoid,
+        "leaky": np.where(x > 0, x, 0.01 * x),
+        "swish": x * sigmoid,
+    }
+    assert set(expected) == set(layers.ACTIVATIONS)
+    for name, values in expected.items():
+        np.testing.assert_allclose(layers.ACTIVATIONS[name](x), values, rtol=1e-6)
