@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-PACKAGES = ("metadd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def parse(config_type: type, arguments: list[str], *, default: Any = None, program: str, description: str) -> Any:
@@ -50,9 +50,12 @@ def versions() -> dict[str, str]:
     """Versions of what decides the numbers, and the machine."""
     import jax
 
+    import metadd_jax
+
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     device = jax.devices()[0]
     return {
+        "metadd_jax": metadd_jax.__version__,
         **found,
         "python": platform.python_version(),
         "device": f"{jax.local_device_count()} x {device.device_kind}",

@@ -18,7 +18,7 @@ import metadd_jax as mdd
 from metadd_jax import augment, files, pictures
 from metadd_jax.data import catalog
 from metadd_jax.distillers.run import compile_chunks
-from metadd_jax.evaluation import cross_architecture, report
+from metadd_jax.evaluation import report
 
 METHODS = ("dm",)
 BASELINES = ("random", "kmeans")
@@ -76,11 +76,12 @@ def prepare(config: DistillConfig) -> Job:
         data_dir=config.data_dir,
         cache_dir=config.cache_dir,
         validation_fraction=config.validation_fraction,
+        on_device=not config.stream_per_class,
     )
     smallest = int(np.min(dataset.arrays.counts))
     if config.ipc > smallest:
         raise ValueError(f"ipc={config.ipc} is more than the {smallest} images of the smallest class; lower --ipc")
-    cross_architecture.split_of(dataset, config.evaluate_on)
+    mdd.evaluation.split_of(dataset, config.evaluate_on)
 
     def network(spec: str) -> mdd.zoo.Architecture:
         return mdd.zoo.parse(spec, num_classes=dataset.num_classes, image_shape=dataset.image_shape)

@@ -66,7 +66,7 @@ class DistillConfig:
     eval_epochs: int = 300
     eval_augmentation: str = "auto"
     at_once: int = 24
-    metadd: InvariantConfig = InvariantConfig()
+    metadd: InvariantConfig = InvariantConfig(views="auto")
     chunk: int = 25
     save_every: int = 100
     device_mode: str = "auto"
@@ -87,7 +87,7 @@ PRESETS: dict[str, DistillConfig] = {
         train_seeds=2,
         pretrain_epochs=1,
         eval_epochs=10,
-        metadd=InvariantConfig(calibration_steps=2),
+        metadd=InvariantConfig(views="auto", calibration_steps=2),
         chunk=2,
         save_every=2,
     ),

@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "devices"
 MODES = ("auto", "jit", "pmap")
@@ -19,12 +21,14 @@ MODES = ("auto", "jit", "pmap")
 Update = Callable[[Any, Any, Any], tuple[Any, dict]]
 
 
-def jit(function: Callable, *, static_argnames: Sequence[str] = (), donate_argnums: Sequence[int] = ()) -> Callable:
+def jit(
+    function: Callable, *, static_argnames: Sequence[str] = (), donate_argnums: Sequence[int] = ()
+) -> Callable:
     """Compiles a pure function for one device; donated arguments must not be used again by the caller."""
     return jax.jit(function, static_argnames=tuple(static_argnames), donate_argnums=tuple(donate_argnums))
 
 
-def choose_mode(mode: str = "auto") -> str:
+def choose_mode(mode: str) -> str:
     """Returns "jit" or "pmap"; "auto" is pmap where there is more than one local device.
 
     Raises:
@@ -40,6 +44,17 @@ def choose_mode(mode: str = "auto") -> str:
 def num_devices(mode: str) -> int:
     """How many devices share one step in this mode."""
     return jax.local_device_count() if choose_mode(mode) == "pmap" else 1
+
+
+def replicate(tree: Any, *, mode: str = "auto") -> Any:
+    """Puts arrays where the steps of this mode leave their results: on the device, or whole on each of them.
+
+    Placed once, they are not sent again at every call; and a state that moved would be compiled for twice.
+    """
+    if choose_mode(mode) == "jit":
+        return jax.device_put(tree)
+    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def compile_steps(make_update: Callable[[str | None], Update], *, steps: int, mode: str = "auto") -> Update:
@@ -59,13 +74,19 @@ def compile_steps(make_update: Callable[[str | None], Update], *, steps: int, mo
     chunk = _scanned(make_update(AXIS), steps)
 
     def sharded(index: jax.Array, state: Any, data: Any, frozen: Any) -> tuple[Any, dict]:
-        del index  # only there because pmap wants one mapped argument; the step asks for its axis_index itself
+        del (
+            index
+        )  # only there because pmap wants one mapped argument; the step asks for its axis_index itself
         return chunk(state, data, frozen)
 
     mapped = jax.pmap(
         sharded, axis_name=AXIS, in_axes=(0, None, None, None), out_axes=(None, None), donate_argnums=1
     )
-    return lambda state, data, frozen: mapped(jnp.arange(jax.local_device_count()), state, data, frozen)
+
+    def replicated(state: Any, data: Any, frozen: Any) -> tuple[Any, dict]:
+        return mapped(jnp.arange(jax.local_device_count()), *replicate((state, data, frozen), mode="pmap"))
+
+    return replicated
 
 
 def _scanned(update: Update, steps: int) -> Update:
@@ -90,6 +111,8 @@ def own_share(size: int, axis_name: str | None) -> tuple[jax.Array | int, int]:
         return 0, size
     devices = jax.lax.axis_size(axis_name)
     if size % devices:
-        raise ValueError(f"a batch of {size} does not split over {devices} devices; use a multiple of {devices}")
+        raise ValueError(
+            f"a batch of {size} does not split over {devices} devices; use a multiple of {devices}"
+        )
     share = size // devices
     return jax.lax.axis_index(axis_name) * share, share

@@ -1,6 +1,7 @@
 """Real data: loading, checking, caching, and drawing from it on the device."""
 
 from metadd_jax.data.arrays import channel_statistics, from_arrays, stratified_split, to_device
+from metadd_jax.data.cache import cache_folder
 from metadd_jax.data.catalog import CLASS_NAMES, CONSTANTS, IMAGENET_SUBSETS, Constants, augmentation
 from metadd_jax.data.sampling import (
     class_indices,
@@ -19,6 +20,7 @@ __all__ = [
     "IMAGENET_SUBSETS",
     "Constants",
     "augmentation",
+    "cache_folder",
     "channel_statistics",
     "class_indices",
     "draw_class",

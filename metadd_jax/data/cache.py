@@ -36,6 +36,11 @@ class RawSet(NamedTuple):
     class_names: np.ndarray | None
 
 
+def cache_folder(cache_dir: str | os.PathLike | None) -> pathlib.Path:
+    """The folder for decoded images and trained networks: ``cache_dir``, else $METADD_CACHE, else the user's own."""
+    return pathlib.Path(cache_dir or os.environ.get("METADD_CACHE") or "~/.cache/metadd_jax").expanduser()
+
+
 def cached(
     cache_dir: str | os.PathLike | None, name: str, facts: Any, decode: Callable[[], RawSet]
 ) -> RawSet:
@@ -50,9 +55,8 @@ def cached(
       facts: JSON value that changes whenever the data would (sizes, times, hashes): the key.
       decode: reads the data set itself.
     """
-    folder = cache_dir or os.environ.get("METADD_CACHE") or "~/.cache/metadd_jax"
     key = files.hash_arrays(text=json.dumps([_LAYOUT, facts]))[:16]
-    path = pathlib.Path(folder).expanduser() / f"{name}-{key}.npz"
+    path = cache_folder(cache_dir) / f"{name}-{key}.npz"
     raw = _read(path)
     if raw is not None:
         return raw

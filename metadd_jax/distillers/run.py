@@ -7,6 +7,7 @@ chunks from the same states as one that was not, and ends in the same bits.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -65,7 +66,9 @@ def compile_chunks(
     def chunk_of(length: int) -> Callable[..., tuple[DistillState, dict]]:
         if length not in compiled:
             compiled[length] = parallel.compile_steps(
-                lambda axis_name: make_update(method, tx, axis_name=axis_name), steps=length, mode=config.device_mode
+                lambda axis_name: make_update(method, tx, axis_name=axis_name),
+                steps=length,
+                mode=config.device_mode,
             )
         return compiled[length]
 
@@ -96,17 +99,25 @@ def distil(
       ValueError: if a checkpoint is damaged or belongs to another run.
     """
     chunk_of = chunk_of or compile_chunks(method, tx, config)
-    state = init_state(jax.random.key(seed), method, tx, dataset)
+    place = functools.partial(parallel.replicate, mode=config.device_mode)
+    # The whole set may not fit on the device, so even the initial images come from a pool.
+    first = dataclasses.replace(dataset, arrays=_pool(dataset.arrays, seed, 0, config))
+    state, frozen = place(init_state(jax.random.key(seed), method, tx, first)), place(method.frozen)
+    arrays = dataset.arrays if config.stream_per_class else place(dataset.arrays)
     checkpoints = None if directory is None else storage.Checkpointer(pathlib.Path(directory) / "checkpoints")
-    log = storage.NoMetrics() if directory is None else storage.JsonLines(pathlib.Path(directory) / "metrics.jsonl")
+    log = (
+        storage.NoMetrics()
+        if directory is None
+        else storage.JsonLines(pathlib.Path(directory) / "metrics.jsonl")
+    )
     done = 0 if checkpoints is None else checkpoints.latest() or 0
     if done:
         state = checkpoints.restore(done, state)
     log.truncate_after(done)
     if on_chunk and done:
         on_chunk(done, {})
-    for start, length, data in _chunks(done, seed, dataset, config):
-        state, metrics = chunk_of(length)(state, data, method.frozen)
+    for start, length, data in _chunks(done, seed, arrays, config):
+        state, metrics = chunk_of(length)(state, data, frozen)
         done = start + length
         means = _finite_means(jax.device_get(metrics), start, directory)
         log.write(done, {f"distill/{name}": value for name, value in means.items()})
@@ -117,14 +128,20 @@ def distil(
     return state
 
 
-def _chunks(done: int, seed: int, dataset: Dataset, config: RunConfig) -> Iterator[tuple[int, int, ImageArrays]]:
+def _chunks(
+    done: int, seed: int, arrays: ImageArrays, config: RunConfig
+) -> Iterator[tuple[int, int, ImageArrays]]:
     """(first step, length, data) of the chunks still to do; a larger ``steps`` may go on from a finished run."""
     for start in range(done, config.steps, config.chunk):
         length = min(config.chunk, config.steps - start)
-        data = dataset.arrays
-        if config.stream_per_class:
-            data = sampling.stream_pool(data, seed, start // config.chunk, config.stream_per_class)
-        yield start, length, data
+        yield start, length, _pool(arrays, seed, start // config.chunk, config)
+
+
+def _pool(arrays: ImageArrays, seed: int, number: int, config: RunConfig) -> ImageArrays:
+    """The training images of one chunk: all of them, or those that are streamed to the device for it."""
+    if not config.stream_per_class:
+        return arrays
+    return sampling.stream_pool(arrays, seed, number, config.stream_per_class)
 
 
 def _crosses(start: int, done: int, every: int) -> bool:
@@ -132,7 +149,9 @@ def _crosses(start: int, done: int, every: int) -> bool:
 
 
 def _finite_means(metrics: dict[str, np.ndarray], start: int, directory: Any) -> dict[str, float]:
-    for name in sorted(metrics, key=lambda name: name == "loss"):  # the term that broke before the sum that it broke
+    for name in sorted(
+        metrics, key=lambda name: name == "loss"
+    ):  # the term that broke before the sum that it broke
         bad = np.flatnonzero(~np.isfinite(metrics[name]))
         if bad.size:
             kept = "" if directory is None else f"; the last good state is kept in {directory}/checkpoints"

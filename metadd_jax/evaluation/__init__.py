@@ -2,7 +2,7 @@
 
 from metadd_jax.evaluation.agreement import agreement, map_stack
 from metadd_jax.evaluation.baselines import kmeans_real, random_real
-from metadd_jax.evaluation.cross_architecture import Row, cross_architecture
+from metadd_jax.evaluation.cross_architecture import Row, cross_architecture, split_of
 from metadd_jax.evaluation.statistics import correlation, paired, summary
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "map_stack",
     "paired",
     "random_real",
+    "split_of",
     "summary",
 ]

@@ -15,7 +15,9 @@ from metadd_jax.evaluation.cross_architecture import Row
 ROLES = ("same", "seen", "unseen")
 
 
-def rows_of(set_name: str, distill_seed: int, table: Sequence[Row], roles: Mapping[str, str]) -> list[dict[str, Any]]:
+def rows_of(
+    set_name: str, distill_seed: int, table: Sequence[Row], roles: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """The rows of ``results.json`` for one set: ``{set, distill_seed, network, role, accuracies}``."""
     return [
         {
@@ -29,7 +31,9 @@ def rows_of(set_name: str, distill_seed: int, table: Sequence[Row], roles: Mappi
     ]
 
 
-def accuracies(rows: Sequence[Mapping[str, Any]], set_name: str, roles: Sequence[str] = ROLES) -> np.ndarray:
+def accuracies(
+    rows: Sequence[Mapping[str, Any]], set_name: str, *, roles: Sequence[str] = ROLES
+) -> np.ndarray:
     """Accuracies [distillation seeds, networks, training seeds] of one set over the networks with these roles."""
     chosen = [row for row in rows if row["set"] == set_name and row["role"] in roles]
     seeds = sorted({row["distill_seed"] for row in chosen})
@@ -45,7 +49,7 @@ def compare(rows: Sequence[Mapping[str, Any]], first: str, second: str) -> dict[
     if {"seen", "unseen"} <= present:
         groups["foreign"] = ("seen", "unseen")
     paired = {
-        name: statistics.paired(accuracies(rows, first, roles), accuracies(rows, second, roles))
+        name: statistics.paired(accuracies(rows, first, roles=roles), accuracies(rows, second, roles=roles))
         for name, roles in groups.items()
     }
     return {"first": first, "second": second, "by_role": paired}
@@ -63,9 +67,10 @@ def table_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = ["| set | " + " | ".join(header) + " |", "|---" * (len(header) + 1) + "|"]
     for name in dict.fromkeys(row["set"] for row in rows):
         cells = [
-            _cell(accuracies([row for row in rows if row["network"] == network], name)) for network, _ in networks
+            _cell(accuracies([row for row in rows if row["network"] == network], name))
+            for network, _ in networks
         ]
-        cells += [f"**{_cell(accuracies(rows, name, (role,)))}**" for role in means]
+        cells += [f"**{_cell(accuracies(rows, name, roles=(role,)))}**" for role in means]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 

@@ -41,6 +41,7 @@ def fit(
     Returns:
       ``params`` (+ ``batch_stats``) after the last epoch.
     """
+    images, labels = jnp.asarray(images), jnp.asarray(labels)  # NumPy arrays cannot be indexed in a scan
     batch_size = min(recipe.batch_size, images.shape[0])
     steps = -(-images.shape[0] // batch_size)
     strategy = augment.strategy(recipe.augmentation)
@@ -71,17 +72,25 @@ def fit(
         return ({**variables, "params": params, **_as_collection(batch_stats)}, opt_state), None
 
     def epoch(carry: tuple, number: jax.Array) -> tuple[tuple, None]:
-        order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 2), number), images.shape[0])
+        order = jax.random.permutation(
+            jax.random.fold_in(jax.random.fold_in(key, 2), number), images.shape[0]
+        )
         padding = steps * batch_size - images.shape[0]
         indices = jnp.concatenate([order, order[:padding]]).reshape(steps, batch_size)
-        weights = (jnp.arange(steps * batch_size) < images.shape[0]).astype(jnp.float32).reshape(steps, batch_size)
+        weights = (
+            (jnp.arange(steps * batch_size) < images.shape[0]).astype(jnp.float32).reshape(steps, batch_size)
+        )
         return jax.lax.scan(train_step, carry, (number * steps + jnp.arange(steps), indices, weights))
 
-    (variables, _), _ = jax.lax.scan(epoch, (variables, tx.init(variables["params"])), jnp.arange(recipe.epochs))
+    (variables, _), _ = jax.lax.scan(
+        epoch, (variables, tx.init(variables["params"])), jnp.arange(recipe.epochs)
+    )
     return variables
 
 
-def _loss(params: Any, net: Any, variables: Any, images: Any, labels: Any, weights: Any) -> tuple[jax.Array, Any]:
+def _loss(
+    params: Any, net: Any, variables: Any, images: Any, labels: Any, weights: Any
+) -> tuple[jax.Array, Any]:
     logits, _, batch_stats = net.apply_train({**variables, "params": params}, images)
     if labels.ndim == 1:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -98,6 +107,7 @@ def count_correct(
     net: zoo.Architecture, variables: Any, arrays: ImageArrays, *, batch_size: int = 250
 ) -> tuple[jax.Array, jax.Array]:
     """(number right, number of images), both float32, of a network on one split (standardised by its constants)."""
+    arrays = jax.tree.map(jnp.asarray, arrays)
     total = arrays.images.shape[0]
     batches = -(-total // batch_size)
     indices = jnp.minimum(jnp.arange(batches * batch_size), total - 1).reshape(batches, batch_size)

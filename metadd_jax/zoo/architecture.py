@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metadd_jax.zoo import initialise
+
 Variables = dict[str, Any]
 Outputs = dict[str, jax.Array]
 _COLLECTIONS = ("params", "batch_stats")
@@ -47,7 +49,7 @@ class Architecture:
         """New ``params`` (and ``batch_stats``, where the network has batch norm). Works under ``vmap``."""
         images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
         # Lazy: no image is pushed through the network. Perturbations are left out, they are no state.
-        return self.module.lazy_init(key, images, train=False, mutable=_COLLECTIONS)
+        return initialise.draw(key, self.module.lazy_init(key, images, train=False, mutable=_COLLECTIONS))
 
     def apply(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Outputs]:
         """Evaluation: batch norm uses its running statistics.
@@ -123,8 +125,8 @@ class Architecture:
 
 @functools.lru_cache(maxsize=256)
 def shapes(net: Architecture) -> tuple[Variables, Outputs]:
-    """Shapes of the variables and of ``out`` for one image; traced once per architecture."""
+    """Shapes of the variables and of ``out`` for one image: one trace per architecture, nothing allocated."""
     images = jax.ShapeDtypeStruct((1, *net.image_shape), jnp.float32)
-    variables = jax.eval_shape(net.init, jax.random.key(0))
-    _, out = jax.eval_shape(net.apply, variables, images)
+    initialise = functools.partial(net.module.init_with_output, train=False, mutable=_COLLECTIONS)
+    (_, out), variables = jax.eval_shape(initialise, jax.random.key(0), images)
     return variables, out

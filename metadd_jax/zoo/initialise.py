@@ -1,8 +1,9 @@
 """Drawing all parameters of a network in one go.
 
-A layer does not draw its parameters but says how they are to be drawn, by a box around zeros; ``draw`` then fills
-every box from one stream of random numbers per law. The reason is compile time on CPU: a ResNet18 has 62 tensors, and
-62 generators took 20 times as long to compile as one (23 s against 1.2 s), inside every function that initialises.
+A layer does not draw its parameters but says how they are to be drawn, by a box around zeros; ``draw`` then
+fills every box from one stream of random numbers per law. The reason is compile time on CPU: a ResNet18 has
+62 tensors, and 62 generators took 20 times as long to compile as one (23 s against 1.2 s), inside every
+function that initialises.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax.nn.initializers import Initializer
 
 from metadd_jax.zoo import convolution
+from metadd_jax.zoo.initialise import fan_in_uniform
 
 NORMS = ("instance", "batch", "layer", "group", "none")
 POOLINGS = ("avg", "max", "none")
@@ -29,19 +30,6 @@ _EPSILON = 1e-5
 
 class SizeError(ValueError):
     """The images are too small (or of the wrong size) for the network."""
-
-
-def fan_in_uniform(fan_in: int) -> Initializer:
-    """PyTorch's default for weights and biases alike: uniform in +-1 / sqrt(fan_in).
-
-    It is what ``kaiming_uniform`` with a = sqrt(5) comes to (``torch.nn.Linear.reset_parameters``).
-    """
-    bound = fan_in**-0.5
-
-    def init(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
 
 
 class Conv(nn.Module):

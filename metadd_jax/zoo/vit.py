@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metadd_jax.zoo import layers
+from metadd_jax.zoo import initialise, layers
 
 # Truncated at two deviations; weights, class token and positions alike. Biases start at 0.
-_normal = nn.initializers.truncated_normal(0.02)
+_normal = initialise.truncated_normal(0.02)
 
 
 def default_patch(side: int) -> int:

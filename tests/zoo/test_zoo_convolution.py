@@ -23,15 +23,16 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("features", [4, 16])  # few channels and many go different ways on CPU
 @pytest.mark.parametrize("case", CASES)
-def test_values_and_gradients_equal_xla(key, case):
+def test_values_and_gradients_equal_xla(key, case, features):
     side, stride, padding, height, width = case
     keys = jax.random.split(key, 3)
     images = jax.random.normal(keys[0], (2, height, width, 3))
-    kernel = jax.random.normal(keys[1], (side, side, 3, 4))
+    kernel = jax.random.normal(keys[1], (side, side, 3, features))
     rows = convolution.output_side(height, side, stride=stride, padding=padding)
     columns = convolution.output_side(width, side, stride=stride, padding=padding)
-    cotangent = jax.random.normal(keys[2], (2, rows, columns, 4))
+    cotangent = jax.random.normal(keys[2], (2, rows, columns, features))
 
     @jax.jit
     def results(images, kernel, cotangent):
@@ -39,7 +40,7 @@ def test_values_and_gradients_equal_xla(key, case):
             value, pull = jax.vjp(lambda *a: function(*a, stride=stride, padding=padding), images, kernel)
             return value, pull(cotangent)
 
-        return both(convolution.matmul_convolve), both(convolution.xla_convolve)
+        return both(convolution.convolve), both(convolution.xla_convolve)
 
     ours, theirs = results(images, kernel, cotangent)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
@@ -72,7 +73,7 @@ def test_second_order_gradient_equals_xla(key):
     ours, theirs = jax.jit(
         lambda images: tuple(
             jax.grad(lambda x, f=function: outer(f, x))(images)
-            for function in (convolution.matmul_convolve, convolution.xla_convolve)
+            for function in (convolution.convolve, convolution.xla_convolve)
         )
     )(images)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -81,17 +82,36 @@ def test_second_order_gradient_equals_xla(key):
 def test_vmap_over_kernels_equals_one_by_one(key):
     images = jax.random.normal(key, (3, 2, 6, 6, 2))
     kernels = jax.random.normal(jax.random.key(1), (3, 3, 3, 2, 4))
-    together = jax.vmap(lambda x, k: convolution.matmul_convolve(x, k, padding=1))(images, kernels)
+    together = jax.vmap(lambda x, k: convolution.convolve(x, k, padding=1))(images, kernels)
     for index in range(3):
         alone = convolution.xla_convolve(images[index], kernels[index], padding=1)
         np.testing.assert_allclose(together[index], alone, rtol=1e-5, atol=1e-5)
 
 
-def test_the_backend_chooses_the_convolution(monkeypatch):
+def test_vmap_over_images_or_kernels_alone_and_its_gradient(key):
+    images = jax.random.normal(key, (3, 2, 6, 6, 2))
+    kernels = jax.random.normal(jax.random.key(1), (3, 3, 3, 2, 4))
+
+    def total(function, images, kernel):
+        return jnp.sum(jnp.sin(function(images, kernel, padding=1)))
+
+    for axes, arguments in (((0, None), (images, kernels[0])), ((None, 0), (images[0], kernels))):
+        ours, theirs = (
+            jax.vmap(jax.grad(lambda x, k, f=function: total(f, x, k), argnums=(0, 1)), in_axes=axes)(
+                *arguments
+            )
+            for function in (convolution.convolve, convolution.xla_convolve)
+        )
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_only_the_cpu_goes_its_own_way(monkeypatch):
     images, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1))
 
     def primitives():
-        return str(jax.make_jaxpr(convolution.convolve)(images, kernel))
+        gradient = jax.grad(lambda k: convolution.convolve(images, k).sum())
+        return str(jax.make_jaxpr(gradient)(kernel))
 
     assert "conv_general_dilated" not in primitives()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -120,7 +120,7 @@ def test_vit_map_enters_the_last_block(key):
     net = zoo.create("vit", 5, (8, 8, 1), width=12, depth=1)
     params = net.init(key)["params"]
     images = jax.random.normal(key, (2, 8, 8, 1))
-    _, out = net.apply({"params": params}, images)
+    _, out = jax.jit(net.apply)({"params": params}, images)
     patches = np.asarray(images).reshape(2, 2, 4, 2, 4).transpose(0, 1, 3, 2, 4).reshape(2, 4, 16)
     expected = patches @ np.asarray(params["patches"]["kernel"]).reshape(16, 12) + params["patches"]["bias"]
     expected = expected + params["positions"][:, 1:]

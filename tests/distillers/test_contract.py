@@ -1,0 +1,193 @@
+"""One suite for all distillation methods: what ``Distiller`` promises, whoever the member is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metadd_jax import distillers, features, invariant, parallel, storage, zoo
+
+STEPS = 2
+TX = optax.sgd(0.1, momentum=0.5)
+SMALL_VIEWS = "flip"  # few ops compile fast; all of them are tested in test_augment
+
+
+def base(spec="convnet:width=4,depth=1", **settings):
+    net = zoo.parse(spec, num_classes=3, image_shape=(8, 8, 1))
+    return distillers.dm(net, **{"ipc": 2, "batch_size": 8, "augmentation": SMALL_VIEWS} | settings)
+
+
+def wrapped(auxiliaries, **settings):
+    config = invariant.InvariantConfig(**{"views": SMALL_VIEWS, "calibration_steps": 2} | settings)
+    return distillers.metadd(base(), auxiliaries, reference=auxiliaries[0], config=config)
+
+
+def with_vit(auxiliaries, dataset):
+    vit = zoo.parse("vit:width=8,depth=1,heads=2,patch=4", num_classes=3, image_shape=(8, 8, 1))
+    cam = features.CamConfig(transformer_method="attention")
+    extra = distillers.freeze(vit, vit.init(jax.random.key(3)), dataset, config=cam)
+    return wrapped([auxiliaries[0], extra], weighting="raw", subset=3, kl=0.0, cam=cam)
+
+
+MEMBERS = {
+    "dm": lambda auxiliaries, dataset: base(),
+    "dm two classes at once, from noise": lambda a, d: base(class_batch=2, init="noise", augmentation="none"),
+    "dm batch norm": lambda a, d: base("convnet_bn:width=4,depth=1"),
+    "metadd calibrated": lambda a, d: wrapped(a, weighting="calibrated"),
+    "metadd per step": lambda a, d: wrapped(a, weighting="per_step", kl=0.0, ai=0.0),
+    "metadd raw, attention, subset": with_vit,
+}
+
+compiled = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
+)
+
+
+def fresh(state):
+    """A copy: the compiled steps consume the state that they are given."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
+
+
+class Member:
+    """A method with its first state and its compiled chunk, made once for the whole suite."""
+
+    def __init__(self, method, dataset, *, one_device):
+        self.method, self.dataset, self.one_device, self.traces = method, dataset, one_device, 0
+        self.start = distillers.init_state(jax.random.key(0), method, TX, dataset)
+        self.chunk = self.compile("jit")
+        self.first, self.metrics = self.run(self.start)
+        self.second, _ = self.run(self.first)
+
+    def compile(self, mode):
+        def make(axis_name):
+            update = distillers.make_update(self.method, TX, axis_name=axis_name)
+
+            def counted(*arguments):
+                self.traces += 1
+                return update(*arguments)
+
+            return counted
+
+        return parallel.compile_steps(make, steps=STEPS, mode=mode)
+
+    def run(self, state, chunk=None):
+        return (chunk or self.chunk)(fresh(state), self.dataset.arrays, self.method.frozen)
+
+
+@pytest.fixture(scope="module", params=list(MEMBERS))
+def member(request, tiny, auxiliaries):
+    return Member(MEMBERS[request.param](auxiliaries, tiny), tiny, one_device="batch norm" in request.param)
+
+
+def assert_same_bits(a, b):
+    def raw(leaf):
+        return np.asarray(
+            jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        )
+
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(raw(x), raw(y))
+
+
+def test_metrics_are_finite_and_stacked_by_step(member):
+    assert {"loss", "gradient_norm"} <= set(member.metrics)
+    for name, values in member.metrics.items():
+        assert values.shape == (STEPS,), name
+        assert np.isfinite(values).all(), name
+    assert (member.metrics["loss"] > 0).all()
+    assert int(member.second.step) == 2 * STEPS
+
+
+def test_the_gradient_has_the_shape_of_the_set_and_reaches_every_image(member):
+    def gradient(key, state):
+        batch = member.method.sample(key, member.dataset.arrays, 0)
+        aux = member.method.refresh(key, state.aux, state.step)
+        loss = jax.grad(member.method.loss, argnums=1, has_aux=True)
+        return loss(key, state.synthetic, aux, batch, member.method.frozen)[0]
+
+    shapes = jax.eval_shape(gradient, jax.random.key(0), member.start)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, member.start.synthetic)
+    moved = np.abs(
+        np.asarray(member.first.synthetic["images"]) - np.asarray(member.start.synthetic["images"])
+    )
+    assert (moved.max(axis=(1, 2, 3)) > 0).all()
+
+
+def test_the_structure_of_the_state_never_changes(member):
+    def description(state):
+        return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), state)
+
+    assert description(member.start) == description(member.second)
+
+
+def test_the_set_is_class_major_float32(member):
+    made = member.method.synthetic(member.second)
+    assert made.images.shape == (6, 8, 8, 1) and made.images.dtype == jnp.float32
+    np.testing.assert_array_equal(made.labels, [0, 0, 1, 1, 2, 2])
+    assert made.labels.dtype == jnp.int32
+
+
+def test_nothing_is_traced_or_compiled_again(member):
+    state = fresh(member.first)
+    traces, compilations = member.traces, len(compiled)
+    state, _ = member.chunk(state, member.dataset.arrays, member.method.frozen)
+    member.chunk(state, member.dataset.arrays, member.method.frozen)
+    assert member.traces == traces
+    assert len(compiled) == compilations
+
+
+def test_one_key_gives_one_result_and_another_key_another(member):
+    again = distillers.init_state(jax.random.key(0), member.method, TX, member.dataset)
+    assert_same_bits(again, member.start)
+    assert_same_bits(member.run(again), (member.first, member.metrics))
+    other, _ = member.run(member.start.replace(key=jax.random.key(5)))
+    assert not np.array_equal(other.synthetic["images"], member.first.synthetic["images"])
+
+
+def test_a_state_saved_in_the_middle_goes_on_bit_for_bit(member, tmp_path):
+    storage.save_tree(tmp_path / "middle", member.first)
+    restored = storage.restore_tree(tmp_path / "middle", member.start)
+    assert_same_bits(restored, member.first)
+    assert_same_bits(member.run(restored)[0], member.second)
+
+
+def test_four_devices_compute_what_one_computes(member):
+    chunk = member.compile("pmap")
+    if member.one_device:
+        with pytest.raises(ValueError, match=r"batch-norm network.*one device"):
+            member.run(member.start, chunk)
+        return
+    first, metrics = member.run(member.start, chunk)
+    compilations = len(compiled)
+    np.testing.assert_allclose(metrics["loss"], member.metrics["loss"], rtol=1e-4)
+    np.testing.assert_allclose(
+        first.synthetic["images"], member.first.synthetic["images"], rtol=1e-4, atol=1e-5
+    )
+    second, _ = chunk(first, member.dataset.arrays, member.method.frozen)
+    assert len(compiled) == compilations
+    np.testing.assert_allclose(
+        second.synthetic["images"], member.second.synthetic["images"], rtol=1e-3, atol=1e-4
+    )
+    assert int(second.step) == 2 * STEPS
+
+
+def test_a_killed_run_ends_like_one_never_killed(member, tmp_path):
+    def run(steps, directory):
+        config = distillers.RunConfig(steps=steps, chunk=STEPS, save_every=STEPS, device_mode="jit")
+        return distillers.distil(
+            1,
+            member.method,
+            TX,
+            member.dataset,
+            config,
+            directory=directory,
+            chunk_of=lambda length: member.chunk,
+        )
+
+    run(4, tmp_path / "broken")
+    broken, whole = run(8, tmp_path / "broken"), run(8, None)
+    assert int(whole.step) == 8
+    assert_same_bits(broken, whole)

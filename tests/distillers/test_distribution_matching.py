@@ -1,0 +1,176 @@
+"""DM against NumPy in float64, with networks whose embedding is known in closed form."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metadd_jax import distillers, zoo
+
+SHAPE, COUNTS = (8, 8, 1), (20, 5, 9)
+MATRIX = np.random.default_rng(3).normal(size=(64, 7)) / 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Stub:
+    """A network that embeds by tanh(x W) (or by "batch norm": x W less its batch mean, squared)."""
+
+    has_batch_stats: bool = False
+    name: str = "stub"
+    num_classes: int = 3
+    image_shape: tuple[int, int, int] = SHAPE
+
+    def init(self, key):
+        return {"params": jnp.asarray(MATRIX)}
+
+    def apply_batch(self, variables, images):
+        z = images.reshape(len(images), -1) @ variables["params"]
+        return None, {"embedding": (z - z.mean(axis=0)) ** 2 if self.has_batch_stats else jnp.tanh(z)}
+
+
+def flat(images):
+    return np.asarray(images, np.float64).reshape(*images.shape[:-3], -1)
+
+
+def standardised(batch):
+    pixels = np.asarray(batch["images"], np.float64) / 255
+    return flat((pixels - np.asarray(batch["mean"], np.float64)) / np.asarray(batch["std"], np.float64))
+
+
+def make(net=None, **settings):
+    return distillers.dm(net or Stub(), **{"ipc": 2, "batch_size": 8, "augmentation": "none"} | settings)
+
+
+def draw(method, tiny, seed=1):
+    return method.sample(jax.random.key(seed), tiny.arrays, jnp.int32(0))
+
+
+def value(method, images, batch, seed=2):
+    return method.loss(jax.random.key(seed), {"images": jnp.asarray(images)}, (), batch, ())[0]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(1).normal(size=(6, *SHAPE))
+
+
+def expected_loss(images, batch):
+    """Sum over classes and features of the squared difference of the mean embeddings."""
+    real, weights = standardised(batch), np.asarray(batch["weights"])
+    total = 0.0
+    for label in range(3):
+        present = real[label][weights[label] > 0]
+        difference = np.tanh(present @ MATRIX).mean(0) - np.tanh(
+            flat(images)[2 * label : 2 * label + 2] @ MATRIX
+        ).mean(0)
+        total += (difference**2).sum()
+    return total
+
+
+def test_a_batch_holds_distinct_images_of_each_class(tiny):
+    batch = draw(make(), tiny)
+    assert batch["images"].dtype == jnp.uint8 and batch["images"].shape == (3, 8, *SHAPE)
+    np.testing.assert_array_equal(batch["weights"].sum(axis=1), [min(8, count) for count in COUNTS])
+    for label in range(3):
+        drawn = np.asarray(batch["images"][label])[np.asarray(batch["weights"][label]) > 0]
+        own = np.asarray(tiny.arrays.images)[np.asarray(tiny.arrays.labels) == label]
+        assert len(np.unique(drawn, axis=0)) == len(drawn)
+        assert all((own == image).all(axis=(1, 2, 3)).any() for image in drawn)
+
+
+@pytest.mark.parametrize("class_batch", [1, 2, 5])
+def test_the_loss_is_the_sum_over_classes_and_features(tiny, images, class_batch):
+    method = make(class_batch=class_batch)
+    batch = draw(method, tiny)
+    assert float(value(method, images, batch)) == pytest.approx(expected_loss(images, batch), rel=1e-4)
+
+
+def test_the_gradient_flows_through_the_synthetic_side_alone(tiny, images):
+    method = make()
+    batch = draw(method, tiny)
+    with jax.enable_x64():
+        slope = np.asarray(jax.grad(lambda x: value(method, x, batch))(jnp.asarray(images)), np.float64)
+        moved = jax.grad(lambda mean: value(method, images, {**batch, "mean": mean}))(batch["mean"])
+    assert slope.dtype == np.float64
+    direction = np.random.default_rng(2).normal(size=images.shape)
+    ahead, behind = (expected_loss(images + sign * 1e-5 * direction, batch) for sign in (1, -1))
+    assert (slope * direction).sum() == pytest.approx((ahead - behind) / 2e-5, rel=1e-4)
+    np.testing.assert_array_equal(moved, 0.0)  # shifts the real images only
+
+
+def test_batch_norm_sees_all_classes_in_one_pass(tiny, images):
+    method = make(Stub(has_batch_stats=True), batch_size=5)
+    batch = draw(method, tiny)
+
+    def embed(x):
+        z = x.reshape(-1, 64) @ MATRIX
+        return ((z - z.mean(0)) ** 2).reshape(3, -1, 7).mean(1)
+
+    expected = ((embed(standardised(batch)) - embed(flat(images))) ** 2).sum()
+    assert float(value(method, images, batch)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_both_sides_see_the_same_views(tiny, batch_norm):
+    method = make(Stub(batch_norm), ipc=5, batch_size=5, augmentation="color_crop_cutout_flip_scale_rotate")
+    batch = draw(method, tiny)
+    same = standardised(batch).reshape(15, *SHAPE).astype(np.float32)
+    loss = jax.jit(lambda x, seed: method.loss(jax.random.key(seed), {"images": x}, (), batch, ())[0])
+    values = np.array([(loss(same, seed), loss(same[::-1], seed)) for seed in range(12)])
+    np.testing.assert_allclose(values[:, 0], 0, atol=1e-8)
+    assert (values[:, 1] > 1e-2).all() and len(np.unique(values[:, 1].round(6))) > 6
+
+
+def test_every_step_draws_a_fresh_network(tiny):
+    """All images in every batch, no augmentation, a still set: only the network can change the loss."""
+
+    def losses(net):
+        method, tx = make(net, batch_size=20), optax.sgd(0.0)
+        update = jax.jit(distillers.make_update(method, tx))
+        state = distillers.init_state(jax.random.key(0), method, tx, tiny)
+        values = []
+        for _ in range(3):
+            state, metrics = update(state, tiny.arrays, ())
+            values.append(float(metrics["loss"]))
+        return values
+
+    steady = losses(Stub())
+    np.testing.assert_allclose(steady, steady[0], rtol=1e-5)
+    random = losses(zoo.parse("mlp:width=8", 3, SHAPE))
+    assert min(abs(a - b) for a, b in [random[:2], random[1:], random[::2]]) > 1e-3 * max(random)
+
+
+def test_the_start_is_distinct_real_images_or_noise(tiny, key):
+    real = np.asarray(make().init(key, tiny)[0]["images"])
+    pixels = np.rint((real * np.asarray(tiny.arrays.std) + np.asarray(tiny.arrays.mean)) * 255)
+    for position, label in enumerate([0, 0, 1, 1, 2, 2]):
+        own = np.asarray(tiny.arrays.images)[np.asarray(tiny.arrays.labels) == label]
+        assert (own == pixels[position]).all(axis=(1, 2, 3)).any()
+    noise = np.asarray(make(init="noise", ipc=100).init(key, tiny)[0]["images"])
+    assert noise.shape == (300, *SHAPE)
+    assert abs(noise.mean()) < 0.03 and noise.std() == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ipc": 0}, "ipc=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"class_batch": 0}, "class_batch=0"),
+        ({"init": "dream"}, "'dream' must be one of real, noise"),
+        ({"augmentation": "sparkle"}, "unknown augmentation 'sparkle'"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
+
+
+def test_data_that_cannot_serve_are_refused(tiny, key):
+    with pytest.raises(ValueError, match="ipc is 6, but class 1, the smallest, has 5"):
+        make(ipc=6).init(key, tiny)
+    with pytest.raises(ValueError, match=r"stub takes \(8, 8, 3\) images of 3 classes.*create the network"):
+        make(Stub(image_shape=(8, 8, 3))).init(key, tiny)

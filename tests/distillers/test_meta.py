@@ -1,0 +1,197 @@
+"""MetaDD's wrapper: the weights re-derived, the base method undisturbed, the auxiliaries untouched."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metadd_jax import distillers, features, invariant, zoo
+from metadd_jax.structs import SyntheticSet
+
+LABELS = jnp.array([0, 0, 1, 1, 2, 2])
+START, TARGET = np.random.default_rng(0).normal(size=(2, 6, 8, 8, 1)).astype(np.float32)
+# Without views and subset the terms do not depend on a key, so a test can compute them by itself.
+PLAIN = {"views": "none", "kl": 0.0, "ai": 0.3, "pos": 0.2, "var": 0.1, "cap": 1e9, "calibration_steps": 4}
+
+
+def quadratic(signs=(1.0,)):
+    """A base method that pulls towards TARGET (gradient: x - TARGET), with the sign of the step's number."""
+    table = jnp.array(signs)
+
+    def loss(key, synthetic, aux, batch, frozen, *, axis_name=None):
+        return batch * 0.5 * jnp.sum((synthetic["images"] - TARGET) ** 2), (aux, {})
+
+    return distillers.Distiller(
+        name="quadratic",
+        init=lambda key, dataset: ({"images": jnp.asarray(START)}, {"seen": jnp.zeros(())}),
+        sample=lambda key, data, step, *, axis_name=None: table[step % len(signs)],
+        loss=loss,
+        refresh=lambda key, aux, step: {"seen": aux["seen"] + 1},
+        decode=lambda synthetic, aux: SyntheticSet(images=synthetic["images"], labels=LABELS),
+        frozen=jnp.arange(3.0),
+    )
+
+
+def wrap(base, auxiliaries, **settings):
+    return distillers.metadd(base, auxiliaries, config=invariant.InvariantConfig(**PLAIN | settings))
+
+
+@pytest.fixture(scope="module")
+def gradients(auxiliaries):
+    """images -> the gradient of each term alone, by plain jax.grad of the invariant loss."""
+
+    def of(images, name):
+        config = invariant.InvariantConfig(**PLAIN)
+
+        def term(x):
+            return invariant.invariant_terms(jax.random.key(7), x, LABELS, auxiliaries, config=config)[0][
+                name
+            ]
+
+        return jax.grad(term)(images)
+
+    compute = jax.jit(lambda images: {name: of(images, name) for name in ("ai", "pos", "var")})
+    return lambda images: {name: np.asarray(value, np.float64) for name, value in compute(images).items()}
+
+
+def norm(x):
+    return float(np.sqrt((np.asarray(x, np.float64) ** 2).sum()))
+
+
+@pytest.fixture(scope="module")
+def calibrated(auxiliaries):
+    """Three steps forwards and one back: half as long a mean *vector*; the mean length would be whole."""
+    return wrap(quadratic((1.0, 1.0, 1.0, -1.0)), auxiliaries)
+
+
+def test_calibrated_weights_come_from_mean_gradient_vectors(key, tiny, calibrated, gradients):
+    synthetic, aux = calibrated.init(key, tiny)
+    terms = gradients(synthetic["images"])
+    for name, rho in (("ai", 0.3), ("pos", 0.2), ("var", 0.1)):
+        expected = rho * 0.5 * norm(START - TARGET) / norm(terms[name])
+        assert float(aux["weights"][name]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_cap_bounds_a_calibrated_weight(key, tiny, auxiliaries):
+    _, aux = wrap(quadratic(), auxiliaries, cap=1e-3, ai=0.0).init(key, tiny)
+    assert aux["weights"] == {"pos": pytest.approx(1e-3), "var": pytest.approx(1e-3)}
+
+
+def test_the_weighted_gradients_add_up_and_weights_stay(key, tiny, calibrated, gradients):
+    method, tx = calibrated, optax.sgd(0.1)
+    state = distillers.init_state(key, method, tx, tiny)
+    update = jax.jit(distillers.make_update(method, tx))
+    for _ in range(2):
+        before = np.asarray(state.synthetic["images"], np.float64)
+        weights = {name: float(weight) for name, weight in state.aux["weights"].items()}
+        terms = gradients(state.synthetic["images"])
+        state, metrics = update(state, tiny.arrays, method.frozen)
+        total = before - TARGET + sum(weights[name] * terms[name] for name in terms)
+        np.testing.assert_allclose(state.synthetic["images"], before - 0.1 * total, rtol=1e-3, atol=1e-4)
+        assert {name: float(weight) for name, weight in state.aux["weights"].items()} == weights
+        parts = float(metrics["loss_base"]) + sum(weights[t] * float(metrics[f"loss_{t}"]) for t in weights)
+        assert float(metrics["loss"]) == pytest.approx(parts, rel=1e-4)
+    # They are leaves of the state, hence of every checkpoint; the base method's own aux goes on beside them.
+    names = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.aux)}
+    assert names == {"['base']['seen']", "['weights']['ai']", "['weights']['pos']", "['weights']['var']"}
+    assert float(state.aux["base"]["seen"]) == 2
+
+
+def test_per_step_weights_hold_the_ratio_at_every_step(key, tiny, auxiliaries, gradients):
+    method, tx = wrap(quadratic(), auxiliaries, weighting="per_step"), optax.sgd(0.3)
+    state = distillers.init_state(key, method, tx, tiny)
+    update = jax.jit(distillers.make_update(method, tx))
+    seen = []
+    for _ in range(3):
+        before = np.asarray(state.synthetic["images"], np.float64)
+        terms = gradients(state.synthetic["images"])
+        state, metrics = update(state, tiny.arrays, method.frozen)
+        for name, rho in (("ai", 0.3), ("pos", 0.2), ("var", 0.1)):
+            ratio = float(metrics[f"weight_{name}"]) * norm(terms[name]) / norm(before - TARGET)
+            assert ratio == pytest.approx(rho, rel=1e-3)
+        # The weights are constants of the step: no gradient flows through them.
+        total = before - TARGET + sum(float(metrics[f"weight_{name}"]) * terms[name] for name in terms)
+        np.testing.assert_allclose(state.synthetic["images"], before - 0.3 * total, rtol=1e-3, atol=1e-4)
+        seen.append(float(metrics["weight_var"]))
+    assert len(set(seen)) == 3
+
+
+def test_raw_weights_are_the_strengths(key, tiny, auxiliaries):
+    _, aux = wrap(quadratic(), auxiliaries, weighting="raw", pos=0.0).init(key, tiny)
+    assert aux["weights"] == {"ai": pytest.approx(0.3), "var": pytest.approx(0.1)}
+
+
+def test_the_base_method_sees_what_it_sees_without_the_wrapper(tiny, auxiliaries):
+    """Terms too weak to change a float leave the very trajectory of bare DM, calibrated or not."""
+    base = distillers.dm(zoo.parse("mlp:width=8", 3, (8, 8, 1)), ipc=2, batch_size=8, augmentation="flip")
+    tx = optax.sgd(0.1, momentum=0.5)
+
+    def trajectory(method):
+        state = distillers.init_state(jax.random.key(0), method, tx, tiny)
+        update = jax.jit(distillers.make_update(method, tx))
+        points = [state.synthetic["images"]]
+        for _ in range(3):
+            state, metrics = update(state, tiny.arrays, method.frozen)
+            points += [state.synthetic["images"], metrics.get("loss_base", metrics["loss"])]
+        return points
+
+    bare = trajectory(base)
+    config = invariant.InvariantConfig(ai=1e-25, pos=0, var=0, kl=0, views="none", calibration_steps=2)
+    for point, other in zip(
+        bare, trajectory(distillers.metadd(base, auxiliaries, config=config)), strict=True
+    ):
+        np.testing.assert_allclose(other, point, rtol=1e-5, atol=1e-6)
+    assert not np.array_equal(bare[0], bare[-2])
+
+
+def test_no_gradient_reaches_an_auxiliary_and_none_changes(key, tiny, auxiliaries):
+    method = distillers.metadd(
+        quadratic(),
+        auxiliaries,
+        reference=auxiliaries[0],
+        config=invariant.InvariantConfig(weighting="raw", views="none"),
+    )
+    synthetic, aux = method.init(key, tiny)
+    copies = jax.tree.map(np.array, method.frozen)
+
+    def loss(frozen):
+        return method.loss(key, synthetic, aux, jnp.ones(()), frozen)[0]
+
+    slopes = jax.jit(jax.grad(loss))(method.frozen)
+    variables = [auxiliary.variables for auxiliary in (*slopes["auxiliaries"], slopes["reference"])]
+    assert jax.tree.leaves(variables)
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(variables))
+    np.testing.assert_array_equal(method.frozen["base"], [0, 1, 2])
+    for now, then in zip(jax.tree.leaves(method.frozen), jax.tree.leaves(copies), strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_the_wrapped_method_is_named_and_decoded_as_the_base(key, tiny, auxiliaries):
+    method = wrap(quadratic(), auxiliaries, weighting="raw")
+    assert method.name == "quadratic+metadd"
+    state = distillers.init_state(key, method, optax.sgd(0.1), tiny)
+    np.testing.assert_array_equal(method.synthetic(state).labels, LABELS)
+    np.testing.assert_array_equal(method.synthetic(state).images, state.synthetic["images"])
+
+
+def test_too_few_auxiliaries_or_no_reference_stop_at_the_start(key, tiny, auxiliaries):
+    with pytest.raises(ValueError, match="at least 2 auxiliaries"):
+        wrap(quadratic(), auxiliaries[:1]).init(key, tiny)
+    with pytest.raises(ValueError, match="kl != 0 needs reference"):
+        wrap(quadratic(), auxiliaries, kl=1.0).init(key, tiny)
+
+
+def test_freeze_measures_the_typical_map_range(tiny, auxiliaries):
+    first = auxiliaries[0]
+    # At most 32 images a class, and as many as the smallest has: all 5 of class 1 among them.
+    images = (np.asarray(tiny.arrays.images) / 255 - np.asarray(tiny.arrays.mean)) / np.asarray(
+        tiny.arrays.std
+    )
+    observe = jax.jit(lambda x, y: features.raw_maps(first.net, first.variables, x, y)[0])
+    maps = observe(images.astype(np.float32), tiny.arrays.labels)
+    ranges = np.asarray(maps).max((1, 2)) - np.asarray(maps).min((1, 2))
+    assert 1e-2 * ranges.min() <= float(first.map_eps) <= 1e-2 * ranges.max()
+    mlp = zoo.parse("mlp:width=4", 3, (8, 8, 1))
+    flat = distillers.freeze(mlp, mlp.init(jax.random.key(0)), tiny)
+    assert float(flat.map_eps) == 1.0 and flat.net == mlp

@@ -1,0 +1,198 @@
+"""The host loop on a method small enough to know every number: x goes to 0.8 x and tells its step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metadd_jax import data, distillers, storage
+from metadd_jax.distillers import NotFiniteError, RunConfig
+from metadd_jax.structs import SyntheticSet
+
+TX = optax.sgd(0.1)
+
+
+def toy(bad_step=10**6, size=3):
+    """Minimises |x|^2; its metrics are the step's number, the pool's pixel sum, and a term that may break."""
+
+    def loss(key, synthetic, aux, batch, frozen, *, axis_name=None):
+        term = jnp.where(aux["step"] >= bad_step, jnp.nan, 0.0)
+        noise = 1e-3 * jax.random.normal(key)
+        value = jnp.sum(synthetic["x"] ** 2) + noise * jnp.sum(synthetic["x"]) + term
+        return value, (aux, {"loss_term": term, "number": aux["step"].astype(jnp.float32), "pool": batch})
+
+    return distillers.Distiller(
+        name="toy",
+        init=lambda key, dataset: ({"x": jax.random.normal(key, (size,))}, {"step": jnp.int32(-1)}),
+        sample=lambda key, arrays, step, *, axis_name=None: jnp.sum(
+            jnp.asarray(arrays.images).astype(jnp.float32)
+        ),
+        loss=loss,
+        refresh=lambda key, aux, step: {"step": step},
+        decode=lambda synthetic, aux: SyntheticSet(images=synthetic["x"], labels=jnp.arange(size)),
+    )
+
+
+def config(**settings):
+    return RunConfig(**{"steps": 8, "chunk": 2, "save_every": 4, "device_mode": "jit"} | settings)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    images = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 1)).astype(np.uint8)
+    return data.from_arrays("forty", images, np.arange(40) % 2, images, np.arange(40) % 2)
+
+
+@pytest.fixture(scope="module")
+def chunk_of():
+    return distillers.compile_chunks(toy(), TX, config())
+
+
+def run(dataset, directory=None, method=None, seed=3, tx=TX, **settings):
+    given = {name: settings.pop(name) for name in ("chunk_of", "on_chunk") if name in settings}
+    return distillers.distil(
+        seed, method or toy(), tx, dataset, config(**settings), directory=directory, **given
+    )
+
+
+def lines(directory):
+    return storage.JsonLines(directory / "metrics.jsonl").read()
+
+
+def same(a, b):
+    return all(
+        np.array_equal(
+            jax.random.key_data(x) if x is a.key else x, jax.random.key_data(y) if y is b.key else y
+        )
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def test_it_descends_and_logs_the_mean_of_each_chunk(dataset, tmp_path, chunk_of):
+    calls = []
+    state = run(
+        dataset, tmp_path, chunk_of=chunk_of, on_chunk=lambda done, means: calls.append((done, dict(means)))
+    )
+    start = distillers.init_state(jax.random.key(3), toy(), TX, dataset)
+    assert int(state.step) == 8
+    np.testing.assert_allclose(state.synthetic["x"], 0.8**8 * np.asarray(start.synthetic["x"]), atol=3e-3)
+    logged = lines(tmp_path)
+    assert [line["step"] for line in logged] == [2, 4, 6, 8]
+    assert [line["distill/number"] for line in logged] == [0.5, 2.5, 4.5, 6.5]
+    assert {"distill/loss", "distill/gradient_norm", "distill/loss_term"} <= set(logged[0])
+    assert [done for done, _ in calls] == [2, 4, 6, 8]
+    assert calls[1][1]["number"] == 2.5
+    assert storage.Checkpointer(tmp_path / "checkpoints").latest() == 8
+
+
+def test_a_finished_run_does_nothing_more(dataset, tmp_path, chunk_of):
+    first = run(dataset, tmp_path, chunk_of=chunk_of)
+    text = (tmp_path / "metrics.jsonl").read_text()
+
+    def never(length):
+        raise AssertionError("a finished run compiled a chunk")
+
+    calls = []
+    again = run(dataset, tmp_path, chunk_of=never, on_chunk=lambda done, means: calls.append((done, means)))
+    assert same(first, again)
+    assert (tmp_path / "metrics.jsonl").read_text() == text
+    assert calls == [(8, {})]  # so that a progress bar stands at its end
+
+
+def test_a_run_killed_between_checkpoints_goes_on_from_the_last(dataset, tmp_path, chunk_of):
+    def kill(done, means):
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(dataset, tmp_path / "broken", chunk_of=chunk_of, on_chunk=kill)
+    assert storage.Checkpointer(tmp_path / "broken" / "checkpoints").latest() == 4
+    calls = []
+    broken = run(dataset, tmp_path / "broken", chunk_of=chunk_of, on_chunk=lambda done, _: calls.append(done))
+    assert calls == [4, 6, 8]
+    whole = run(dataset, tmp_path / "whole", chunk_of=chunk_of)
+    assert same(broken, whole)
+    assert lines(tmp_path / "broken") == lines(tmp_path / "whole")
+
+
+def test_resume_on_four_devices_gives_the_same_bits(dataset, tmp_path):
+    method = toy()
+    chunks = distillers.compile_chunks(method, TX, config(device_mode="pmap"))
+    shared = {"method": method, "chunk_of": chunks, "device_mode": "pmap"}
+    run(dataset, tmp_path, steps=4, **shared)
+    assert same(run(dataset, tmp_path, **shared), run(dataset, **shared))
+
+
+def test_a_ragged_last_chunk_ends_at_the_asked_step(dataset, tmp_path, chunk_of):
+    state = run(dataset, tmp_path, steps=5, save_every=100, chunk_of=chunk_of)
+    assert int(state.step) == 5
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 5]
+    assert storage.Checkpointer(tmp_path / "checkpoints").latest() == 5  # also at the end, off the grid
+
+
+def test_a_broken_term_is_named_and_the_last_good_state_kept(dataset, tmp_path):
+    with pytest.raises(
+        NotFiniteError, match=r"loss_term is nan at step 5; the last good state is kept in .*checkpoints"
+    ):
+        run(dataset, tmp_path, method=toy(bad_step=5))
+    keeper = storage.Checkpointer(tmp_path / "checkpoints")
+    assert keeper.latest() == 4
+    state = keeper.restore(4, distillers.init_state(jax.random.key(0), toy(), TX, dataset))
+    assert np.isfinite(state.synthetic["x"]).all()
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4]
+    # The cause mended, the run goes on from there.
+    assert int(run(dataset, tmp_path).step) == 8
+
+
+def test_a_huge_image_learning_rate_stops_the_run(dataset):
+    with pytest.raises(NotFiniteError, match="lower the image learning rate"):
+        run(dataset, tx=optax.sgd(1e30))
+
+
+def test_each_chunk_streams_its_own_pool_again_on_resume(dataset, tmp_path):
+    def sums(directory):
+        return [line["distill/pool"] for line in lines(directory)]
+
+    run(dataset, tmp_path / "whole", stream_per_class=5)
+    pools = [
+        data.stream_pool(dataset.arrays, 3, number, 5).images.astype(np.float64).sum() for number in range(4)
+    ]
+    np.testing.assert_allclose(sums(tmp_path / "whole"), pools, rtol=1e-6)
+    assert len(set(pools)) == 4
+    run(dataset, tmp_path / "broken", stream_per_class=5, steps=4)
+    run(dataset, tmp_path / "broken", stream_per_class=5)
+    assert sums(tmp_path / "broken") == sums(tmp_path / "whole")
+
+
+def test_a_streamed_run_never_takes_the_whole_set(dataset):
+    method, seen = toy(), []
+
+    def init(key, first):
+        seen.append(first.arrays.images.shape[0])
+        return method.init(key, first)
+
+    run(dataset, method=method._replace(init=init), stream_per_class=5, steps=2)
+    assert seen == [10]
+
+
+def test_another_seed_is_another_run_and_another_method_is_refused(dataset, tmp_path, chunk_of):
+    first = run(dataset, tmp_path, chunk_of=chunk_of)
+    assert not same(first, run(dataset, seed=4, chunk_of=chunk_of))
+    with pytest.raises(ValueError, match="belongs to another run"):
+        run(dataset, tmp_path, method=toy(size=4))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"chunk": 0}, "chunk=0"),
+        ({"save_every": 0}, "save_every=0"),
+        ({"stream_per_class": -1}, "stream_per_class=-1"),
+        ({"device_mode": "gpu"}, "unknown device mode 'gpu'; use one of auto, jit, pmap"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        config(**settings)

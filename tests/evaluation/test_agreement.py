@@ -1,0 +1,56 @@
+"""Agreement of a set's maps, made in batches, against maps made by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metadd_jax import evaluation, features, zoo
+from metadd_jax.structs import SyntheticSet
+
+SHAPE = (8, 8, 1)
+
+
+@pytest.fixture(scope="module")
+def synthetic():
+    return SyntheticSet(images=jax.random.normal(jax.random.key(0), (7, *SHAPE)), labels=jnp.arange(7) % 3)
+
+
+@pytest.fixture(scope="module")
+def auxiliaries(synthetic):
+    nets = [zoo.parse(spec, 3, SHAPE) for spec in ("convnet:width=4,depth=1", "convnet:width=6,depth=1")]
+    make = jax.jit(
+        lambda net, key: features.make_auxiliary(net, net.init(key), synthetic.images, synthetic.labels),
+        static_argnums=0,
+    )
+    return [make(net, jax.random.key(seed)) for seed, net in enumerate(nets)]
+
+
+@pytest.fixture(scope="module")
+def whole(synthetic, auxiliaries):
+    """All maps in one batch."""
+    return np.asarray(jax.jit(features.stack_maps)(auxiliaries, synthetic.images, synthetic.labels))
+
+
+def test_batches_make_no_difference(synthetic, auxiliaries, whole):
+    stack = evaluation.map_stack(synthetic.images, synthetic.labels, auxiliaries, batch_size=3)  # 3, 3 and 1
+    assert stack.shape == (2, 7, 8, 8)
+    np.testing.assert_allclose(stack, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.2])
+def test_the_ratios_against_numpy(synthetic, auxiliaries, whole, threshold):
+    facts = evaluation.agreement(synthetic, auxiliaries, threshold=threshold)
+    high = whole >= threshold
+    both, areas = high.all(axis=0), high.mean(axis=(2, 3))
+    chance = areas.prod(axis=0)
+    assert facts["meta_ratio"] == pytest.approx(both.mean(), abs=1e-5)
+    np.testing.assert_allclose(facts["high_area"], areas.mean(axis=1), atol=1e-5)
+    corrected = (both.mean(axis=(1, 2)) - chance).mean() / (areas.min(axis=0) - chance).mean()
+    assert facts["chance_corrected"] == pytest.approx(corrected, abs=1e-4)
+    assert isinstance(facts["meta_ratio"], float) and isinstance(facts["high_area"], list)
+
+
+def test_one_network_agrees_with_nobody(synthetic, auxiliaries):
+    with pytest.raises(ValueError, match="at least 2 networks with activation maps, got 1"):
+        evaluation.agreement(synthetic, auxiliaries[:1])

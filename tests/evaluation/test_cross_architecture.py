@@ -1,0 +1,121 @@
+"""Cross-architecture evaluation: sets together are sets alone, seeds are paired, mistakes stop early."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metadd_jax import data, evaluation, training, zoo
+from metadd_jax.evaluation.cross_architecture import split_of, train_and_test
+from metadd_jax.structs import SyntheticSet
+
+SHAPE = (8, 8, 1)
+RECIPE = training.Recipe(epochs=6, batch_size=4, learning_rate=0.05, weight_decay=0.0)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """Class 1 is a little brighter than class 0; a third of the training images is set aside."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    images = (rng.integers(0, 200, (60, *SHAPE)) + 25 * labels[:, None, None, None]).astype(np.uint8)
+    return data.from_arrays(
+        "shades", images, labels, images[::-1][:31], labels[::-1][:31], validation_fraction=1 / 3
+    )
+
+
+@pytest.fixture(scope="module")
+def sets(dataset):
+    first = evaluation.random_real(jax.random.key(0), dataset, 4)
+    noise = SyntheticSet(images=jax.random.normal(jax.random.key(1), first.images.shape), labels=first.labels)
+    return [first, noise]
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return [zoo.parse(spec, 2, SHAPE) for spec in ("mlp:width=8", "convnet:width=4,depth=1")]
+
+
+@pytest.fixture(scope="module")
+def together(sets, dataset, networks):
+    done = []
+    tables = evaluation.cross_architecture(
+        jax.random.key(3), sets, dataset, networks, seeds=3, recipe=RECIPE, on_network=done.append
+    )
+    assert done == ["mlp:width=8", "convnet:width=4,depth=1"]
+    return tables
+
+
+def test_sets_together_are_sets_alone(sets, dataset, networks, together):
+    assert [[row.network for row in table] for table in together] == [
+        ["mlp:width=8", "convnet:width=4,depth=1"]
+    ] * 2
+    alone = evaluation.cross_architecture(
+        jax.random.key(3), sets[1], dataset, networks[:1], seeds=3, recipe=RECIPE
+    )
+    assert alone == together[1][:1] != together[0][:1]
+    assert all(len(row.accuracies) == 3 for table in together for row in table)
+
+
+def test_each_accuracy_is_that_of_one_fit(sets, dataset, networks, together):
+    net, key, arrays = networks[0], jax.random.key(3), dataset.test
+    variables = training.fit(
+        jax.random.fold_in(key, 1), net, sets[0].images, sets[0].labels, RECIPE, shared_key=key
+    )
+    x = (np.asarray(arrays.images, np.float32) / 255 - arrays.mean) / arrays.std
+    predicted = np.asarray(net.apply(variables, jnp.asarray(x, jnp.float32))[0]).argmax(1)
+    assert together[0][0].accuracies[1] == pytest.approx((predicted == arrays.labels).mean(), abs=1e-6)
+
+
+def test_seeds_are_paired_and_groups_do_not_matter(sets, dataset, networks, together):
+    """The same set twice gets the same seeds; 6 fits in groups of 4 are padded, which nobody notices."""
+    twice = [sets[1], sets[1]]
+    values = train_and_test(
+        jax.random.key(3), twice, networks[0], dataset.test, seeds=3, recipe=RECIPE, at_once=4
+    )
+    np.testing.assert_array_equal(values[0], values[1])
+    np.testing.assert_allclose(values[0], together[1][0].accuracies, atol=1e-6)
+    assert len(np.unique(values[0])) > 1
+
+
+def test_the_validation_split_is_its_own_measure(sets, dataset, networks):
+    assert split_of(dataset, "validation") is dataset.validation
+    assert split_of(dataset, "test") is dataset.test
+    (row,) = evaluation.cross_architecture(
+        jax.random.key(3), sets[0], dataset, networks[:1], seeds=2, recipe=RECIPE, split="validation"
+    )
+    size = len(dataset.validation.labels)
+    assert size == 20
+    np.testing.assert_allclose(
+        np.array(row.accuracies) * size, np.round(np.array(row.accuracies) * size), atol=1e-4
+    )
+
+
+def test_soft_labels_take_the_place_of_labels(sets, dataset, networks, together):
+    hard = sets[0]
+    one_hot = hard.replace(labels=1 - hard.labels, soft_labels=jax.nn.one_hot(hard.labels, 2))
+    values = train_and_test(jax.random.key(3), [one_hot], networks[0], dataset.test, seeds=3, recipe=RECIPE)
+    np.testing.assert_allclose(values[0], together[0][0].accuracies, atol=1e-6)
+
+
+def test_mistakes_stop_before_training(sets, dataset, networks):
+    def judge(synthetic=sets[0], nets=networks[:1], data_set=dataset, **settings):
+        return evaluation.cross_architecture(jax.random.key(0), synthetic, data_set, nets, **settings)
+
+    with pytest.raises(ValueError, match="0 sets and 5 seeds"):
+        judge([])
+    with pytest.raises(ValueError, match="1 sets and 0 seeds"):
+        judge(seeds=0)
+    with pytest.raises(ValueError, match="unknown split 'train'; use one of test, validation"):
+        judge(split="train")
+    bare = data.from_arrays(
+        "bare", *[x for s in (dataset.arrays, dataset.test) for x in (s.images, s.labels)]
+    )
+    with pytest.raises(ValueError, match="bare was loaded without validation images"):
+        judge(data_set=bare, split="validation")
+    with pytest.raises(ValueError, match=r"\(8, 8, 1\) images, mlp takes \(4, 4, 1\)"):
+        judge(nets=[zoo.parse("mlp", 2, (4, 4, 1))])
+    with pytest.raises(ValueError, match="mlp has 3 classes, shades 2"):
+        judge(nets=[zoo.parse("mlp", 3, SHAPE)])
+    with pytest.raises(ValueError, match="labels reach 7"):
+        judge(sets[0].replace(labels=sets[0].labels + 6))

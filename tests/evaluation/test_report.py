@@ -1,0 +1,124 @@
+"""Rows, comparisons and tables on accuracies whose statistics are known by heart."""
+
+import json
+
+import numpy as np
+import pytest
+
+from metadd_jax.evaluation import Row, report
+
+ROLES = {"convnet": "same", "vgg11": "seen", "vit": "unseen"}
+# accuracies[set][distillation seed][network] = two training seeds
+ACCURACIES = {
+    "dm": [{"convnet": [0.5, 0.7], "vgg11": [0.4, 0.4], "vit": [0.2, 0.4]},
+           {"convnet": [0.6, 0.8], "vgg11": [0.5, 0.5], "vit": [0.1, 0.3]}],
+    "dm+metadd": [{"convnet": [0.5, 0.7], "vgg11": [0.5, 0.5], "vit": [0.4, 0.4]},
+                  {"convnet": [0.6, 0.8], "vgg11": [0.5, 0.7], "vit": [0.1, 0.5]}],
+}  # fmt: skip
+
+
+@pytest.fixture
+def rows():
+    made = []
+    for name, seeds in ACCURACIES.items():
+        for seed, by_network in enumerate(seeds):
+            table = [Row(network, tuple(values)) for network, values in by_network.items()]
+            made += report.rows_of(name, seed, table, ROLES)
+    return made
+
+
+def test_rows_hold_what_the_design_promises(rows):
+    assert rows[0] == {
+        "set": "dm", "distill_seed": 0, "network": "convnet", "role": "same", "accuracies": [0.5, 0.7]
+    }  # fmt: skip
+    assert len(rows) == 12
+
+
+def test_accuracies_are_seeds_by_networks_by_training_seeds(rows):
+    values = report.accuracies(rows, "dm", roles=("seen", "unseen"))
+    np.testing.assert_array_equal(values, [[[0.4, 0.4], [0.2, 0.4]], [[0.5, 0.5], [0.1, 0.3]]])
+    assert report.accuracies(rows, "dm+metadd").shape == (2, 3, 2)
+    # The order of the rows does not matter beyond the order of the networks.
+    np.testing.assert_array_equal(
+        report.accuracies(rows[3:6] + rows[:3], "dm"), report.accuracies(rows, "dm")
+    )
+
+
+def test_comparisons_are_paired_by_role(rows):
+    compared = report.compare(rows, "dm", "dm+metadd")
+    by_role = compared["by_role"]
+    assert (compared["first"], compared["second"]) == ("dm", "dm+metadd")
+    assert list(by_role) == ["same", "seen", "unseen", "foreign"]
+    assert by_role["same"]["difference"] == 0
+    np.testing.assert_allclose(by_role["seen"]["per_seed"], [0.1, 0.1])
+    np.testing.assert_allclose(by_role["unseen"]["per_seed"], [0.1, 0.1])
+    assert by_role["foreign"]["difference"] == pytest.approx(0.1)
+    assert by_role["foreign"]["sign_test"]["positive"] == 4
+    without_unseen = [row for row in rows if row["role"] != "unseen"]
+    assert list(report.compare(without_unseen, "dm", "dm+metadd")["by_role"]) == ["same", "seen"]
+
+
+def test_the_table_in_percent(rows):
+    """Spread: over distillation seeds of the mean over training seeds, ddof 1."""
+    spread = 10 / np.sqrt(2)  # of two values that are 10 apart
+    assert report.table_lines(rows) == [
+        "| set | convnet (same) | vgg11 (seen) | vit (unseen) | **mean seen** | **mean unseen** |",
+        "|---|---|---|---|---|---|",
+        f"| dm | 65.0 ± {spread:.1f} | 45.0 ± {spread:.1f} | 25.0 ± {spread:.1f} | **45.0 ± {spread:.1f}** "
+        f"| **25.0 ± {spread:.1f}** |",
+        f"| dm+metadd | 65.0 ± {spread:.1f} | 55.0 ± {spread:.1f} | 35.0 ± {spread:.1f} "
+        f"| **55.0 ± {spread:.1f}** | **35.0 ± {spread:.1f}** |",
+    ]
+    one_seed = [row for row in rows if row["distill_seed"] == 0 and row["set"] == "dm"]
+    assert report.table_lines(one_seed)[2] == "| dm | 60.0 | 40.0 | 30.0 | **40.0** | **30.0** |"
+
+
+def test_comparison_lines_in_points(rows):
+    lines = report.comparison_lines(report.compare(rows, "dm", "dm+metadd"))
+    assert "dm+metadd - dm" in lines[0]
+    assert "| seen | +10.00 | [+10.00, +10.00] | [+10.00, +10.00] | 2 up, 0 down, p = 0.5 |" in lines
+    assert "| same | +0.00 | [+0.00, +0.00] | [+0.00, +0.00] | 0 up, 0 down, p = 1 |" in lines
+    one_seed = [row for row in rows if row["distill_seed"] == 0]
+    assert any(
+        "| one seed |" in line
+        for line in report.comparison_lines(report.compare(one_seed, "dm", "dm+metadd"))
+    )
+
+
+def results(rows):
+    facts = {"meta_ratio": 0.25, "chance_corrected": -0.125, "mean_iou": 0.5, "high_area": [0.2, 0.4]}
+    return {
+        "notes": ["Three classes, two seeds."],
+        "rows": rows,
+        "comparisons": [report.compare(rows, "dm", "dm+metadd")],
+        "agreement": {"dm": {"unseen": facts}},
+        "whole_data": {"convnet": 0.987},
+    }
+
+
+def test_agreement_lines():
+    facts = {"meta_ratio": 0.25, "chance_corrected": -0.125, "mean_iou": 0.5, "high_area": [0.2, 0.4]}
+    assert (
+        report.agreement_lines({"dm": {"unseen": facts}})[-1]
+        == "| dm | unseen | 0.250 | -0.125 | 0.500 | 0.300 |"
+    )
+
+
+def test_both_files_are_written(rows, tmp_path):
+    markdown = report.write(tmp_path, results(rows))
+    assert (tmp_path / "results.md").read_text() == markdown
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert stored["rows"] == rows
+    assert stored["comparisons"][0]["by_role"]["seen"]["difference"] == pytest.approx(0.1)
+    for part in (
+        "# Results",
+        "Three classes",
+        *report.table_lines(rows),
+        "convnet 98.7",
+        "| dm | unseen | 0.250 |",
+    ):
+        assert part in markdown
+    bare = report.write(
+        tmp_path / "bare", results(rows) | {"whole_data": {}, "comparisons": [], "agreement": {}}
+    )
+    assert "whole training split" not in bare and "Paired" not in bare and "meta ratio" not in bare

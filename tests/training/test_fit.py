@@ -1,0 +1,173 @@
+"""Training against softmax regression written out in NumPy, and counting against NumPy."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metadd_jax import data, training, zoo
+from metadd_jax.training import recipes
+
+K, PIXELS = 3, 4
+START = {
+    "w": np.random.default_rng(0).normal(size=(PIXELS, K)).astype(np.float32),
+    "b": np.array([0.3, -0.2, 0.1], np.float32),
+}
+RNG = np.random.default_rng(1)
+IMAGES = RNG.normal(size=(5, 2, 2, 1)).astype(np.float32)
+LABELS = np.array([0, 2, 1, 1, 0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Softmax regression that always starts from the same weights."""
+
+    def init(self, key):
+        return {"params": jax.tree.map(jnp.asarray, START)}
+
+    def apply_train(self, variables, images):
+        params = variables["params"]
+        return images.reshape(len(images), -1) @ params["w"] + params["b"], {}, {}
+
+
+def by_hand(batches, recipe, labels=LABELS, rates=None, restart=None):
+    """SGD over lists of image positions, step by step in float64."""
+    params = {name: value.astype(np.float64) for name, value in START.items()}
+    velocity = {name: np.zeros_like(value) for name, value in params.items()}
+    targets = np.eye(K)[labels] if np.ndim(labels) == 1 else np.asarray(labels)
+    for step, batch in enumerate(batches):
+        if step == restart:
+            velocity = {name: np.zeros_like(value) for name, value in params.items()}
+        x = IMAGES[batch].reshape(len(batch), -1).astype(np.float64)
+        z = np.exp(x @ params["w"] + params["b"])
+        error = (z / z.sum(1, keepdims=True) - targets[batch]) / len(batch)
+        slopes = {"w": x.T @ error, "b": error.sum(0)}
+        rate = recipe.learning_rate if rates is None else rates[step]
+        for name, value in params.items():
+            velocity[name] = recipe.momentum * velocity[name] + slopes[name] + recipe.weight_decay * value
+        params = {name: value - rate * velocity[name] for name, value in params.items()}
+    return params
+
+
+def trained(recipe, labels=LABELS, seed=0):
+    key = jax.random.key(seed)
+    return training.fit(key, Linear(), IMAGES, labels, recipe, shared_key=key)["params"]
+
+
+def close(params, expected, tolerance=1e-5):
+    return all(np.allclose(params[name], expected[name], rtol=tolerance, atol=tolerance) for name in expected)
+
+
+@pytest.mark.parametrize("published", [1, 3, 4])
+def test_the_dc_protocol_on_one_batch(published):
+    """E + 1 steps; the rate falls and the momentum restarts after step E // 2 + 1, counted from 0."""
+    recipe = dataclasses.replace(recipes.dc_evaluation(published, learning_rate=0.5), weight_decay=0.02)
+    drop = published // 2 + 2
+    rates = [0.5 if step < drop else 0.05 for step in range(published + 1)]
+    every = [np.arange(5)] * (published + 1)
+    params = trained(recipe)
+    assert close(params, by_hand(every, recipe, rates=rates, restart=drop))
+    if drop <= published:
+        # Each half of the rule matters: without it the outcome is another.
+        assert not close(params, by_hand(every, recipe, rates=rates), 1e-4)
+        assert not close(params, by_hand(every, recipe, restart=drop), 1e-4)
+
+
+def test_the_last_batch_is_ragged_and_every_image_is_seen_once():
+    """Whatever the order of 5 images in batches of 2, 2 and 1: some order gives exactly this result."""
+    recipe = recipes.Recipe(epochs=1, batch_size=2, learning_rate=0.5, weight_decay=0.02)
+    params = trained(recipe)
+    orders = [[order[:2], order[2:4], order[4:]] for order in map(list, itertools.permutations(range(5)))]
+    matches = [order for order in orders if close(params, by_hand(order, recipe))]
+    assert len(matches) == 4  # two pairs, each in two orders
+
+
+def test_each_epoch_has_an_order_of_its_own():
+    recipe = recipes.Recipe(epochs=3, batch_size=4, learning_rate=0.5)
+    steps = [[[i for i in range(5) if i != last], [last]] for last in range(5)]
+    params = trained(recipe)
+    found = [
+        [pair[1][0] for pair in chosen]
+        for chosen in itertools.product(steps, repeat=3)
+        if close(params, by_hand(itertools.chain(*chosen), recipe))
+    ]
+    assert len(found) == 1
+    assert len(set(found[0])) > 1
+    assert not close(params, trained(recipe, seed=1))
+
+
+def test_soft_labels():
+    recipe = recipes.Recipe(epochs=4, batch_size=10, learning_rate=0.5)
+    soft = RNG.dirichlet(np.ones(K), 5).astype(np.float32)
+    assert close(trained(recipe, soft), by_hand([np.arange(5)] * 4, recipe, soft))
+    assert close(trained(recipe, np.eye(K, dtype=np.float32)[LABELS]), trained(recipe))
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    images = np.random.default_rng(2).integers(0, 256, (21, 8, 8, 1)).astype(np.uint8)
+    labels = np.arange(21) % 3
+    return data.from_arrays("tiny", images, labels, images[:13], labels[:13])
+
+
+@pytest.fixture(scope="module")
+def several(pixels):
+    """(network, recipe, three fits under one vmap) with batch norm, augmentation and ragged uint8 batches."""
+    net = zoo.parse("convnet_bn:width=4,depth=1", 3, (8, 8, 1))
+    recipe = recipes.Recipe(epochs=2, batch_size=8, augmentation="flip_crop")
+    arrays, shared = pixels.arrays, jax.random.key(9)
+
+    def one(key, images, mean, std):
+        return training.fit(key, net, images, arrays.labels, recipe, shared_key=shared, mean=mean, std=std)
+
+    single = jax.jit(one)
+    keys = jax.random.split(jax.random.key(4), 3)
+    images = jnp.asarray(arrays.images)
+    return (
+        single,
+        keys,
+        jax.jit(jax.vmap(one, in_axes=(0, None, None, None)))(keys, images, arrays.mean, arrays.std),
+    )
+
+
+def test_many_fits_at_once_are_the_single_fits(several, pixels):
+    single, keys, together = several
+    for index in (0, 2):
+        alone = single(keys[index], jnp.asarray(pixels.arrays.images), pixels.arrays.mean, pixels.arrays.std)
+        for one, many in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+            np.testing.assert_allclose(many[index], one, rtol=1e-3, atol=1e-5)
+    assert not np.allclose(together["params"]["head"]["kernel"][0], together["params"]["head"]["kernel"][1])
+
+
+def test_batch_statistics_are_learned_too(several):
+    _, _, together = several
+    means = jax.tree.leaves(together["batch_stats"])
+    assert means and all(np.isfinite(leaf).all() for leaf in means)
+    assert any(np.abs(leaf).max() > 1e-3 and np.abs(leaf - 1).max() > 1e-3 for leaf in means)
+
+
+def test_pixels_train_like_the_standardised_floats(several, pixels):
+    single, keys, _ = several
+    arrays = pixels.arrays
+    floats = ((arrays.images.astype(np.float64) / 255 - arrays.mean) / arrays.std).astype(np.float32)
+    of_pixels = single(keys[0], jnp.asarray(arrays.images), arrays.mean, arrays.std)
+    of_floats = single(keys[0], jnp.asarray(floats), arrays.mean, arrays.std)
+    for one, other in zip(jax.tree.leaves(of_pixels), jax.tree.leaves(of_floats), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [4, 13, 250])
+def test_counting_the_correct_ones(pixels, batch_size):
+    """13 images in batches that do not divide them: none is counted twice."""
+    net = zoo.parse("mlp:width=16", 3, (8, 8, 1))
+    variables = net.init(jax.random.key(1))
+    arrays = pixels.test
+    x = (np.asarray(arrays.images, np.float32) / 255 - arrays.mean) / arrays.std
+    logits = np.asarray(net.apply(variables, jnp.asarray(x, jnp.float32))[0])
+    expected = (logits.argmax(1) == arrays.labels).sum()
+    right, total = training.count_correct(net, variables, arrays, batch_size=batch_size)
+    assert (float(right), float(total)) == (expected, 13)
+    assert 0 < expected < 13

@@ -1,0 +1,87 @@
+"""Pre-training: what it reports, and a cache that is hit by the same request and by no other."""
+
+import dataclasses
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from metadd_jax import data, training, zoo
+from metadd_jax.training import recipes
+from metadd_jax.training.pretrain import cache_key
+
+SHAPE = (8, 8, 1)
+
+
+def make_dataset(flipped_pixel=0):
+    """Dark and bright pictures: a mlp learns them in a few steps."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(30) % 2
+    images = (rng.integers(0, 60, (30, *SHAPE)) + 150 * labels[:, None, None, None]).astype(np.uint8)
+    images[0, 0, 0, 0] += flipped_pixel
+    return data.from_arrays("shades", images, labels, images[:11], labels[:11], mean=[0.5], std=[0.25])
+
+
+@pytest.fixture(scope="module")
+def request_():
+    recipe = dataclasses.replace(recipes.pretraining(4, learning_rate=0.01), batch_size=8)
+    return zoo.parse("mlp:width=8", 2, SHAPE), make_dataset(), recipe
+
+
+@pytest.fixture(scope="module")
+def first(request_, tmp_path_factory):
+    """The folder of the cache and the network that was trained into it."""
+    folder = tmp_path_factory.mktemp("cache")
+    return folder, training.pretrain(*request_, seed=1, cache_dir=folder)
+
+
+def test_it_learns_and_reports_the_test_accuracy(request_, first):
+    _, trained = first
+    net, dataset, _ = request_
+    test = dataset.test
+    logits, _ = net.apply(trained.variables, data.standardise(test.images, test.mean, test.std))
+    accuracy = (np.asarray(logits).argmax(1) == test.labels).mean()
+    assert trained.accuracy == pytest.approx(accuracy, abs=1e-6)
+    assert accuracy > 0.9
+    assert trained.net == net and not trained.cached
+
+
+def test_the_same_request_is_answered_from_the_cache_bit_for_bit(request_, first, monkeypatch):
+    folder, trained = first
+    monkeypatch.setattr(sys.modules["metadd_jax.training.pretrain"], "fit", None)  # training again would fail
+    again = training.pretrain(*request_, seed=1, cache_dir=folder)
+    assert again.cached and again.accuracy == trained.accuracy
+    assert jax.tree.structure(again.variables) == jax.tree.structure(trained.variables)
+    for one, other in zip(jax.tree.leaves(again.variables), jax.tree.leaves(trained.variables), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(TypeError):
+        training.pretrain(*request_, seed=2, cache_dir=folder)
+
+
+def test_everything_that_decides_the_weights_is_in_the_key(request_):
+    net, dataset, recipe = request_
+    variants = [
+        (net, dataset, recipe, 1),
+        (net, dataset, recipe, 2),
+        (net, dataset, dataclasses.replace(recipe, weight_decay=0.0), 1),
+        (zoo.parse("mlp:width=9", 2, SHAPE), dataset, recipe, 1),
+        (net, make_dataset(flipped_pixel=1), recipe, 1),
+    ]
+    keys = [cache_key(*variant) for variant in variants]
+    assert len(set(keys)) == len(keys)
+    assert cache_key(zoo.parse("mlp:width=8", 2, SHAPE), make_dataset(), recipe, 1) == keys[0]
+
+
+def test_a_damaged_cache_is_named_and_left_alone(request_, first):
+    folder, _ = first
+    largest = max(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+    whole = largest.read_bytes()
+    damaged = whole[:-1] + bytes([whole[-1] ^ 1])
+    largest.write_bytes(damaged)
+    with pytest.raises(ValueError, match="left as it is"):
+        training.pretrain(*request_, seed=1, cache_dir=folder)
+    assert largest.read_bytes() == damaged
+    largest.write_bytes(whole)

@@ -1,0 +1,89 @@
+"""Recipes against the published loop and NumPy optimisers."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metadd_jax.training import recipes
+
+
+@pytest.mark.parametrize("published", [1, 2, 3, 10, 301])
+def test_dc_schedule_is_that_of_the_published_loop(published):
+    """for epoch in range(E + 1): train(rate); if epoch in [E // 2 + 1]: rate *= 0.1, new optimiser."""
+    steps_per_epoch, rates, restarts, rate = 3, [], [], 0.01
+    for epoch in range(published + 1):
+        rates += [rate] * steps_per_epoch
+        if epoch == published // 2 + 1:
+            rate *= 0.1
+            restarts.append((epoch + 1) * steps_per_epoch)
+    recipe = recipes.dc_evaluation(published)
+    assert recipe.epochs == published + 1
+    steps = jnp.arange((published + 1) * steps_per_epoch)
+    np.testing.assert_allclose(recipes.learning_rate(recipe, steps_per_epoch)(steps), rates, rtol=1e-6)
+    assert recipes.restart_step(recipe, steps_per_epoch) == (restarts[0] if restarts else len(rates))
+
+
+def test_dc_settings_are_the_published_ones():
+    recipe = recipes.dc_evaluation(300, augmentation="color_flip")
+    chosen = (recipe.optimiser, recipe.learning_rate, recipe.momentum, recipe.weight_decay, recipe.batch_size)
+    assert chosen == ("sgd", 0.01, 0.9, 5e-4, 256)
+    assert recipe.augmentation == "color_flip"
+    assert hash(recipe) == hash(recipes.dc_evaluation(300, augmentation="color_flip"))
+
+
+def test_cosine_ends_at_zero_and_never_restarts():
+    recipe = recipes.pretraining(4, learning_rate=0.5)
+    t = np.arange(13)
+    rates = recipes.learning_rate(recipe, 3)(jnp.asarray(t))
+    np.testing.assert_allclose(rates, 0.25 * (1 + np.cos(np.pi * t / 12)), atol=1e-7)
+    assert recipes.restart_step(recipe, 3) == 12  # past the last step
+
+
+def run(recipe, gradients, start):
+    """Parameters after each step at rate 1."""
+    tx, params = recipes.direction(recipe), jnp.asarray(start)
+    state, seen = tx.init(params), []
+    for gradient in gradients:
+        updates, state = tx.update(jnp.asarray(gradient), state, params)
+        params = optax.apply_updates(params, -0.1 * updates)
+        seen.append(np.asarray(params))
+    return seen
+
+
+def test_sgd_adds_the_decay_to_the_gradient_before_the_momentum():
+    recipe = recipes.Recipe(epochs=1, momentum=0.8, weight_decay=0.3)
+    gradients, x, v = [1.0, -2.0, 0.5], 4.0, 0.0
+    expected = []
+    for gradient in gradients:
+        v = 0.8 * v + gradient + 0.3 * x
+        x -= 0.1 * v
+        expected.append(x)
+    np.testing.assert_allclose(run(recipe, gradients, 4.0), expected, rtol=1e-6)
+
+
+def test_adamw_decouples_the_decay():
+    recipe = recipes.Recipe(epochs=1, optimiser="adamw", weight_decay=0.3)
+    gradients, x, m, v = [1.0, -2.0, 0.5], 4.0, 0.0, 0.0
+    expected = []
+    for t, gradient in enumerate(gradients, start=1):
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        x -= 0.1 * (m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8) + 0.3 * x)
+        expected.append(x)
+    np.testing.assert_allclose(run(recipe, gradients, 4.0), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"optimiser": "lion"}, "'lion' must be one of sgd, adamw"),
+        ({"schedule": "linear"}, "'linear' one of step, cosine"),
+        ({"augmentation": "sparkle"}, "unknown augmentation 'sparkle'"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        recipes.Recipe(**{"epochs": 1} | settings)
