@@ -15,13 +15,14 @@ import optax
 from presets import DistillConfig
 
 import metadd_jax as mdd
-from metadd_jax import augment, files, pictures
+from metadd_jax import files, pictures
 from metadd_jax.data import catalog
 from metadd_jax.distillers.run import compile_chunks
 from metadd_jax.evaluation import report
 
 METHODS = ("dm",)
 BASELINES = ("random", "kmeans")
+RECIPES = {"short": mdd.training.short_evaluation, "dc": mdd.training.dc_evaluation}
 # Settings that do not change a number: a run may go on under other values of these.
 FREE = ("run_dir", "overwrite", "data_dir", "cache_dir", "at_once", "save_every")
 
@@ -59,6 +60,8 @@ def prepare(config: DistillConfig) -> Job:
     """
     if config.method not in METHODS:
         raise ValueError(f"unknown method {config.method!r}; use one of {', '.join(METHODS)}")
+    if config.eval_recipe not in RECIPES:
+        raise ValueError(f"unknown recipe {config.eval_recipe!r}; use one of {', '.join(RECIPES)}")
     if config.ipc < 1 or config.distill_seeds < 1 or config.train_seeds < 1:
         raise ValueError(
             f"ipc={config.ipc}, distill_seeds={config.distill_seeds} and train_seeds={config.train_seeds} "
@@ -203,7 +206,9 @@ def distil_all(job: Job, every: list[mdd.distillers.Distiller]) -> dict[str, lis
                     on_chunk=on_chunk,
                 )  # fmt: skip
             synthetic = jax.device_get(method.synthetic(state))
-            mdd.exchange.export_npz(folder / "synthetic.npz", synthetic, metadata(job, method.name, seed), overwrite=True)
+            mdd.exchange.export_npz(
+                folder / "synthetic.npz", synthetic, metadata(job, method.name, seed), overwrite=True
+            )
             sets[method.name].append(synthetic)
     return sets
 
@@ -230,9 +235,7 @@ def baselines(job: Job) -> dict[str, list[mdd.SyntheticSet]]:
     """Real images as sets of the same size: random ones, and those nearest the k-means centres of each class."""
     seeds = range(job.config.distill_seeds)
     return {
-        "random": [
-            mdd.evaluation.random_real(jax.random.key(seed), job.dataset, job.config.ipc) for seed in seeds
-        ],
+        "random": [mdd.evaluation.random_real(jax.random.key(seed), job.dataset, job.config.ipc) for seed in seeds],
         "kmeans": [mdd.evaluation.kmeans_real(seed, job.dataset, job.config.ipc) for seed in seeds],
     }
 
@@ -240,9 +243,7 @@ def baselines(job: Job) -> dict[str, list[mdd.SyntheticSet]]:
 def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]]) -> list[dict[str, Any]]:
     """Accuracy rows of every set under every network."""
     config = job.config
-    recipe = mdd.training.dc_evaluation(
-        config.eval_epochs, augmentation=augmentation(job, config.eval_augmentation)
-    )
+    recipe = RECIPES[config.eval_recipe](config.eval_epochs, augmentation=augmentation(job, config.eval_augmentation))
     every = [(name, seed, synthetic) for name, group in sets.items() for seed, synthetic in enumerate(group)]
     with command.bar(len(job.networks), "judge", "net") as progress:
         tables = mdd.evaluation.cross_architecture(
@@ -319,6 +320,6 @@ def notes(job: Job) -> list[str]:
         f"of the mean of {config.train_seeds} trainings each; last epoch, no choice on the test split.",
         "",
         f"DM: {config.steps} steps, {config.batch_size} real images a class, backbone {job.backbone.label}. Judged by "
-        f"the DC family's recipe, {config.eval_epochs} epochs, augmentation "
+        f"the recipe {config.eval_recipe!r}, {config.eval_epochs} epochs, augmentation "
         f"{augmentation(job, config.eval_augmentation)}. jax {facts['jax']}, {facts['device']}, {facts['machine']}.",
     ]  # fmt: skip

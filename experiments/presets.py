@@ -32,7 +32,8 @@ class DistillConfig:
       distill_seeds: sets distilled per method, each from its own seed 0, 1, ...
       train_seeds: trainings of each network on each set.
       pretrain_epochs: passes over the real data for the auxiliaries and the whole-data row.
-      eval_epochs: passes over a distilled set when it is judged (the DC family's recipe: 300, or 1000 with DSA).
+      eval_recipe: how judged networks train: "short" (AdamW, for CPUs) or "dc" (the DC family's published protocol).
+      eval_epochs: passes over a distilled set when it is judged ("dc": 300, or 1000 with DSA).
       eval_augmentation: DSA tokens for the judged trainings, "none", or "auto".
       at_once: judged networks that train together; less needs less memory.
       metadd: the switches of the architecture-invariant loss.
@@ -51,10 +52,10 @@ class DistillConfig:
     evaluate_on: str = "test"
     ipc: int = 1
     method: str = "dm"
-    backbone: str = "convnet:width=32"
-    seen: tuple[str, ...] = ("resnet18:width=8", "vgg11:width=16", "vit:width=48,depth=3")
-    unseen: tuple[str, ...] = ("alexnet:width=16", "lenet", "resnet18_ap:width=8", "mlp")
-    steps: int = 300
+    backbone: str = "convnet:width=16"
+    seen: tuple[str, ...] = ("vgg11:width=8", "vit:width=48,depth=3")
+    unseen: tuple[str, ...] = ("alexnet:width=16", "lenet", "mlp")
+    steps: int = 200
     batch_size: int = 64
     image_lr: float = 1.0
     image_momentum: float = 0.5
@@ -62,8 +63,9 @@ class DistillConfig:
     class_batch: int = 1
     distill_seeds: int = 3
     train_seeds: int = 2
-    pretrain_epochs: int = 10
-    eval_epochs: int = 300
+    pretrain_epochs: int = 5
+    eval_recipe: str = "short"
+    eval_epochs: int = 150
     eval_augmentation: str = "auto"
     at_once: int = 24
     metadd: InvariantConfig = InvariantConfig(views="auto")
@@ -108,6 +110,7 @@ PRESETS: dict[str, DistillConfig] = {
         class_batch=10,
         train_seeds=5,
         pretrain_epochs=30,
+        eval_recipe="dc",
         eval_epochs=1000,
         chunk=100,
         save_every=2000,

@@ -139,9 +139,7 @@ class Strategy:
     def __post_init__(self):
         unknown = [token for token in self.tokens if token not in TOKENS]
         if unknown:
-            raise ValueError(
-                f"unknown augmentation {unknown[0]!r}; join tokens of {', '.join(TOKENS)} by '_'"
-            )
+            raise ValueError(f"unknown augmentation {unknown[0]!r}; join tokens of {', '.join(TOKENS)} by '_'")
         if self.mode not in ("S", "M"):
             raise ValueError(f"unknown augmentation mode {self.mode!r}; use 'S' (one op a call) or 'M' (all)")
 

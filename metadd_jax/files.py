@@ -57,9 +57,9 @@ def hash_arrays(*arrays: Any, text: str = "") -> str:
     """SHA-256 (hex) over the bytes, shapes and types of ``arrays`` and over ``text``."""
     digest = hashlib.sha256(text.encode())
     for array in arrays:
-        array = np.ascontiguousarray(array)
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(array.tobytes())
+        plain = np.ascontiguousarray(array)
+        digest.update(f"{plain.dtype.str}{plain.shape}".encode())
+        digest.update(plain.tobytes())
     return digest.hexdigest()
 
 

@@ -21,9 +21,7 @@ MODES = ("auto", "jit", "pmap")
 Update = Callable[[Any, Any, Any], tuple[Any, dict]]
 
 
-def jit(
-    function: Callable, *, static_argnames: Sequence[str] = (), donate_argnums: Sequence[int] = ()
-) -> Callable:
+def jit(function: Callable, *, static_argnames: Sequence[str] = (), donate_argnums: Sequence[int] = ()) -> Callable:
     """Compiles a pure function for one device; donated arguments must not be used again by the caller."""
     return jax.jit(function, static_argnames=tuple(static_argnames), donate_argnums=tuple(donate_argnums))
 
@@ -74,14 +72,10 @@ def compile_steps(make_update: Callable[[str | None], Update], *, steps: int, mo
     chunk = _scanned(make_update(AXIS), steps)
 
     def sharded(index: jax.Array, state: Any, data: Any, frozen: Any) -> tuple[Any, dict]:
-        del (
-            index
-        )  # only there because pmap wants one mapped argument; the step asks for its axis_index itself
+        del index  # only there because pmap wants one mapped argument; the step asks for its axis_index itself
         return chunk(state, data, frozen)
 
-    mapped = jax.pmap(
-        sharded, axis_name=AXIS, in_axes=(0, None, None, None), out_axes=(None, None), donate_argnums=1
-    )
+    mapped = jax.pmap(sharded, axis_name=AXIS, in_axes=(0, None, None, None), out_axes=(None, None), donate_argnums=1)
 
     def replicated(state: Any, data: Any, frozen: Any) -> tuple[Any, dict]:
         return mapped(jnp.arange(jax.local_device_count()), *replicate((state, data, frozen), mode="pmap"))
@@ -111,8 +105,6 @@ def own_share(size: int, axis_name: str | None) -> tuple[jax.Array | int, int]:
         return 0, size
     devices = jax.lax.axis_size(axis_name)
     if size % devices:
-        raise ValueError(
-            f"a batch of {size} does not split over {devices} devices; use a multiple of {devices}"
-        )
+        raise ValueError(f"a batch of {size} does not split over {devices} devices; use a multiple of {devices}")
     share = size // devices
     return jax.lax.axis_index(axis_name) * share, share

@@ -123,9 +123,7 @@ def maps(
     meta = high.all(axis=0)
     heads = ["image", *network_names, "meta", *network_names]
     names = [class_names[label] for label in labels[:_MAX_MAPS]]
-    paper = _Paper(
-        len(pixels), len(heads), images.shape[1:3], left=_text_width(names), top=2 * _LINE, title=title
-    )
+    paper = _Paper(len(pixels), len(heads), images.shape[1:3], left=_text_width(names), top=2 * _LINE, title=title)
     for row, image in enumerate(pixels):
         drawn = [
             image,
@@ -261,19 +259,12 @@ class _Paper:
 
 def _checked(images: ArrayLike, labels: ArrayLike, class_names: Sequence[str]) -> tuple:
     images, labels = np.asarray(images, np.float32), np.asarray(labels)
-    if (
-        images.ndim != 4
-        or images.shape[-1] not in (1, 3)
-        or labels.shape != images.shape[:1]
-        or not len(images)
-    ):
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or labels.shape != images.shape[:1] or not len(images):
         raise ValueError(
             f"cannot draw images {images.shape} with labels {labels.shape}; give [N, H, W, 1 or 3] and [N]"
         )
     if not np.isin(labels, np.arange(len(class_names))).all():
-        raise ValueError(
-            f"labels reach {labels.max()} but there are {len(class_names)} class names; name every class"
-        )
+        raise ValueError(f"labels reach {labels.max()} but there are {len(class_names)} class names; name every class")
     return images, labels, [str(name) for name in class_names]
 
 

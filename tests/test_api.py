@@ -73,9 +73,7 @@ def test_the_key_comes_first(function):
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_defaults_are_given_by_keyword(function):
-    by_position = [
-        p.name for p in parameters(function) if p.default is not EMPTY and p.kind is not p.KEYWORD_ONLY
-    ]
+    by_position = [p.name for p in parameters(function) if p.default is not EMPTY and p.kind is not p.KEYWORD_ONLY]
     assert not by_position
 
 

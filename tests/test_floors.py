@@ -62,9 +62,7 @@ def uses(path, *names):
     """Lines where ``jax.NAME`` is spoken of or NAME is imported from jax or called bare."""
     found = []
     for node in ast.walk(tree_of(path)):
-        attribute = (
-            isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "jax"
-        )
+        attribute = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "jax"
         bare = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names
         imported = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jax"
         named = imported and {alias.name for alias in node.names} & set(names)
@@ -97,8 +95,6 @@ def test_no_file_is_too_long():
 def test_the_readers_of_this_file_see_what_they_should(tmp_path):
     """The checks above are blind if their tools are: a file that breaks every rule is caught."""
     bad = tmp_path / "bad.py"
-    bad.write_text(
-        "import jax\nfrom jax import pmap\nimport orbax.checkpoint as o\nx = jax.jit(len)\ny = jit(x)\n"
-    )
+    bad.write_text("import jax\nfrom jax import pmap\nimport orbax.checkpoint as o\nx = jax.jit(len)\ny = jit(x)\n")
     assert imports(bad) == ["jax", "jax.pmap", "orbax.checkpoint"]
     assert sorted(uses(bad, "jit", "pmap")) == [2, 4, 5]

@@ -157,9 +157,7 @@ def test_a_random_subset_is_unbiased(images, auxiliaries):
 
 def test_kl_is_capped_where_it_is_pushed_up(key, images, auxiliaries):
     config = InvariantConfig(pos=0, var=0, kl=-0.5, kl_cap=1e-3, views="none")
-    _, metrics = invariant.invariant_terms(
-        key, images, LABELS, auxiliaries, reference=auxiliaries[0], config=config
-    )
+    _, metrics = invariant.invariant_terms(key, images, LABELS, auxiliaries, reference=auxiliaries[0], config=config)
     assert float(metrics["kl"]) <= 1e-3
 
 

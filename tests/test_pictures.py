@@ -55,9 +55,7 @@ def test_images_are_enlarged_by_whole_factors(tmp_path, side, scale):
 def test_one_image_a_class_makes_a_near_square(tmp_path):
     _, images, labels = make_images(10, 10)
     names = [str(label) for label in range(10)]
-    pictures.grid(
-        tmp_path / "g.png", images, labels, mean=MEAN, std=STD, class_names=names, scores=np.arange(10.0)
-    )
+    pictures.grid(tmp_path / "g.png", images, labels, mean=MEAN, std=STD, class_names=names, scores=np.arange(10.0))
     height, width = read(tmp_path / "g.png").shape[:2]
     assert 5 * 96 < width < 5 * 110 and 2 * 96 < height < 2 * 150
 
@@ -65,9 +63,7 @@ def test_one_image_a_class_makes_a_near_square(tmp_path):
 def test_values_outside_the_range_are_cut_and_many_images_are_left_out(tmp_path):
     images = np.full((30, 8, 8, 1), 100.0)
     images[15:] = -100
-    pictures.grid(
-        tmp_path / "g.png", images, np.repeat([0, 1], 15), mean=MEAN, std=STD, class_names=["a", "b"]
-    )
+    pictures.grid(tmp_path / "g.png", images, np.repeat([0, 1], 15), mean=MEAN, std=STD, class_names=["a", "b"])
     picture = read(tmp_path / "g.png")
     assert contains(picture, enlarged(np.zeros((8, 8, 1)), 12))
     assert 10 * 96 < picture.shape[1] < 11 * 110

@@ -13,9 +13,7 @@ VALUE = {".": 0.1, "#": 0.9, "+": 0.5}
 
 def stack(*networks):
     """Maps drawn as text: one list of images (rows joined by spaces) a network."""
-    return np.array(
-        [[[[VALUE[c] for c in row] for row in image.split()] for image in net] for net in networks]
-    )
+    return np.array([[[[VALUE[c] for c in row] for row in image.split()] for image in net] for net in networks])
 
 
 # Three networks, one 2 x 4 image: high areas 4, 4 and 2 of 8 pixels, one pixel common to all.
@@ -54,9 +52,7 @@ def test_equal_maps_agree_fully_and_independent_ones_by_chance():
     np.testing.assert_allclose(facts["chance_corrected"], 1.0, rtol=1e-5)
     np.testing.assert_allclose(facts["mean_iou"], 1.0, rtol=1e-6)
     np.testing.assert_array_equal(facts["heterogeneous_ratio"], 0)
-    independent = (
-        rng.uniform(size=(3, 200, 16, 16)) ** 0.3
-    )  # high areas of 0.9: raw ratio 0.73, agreement none
+    independent = rng.uniform(size=(3, 200, 16, 16)) ** 0.3  # high areas of 0.9: raw ratio 0.73, agreement none
     facts = measure(independent)
     assert facts["meta_ratio"] > 0.7
     assert abs(facts["chance_corrected"]) < 0.02

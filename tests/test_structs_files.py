@@ -53,9 +53,7 @@ def test_json_round_trip_with_arrays_and_paths(tmp_path):
 def test_damaged_json_is_named(tmp_path, content):
     path = tmp_path / "damaged.json"
     path.write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"damaged\.json is not readable JSON .*; move it away or restore it"
-    ):
+    with pytest.raises(ValueError, match=r"damaged\.json is not readable JSON .*; move it away or restore it"):
         files.read_json(path)
     assert path.read_bytes() == content
 

@@ -71,16 +71,12 @@ def from_arrays(
     if validation_fraction > 0:
         kept, taken = stratified_split(labels, validation_fraction, seed)
         if not len(taken):
-            raise ValueError(
-                "every class has a single image, none can be set aside; use validation_fraction 0"
-            )
+            raise ValueError("every class has a single image, none can be set aside; use validation_fraction 0")
         validation = build(images[taken], labels[taken])
         images, labels = images[kept], labels[kept]
     arrays, test = build(images, labels), build(test_images, test_labels)
     splits = [split for split in (arrays, test, validation) if split is not None]
-    fingerprint = files.hash_arrays(
-        *constants, *(array for split in splits for array in (split.images, split.labels))
-    )
+    fingerprint = files.hash_arrays(*constants, *(array for split in splits for array in (split.images, split.labels)))
     return Dataset(name, arrays, test, validation, class_names, fingerprint)
 
 
@@ -167,9 +163,7 @@ def _check_images(images: ArrayLike, split: str) -> np.ndarray:
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(
-            f"{split} images have shape {images.shape}; give at least one, as [N, H, W, C] or [N, H, W]"
-        )
+        raise ValueError(f"{split} images have shape {images.shape}; give at least one, as [N, H, W, C] or [N, H, W]")
     if images.shape[-1] not in (1, 3):
         mend = "images.transpose(0, 2, 3, 1)" if images.shape[1] in (1, 3) else "grey or RGB images"
         raise ValueError(f"{split} images have {images.shape[-1]} channels, not 1 or 3; give {mend}")
@@ -232,8 +226,7 @@ def _constants(
     mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     if mean.shape != (channels,) or std.shape != (channels,):
         raise ValueError(
-            f"mean has shape {mean.shape} and std {std.shape}; images of {channels} channels need "
-            f"({channels},) each"
+            f"mean has shape {mean.shape} and std {std.shape}; images of {channels} channels need ({channels},) each"
         )
     if not (np.isfinite(mean).all() and np.isfinite(std).all() and std.min() > 0):
         raise ValueError(f"mean {mean.tolist()} and std {std.tolist()} must be finite, and std positive")

@@ -41,9 +41,7 @@ def cache_folder(cache_dir: str | os.PathLike | None) -> pathlib.Path:
     return pathlib.Path(cache_dir or os.environ.get("METADD_CACHE") or "~/.cache/metadd_jax").expanduser()
 
 
-def cached(
-    cache_dir: str | os.PathLike | None, name: str, facts: Any, decode: Callable[[], RawSet]
-) -> RawSet:
+def cached(cache_dir: str | os.PathLike | None, name: str, facts: Any, decode: Callable[[], RawSet]) -> RawSet:
     """Reads the set from the cache, or decodes it and leaves a copy there.
 
     A damaged cache file is decoded anew and replaced. A cache that cannot be written costs only time at the

@@ -29,9 +29,7 @@ def list_pictures(root: pathlib.Path) -> dict[str, dict[str, list[pathlib.Path]]
         raise ValueError(f"there is no folder {root}; give one that holds train/CLASS/ and test/CLASS/")
     test = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
     if test is None or not (root / "train").is_dir():
-        raise ValueError(
-            f"{root} must hold train/CLASS/*.png and test/CLASS/*.png (or val/, or .jpg); add them"
-        )
+        raise ValueError(f"{root} must hold train/CLASS/*.png and test/CLASS/*.png (or val/, or .jpg); add them")
     splits = {"train": _list_classes(root / "train"), "test": _list_classes(test)}
     if lone := sorted(splits["train"].keys() ^ splits["test"].keys()):
         raise ValueError(

@@ -76,9 +76,7 @@ def read(folder: pathlib.Path, *, progress: bool) -> RawSet:
     if keys is None or len(keys) != 2 or not isinstance(features[keys[1]], tfds.features.ClassLabel):
         raise ValueError(f"{folder} does not pair an image with one class label; choose a classification set")
     test = _test_split(builder, keys[1])
-    splits = [
-        _decode(builder.as_data_source(split), keys, folder, split, progress) for split in ("train", test)
-    ]
+    splits = [_decode(builder.as_data_source(split), keys, folder, split, progress) for split in ("train", test)]
     return RawSet(*splits[0], *splits[1], class_names=np.array(features[keys[1]].names))
 
 
@@ -103,9 +101,7 @@ def _decode(source, keys: tuple[str, str], folder: pathlib.Path, split: str, pro
         try:
             example = source[i]
         except (RuntimeError, OSError, IndexError, ValueError) as error:
-            raise ValueError(
-                f"image {i} of {split} in {folder} is damaged ({error}); prepare it again"
-            ) from error
+            raise ValueError(f"image {i} of {split} in {folder} is damaged ({error}); prepare it again") from error
         image, labels[i] = example[keys[0]], example[keys[1]]
         if images is None:
             images = np.empty((len(source), *image.shape), image.dtype)

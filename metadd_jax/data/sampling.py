@@ -80,9 +80,7 @@ def gather(arrays: ImageArrays, indices: ArrayLike, weights: ArrayLike) -> jax.A
     return jnp.where(present, images, 0.0)
 
 
-def draw_class(
-    key: jax.Array, arrays: ImageArrays, class_index: ArrayLike, batch: int
-) -> tuple[jax.Array, jax.Array]:
+def draw_class(key: jax.Array, arrays: ImageArrays, class_index: ArrayLike, batch: int) -> tuple[jax.Array, jax.Array]:
     """Draws ``batch`` distinct real images of one class (see ``class_indices``).
 
     Returns:

@@ -83,9 +83,7 @@ def _read(name: str, data_dir, cache_dir, progress: bool) -> RawSet:
     if (path / "train").is_dir() or name.startswith((".", "~", "/")) or ("/" in name and path.is_dir()):
         pictures = folders.list_pictures(path)
         facts = folders.picture_facts(path, pictures)
-        return cached(
-            cache_dir, path.resolve().name, facts, lambda: folders.read_pictures(pictures, progress=progress)
-        )
+        return cached(cache_dir, path.resolve().name, facts, lambda: folders.read_pictures(pictures, progress=progress))
     folder = prepared.find(name, data_dir)
     return cached(
         cache_dir,

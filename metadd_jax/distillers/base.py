@@ -43,9 +43,7 @@ class Distiller(NamedTuple):
         return self.decode(state.synthetic, state.aux)
 
 
-def init_state(
-    key: jax.Array, method: Distiller, tx: optax.GradientTransformation, dataset: Dataset
-) -> DistillState:
+def init_state(key: jax.Array, method: Distiller, tx: optax.GradientTransformation, dataset: Dataset) -> DistillState:
     """The state before the first update. ``key`` decides everything that is random in the run.
 
     Raises:

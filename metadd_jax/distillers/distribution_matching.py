@@ -45,21 +45,15 @@ def dm(
     """
     strategy = augment.strategy(augmentation)
     if ipc < 1 or batch_size < 1 or class_batch < 1:
-        raise ValueError(
-            f"ipc={ipc}, batch_size={batch_size} and class_batch={class_batch} must be at least 1"
-        )
+        raise ValueError(f"ipc={ipc}, batch_size={batch_size} and class_batch={class_batch} must be at least 1")
     if init not in INITS:
         raise ValueError(f"init {init!r} must be one of {', '.join(INITS)}")
     shared_pass = net.has_batch_stats
 
-    def sample(
-        key: jax.Array, data: ImageArrays, step: jax.Array, *, axis_name: str | None = None
-    ) -> dict[str, Any]:
+    def sample(key: jax.Array, data: ImageArrays, step: jax.Array, *, axis_name: str | None = None) -> dict[str, Any]:
         del step
         if shared_pass and axis_name is not None:
-            raise ValueError(
-                f"dm with the batch-norm network {net.name} runs on one device; use its instance norm"
-            )
+            raise ValueError(f"dm with the batch-norm network {net.name} runs on one device; use its instance norm")
         start, share = parallel.own_share(batch_size, axis_name)
 
         def draw(class_key: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -80,39 +74,27 @@ def dm(
         images = synthetic["images"].reshape(net.num_classes, ipc, *net.image_shape)
         keys = jax.random.split(view_key, net.num_classes)
 
-        def views(
-            view_key: jax.Array, real: jax.Array, synthetic_images: jax.Array
-        ) -> tuple[jax.Array, jax.Array]:
+        def views(view_key: jax.Array, real: jax.Array, synthetic_images: jax.Array) -> tuple[jax.Array, jax.Array]:
             real = sampling.standardise(real, batch["mean"], batch["std"])
-            return tuple(
-                augment.augment(view_key, x, strategy, siamese=True) for x in (real, synthetic_images)
-            )
+            return tuple(augment.augment(view_key, x, strategy, siamese=True) for x in (real, synthetic_images))
 
         def class_distance(items: tuple) -> jax.Array:
             view_key, real, weights, synthetic_images = items
             real, synthetic_images = views(view_key, real, synthetic_images)
             embedded = net.apply_batch(variables, real)[1]["embedding"]
-            return _distance(
-                embedded, weights, net.apply_batch(variables, synthetic_images)[1]["embedding"], axis_name
-            )
+            return _distance(embedded, weights, net.apply_batch(variables, synthetic_images)[1]["embedding"], axis_name)
 
         if shared_pass:
             real, seen = jax.vmap(views)(keys, batch["images"], images)
             embedded = [
-                net.apply_batch(variables, x.reshape(-1, *net.image_shape))[1]["embedding"].reshape(
-                    *x.shape[:2], -1
-                )
+                net.apply_batch(variables, x.reshape(-1, *net.image_shape))[1]["embedding"].reshape(*x.shape[:2], -1)
                 for x in (real, seen)
             ]
-            distances = jax.vmap(lambda r, w, s: _distance(r, w, s, None))(
-                embedded[0], batch["weights"], embedded[1]
-            )
+            distances = jax.vmap(lambda r, w, s: _distance(r, w, s, None))(embedded[0], batch["weights"], embedded[1])
         else:
             items = (keys, batch["images"], batch["weights"], images)
             # A plain scan runs only the drawn augmentation of each class; under vmap all of them run.
-            distances = jax.lax.map(
-                class_distance, items, batch_size=class_batch if class_batch > 1 else None
-            )
+            distances = jax.lax.map(class_distance, items, batch_size=class_batch if class_batch > 1 else None)
         return distances.sum(), (aux, {})
 
     return Distiller(
@@ -134,9 +116,7 @@ def _distance(real: jax.Array, weights: jax.Array, synthetic: jax.Array, axis_na
     return jnp.sum((target - synthetic.mean(axis=0)) ** 2)
 
 
-def _init_images(
-    key: jax.Array, dataset: Dataset, net: zoo.Architecture, ipc: int, init: str
-) -> dict[str, jax.Array]:
+def _init_images(key: jax.Array, dataset: Dataset, net: zoo.Architecture, ipc: int, init: str) -> dict[str, jax.Array]:
     if dataset.image_shape != net.image_shape or dataset.num_classes != net.num_classes:
         raise ValueError(
             f"{net.name} takes {net.image_shape} images of {net.num_classes} classes, but {dataset.name} has "

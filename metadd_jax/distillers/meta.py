@@ -100,9 +100,7 @@ def metadd(
     def loss(
         key: jax.Array, synthetic: Any, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None
     ) -> tuple[jax.Array, tuple[Any, dict]]:
-        value, (base_aux, metrics) = base.loss(
-            key, synthetic, aux["base"], batch, frozen["base"], axis_name=axis_name
-        )
+        value, (base_aux, metrics) = base.loss(key, synthetic, aux["base"], batch, frozen["base"], axis_name=axis_name)
         weights = aux["weights"]
         if config.weighting == "per_step":
             constant = jax.lax.stop_gradient(synthetic)

@@ -105,11 +105,7 @@ def distil(
     state, frozen = place(init_state(jax.random.key(seed), method, tx, first)), place(method.frozen)
     arrays = dataset.arrays if config.stream_per_class else place(dataset.arrays)
     checkpoints = None if directory is None else storage.Checkpointer(pathlib.Path(directory) / "checkpoints")
-    log = (
-        storage.NoMetrics()
-        if directory is None
-        else storage.JsonLines(pathlib.Path(directory) / "metrics.jsonl")
-    )
+    log = storage.NoMetrics() if directory is None else storage.JsonLines(pathlib.Path(directory) / "metrics.jsonl")
     done = 0 if checkpoints is None else checkpoints.latest() or 0
     if done:
         state = checkpoints.restore(done, state)
@@ -128,9 +124,7 @@ def distil(
     return state
 
 
-def _chunks(
-    done: int, seed: int, arrays: ImageArrays, config: RunConfig
-) -> Iterator[tuple[int, int, ImageArrays]]:
+def _chunks(done: int, seed: int, arrays: ImageArrays, config: RunConfig) -> Iterator[tuple[int, int, ImageArrays]]:
     """(first step, length, data) of the chunks still to do; a larger ``steps`` may go on from a finished run."""
     for start in range(done, config.steps, config.chunk):
         length = min(config.chunk, config.steps - start)
@@ -149,9 +143,7 @@ def _crosses(start: int, done: int, every: int) -> bool:
 
 
 def _finite_means(metrics: dict[str, np.ndarray], start: int, directory: Any) -> dict[str, float]:
-    for name in sorted(
-        metrics, key=lambda name: name == "loss"
-    ):  # the term that broke before the sum that it broke
+    for name in sorted(metrics, key=lambda name: name == "loss"):  # the term that broke before the sum that it broke
         bad = np.flatnonzero(~np.isfinite(metrics[name]))
         if bad.size:
             kept = "" if directory is None else f"; the last good state is kept in {directory}/checkpoints"

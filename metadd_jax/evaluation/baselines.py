@@ -55,8 +55,7 @@ def kmeans_real(
     counts, offsets = np.asarray(arrays.counts), np.asarray(arrays.offsets)
     if not 1 <= ipc <= counts.min():
         raise ValueError(
-            f"ipc is {ipc}, but the smallest class has {counts.min()} images; "
-            f"choose ipc from 1 to {counts.min()}"
+            f"ipc is {ipc}, but the smallest class has {counts.min()} images; choose ipc from 1 to {counts.min()}"
         )
     chosen = []
     for label, (offset, count) in enumerate(zip(offsets, counts, strict=True)):
@@ -88,9 +87,7 @@ def _nearest_to_centres(seed: int, features: np.ndarray, ipc: int) -> np.ndarray
     # One thread: sums in a fixed order, so equal seeds give equal images; and threads that spin beside other
     # work on the machine made it 10 times slower (500 digits, 10 centres: 4.3 against 0.5 s).
     with threadpoolctl.threadpool_limits(1):
-        distances = (
-            KMeans(ipc, n_init=_RESTARTS, random_state=seed).fit(features).transform(features)
-        )  # [n, ipc]
+        distances = KMeans(ipc, n_init=_RESTARTS, random_state=seed).fit(features).transform(features)  # [n, ipc]
     chosen = []
     for centre in range(ipc):
         distances[chosen, centre] = np.inf

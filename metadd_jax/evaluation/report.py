@@ -15,9 +15,7 @@ from metadd_jax.evaluation.cross_architecture import Row
 ROLES = ("same", "seen", "unseen")
 
 
-def rows_of(
-    set_name: str, distill_seed: int, table: Sequence[Row], roles: Mapping[str, str]
-) -> list[dict[str, Any]]:
+def rows_of(set_name: str, distill_seed: int, table: Sequence[Row], roles: Mapping[str, str]) -> list[dict[str, Any]]:
     """The rows of ``results.json`` for one set: ``{set, distill_seed, network, role, accuracies}``."""
     return [
         {
@@ -31,9 +29,7 @@ def rows_of(
     ]
 
 
-def accuracies(
-    rows: Sequence[Mapping[str, Any]], set_name: str, *, roles: Sequence[str] = ROLES
-) -> np.ndarray:
+def accuracies(rows: Sequence[Mapping[str, Any]], set_name: str, *, roles: Sequence[str] = ROLES) -> np.ndarray:
     """Accuracies [distillation seeds, networks, training seeds] of one set over the networks with these roles."""
     chosen = [row for row in rows if row["set"] == set_name and row["role"] in roles]
     seeds = sorted({row["distill_seed"] for row in chosen})
@@ -66,10 +62,7 @@ def table_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     header = [f"{network} ({role})" for network, role in networks] + [f"**mean {role}**" for role in means]
     lines = ["| set | " + " | ".join(header) + " |", "|---" * (len(header) + 1) + "|"]
     for name in dict.fromkeys(row["set"] for row in rows):
-        cells = [
-            _cell(accuracies([row for row in rows if row["network"] == network], name))
-            for network, _ in networks
-        ]
+        cells = [_cell(accuracies([row for row in rows if row["network"] == network], name)) for network, _ in networks]
         cells += [f"**{_cell(accuracies(rows, name, roles=(role,)))}**" for role in means]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines

@@ -101,9 +101,7 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
     if x.shape != y.shape or x.ndim != 1 or len(x) < 3:
         raise ValueError(f"cannot correlate shapes {x.shape} and {y.shape}; give at least 3 pairs of numbers")
     if not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(x) == 0 or np.ptp(y) == 0:
-        raise ValueError(
-            f"one of the two sides of {len(x)} points is constant or not finite; nothing to correlate"
-        )
+        raise ValueError(f"one of the two sides of {len(x)} points is constant or not finite; nothing to correlate")
     pearson, spearman = stats.pearsonr(x, y), stats.spearmanr(x, y)
     return {
         "pearson": float(pearson.statistic),

@@ -85,13 +85,9 @@ def load_npz(file: str | os.PathLike) -> tuple[structs.SyntheticSet, dict[str, A
         raise ValueError(f"{facts} is missing beside {file.name}; put it back or export the set again")
     metadata = files.read_json(facts)
     if not isinstance(metadata, dict) or "sha256" not in metadata:
-        raise ValueError(
-            f"{facts} was not written by metadd_jax (no sha256); restore it or export the set again"
-        )
+        raise ValueError(f"{facts} was not written by metadd_jax (no sha256); restore it or export the set again")
     if _hash(arrays) != metadata["sha256"]:
-        raise ValueError(
-            f"{file} does not hold the arrays that {facts.name} describes (SHA-256 differs); restore it"
-        )
+        raise ValueError(f"{file} does not hold the arrays that {facts.name} describes (SHA-256 differs); restore it")
     synthetic = structs.SyntheticSet(
         images=jnp.asarray(arrays["images"]),
         labels=jnp.asarray(arrays["labels"].astype(np.int32)),
@@ -104,11 +100,7 @@ def load_npz(file: str | os.PathLike) -> tuple[structs.SyntheticSet, dict[str, A
 
 def _to_arrays(synthetic: structs.SyntheticSet, metadata: dict[str, Any]) -> dict[str, np.ndarray]:
     values = vars(synthetic) | {name: metadata[name] for name in ("mean", "std")}
-    return {
-        name: np.asarray(values[name]).astype(dtype)
-        for name, dtype in _DTYPES.items()
-        if values[name] is not None
-    }
+    return {name: np.asarray(values[name]).astype(dtype) for name, dtype in _DTYPES.items() if values[name] is not None}
 
 
 def _read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
@@ -118,9 +110,7 @@ def _read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as content:
             arrays = dict(content)
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{file} is not a readable npz ({error}); move it away or export it again"
-        ) from error
+        raise ValueError(f"{file} is not a readable npz ({error}); move it away or export it again") from error
     missing = [name for name in _ALWAYS if name not in arrays]
     wrong = [name for name, array in arrays.items() if array.dtype != _DTYPES.get(name)]
     if missing or wrong:

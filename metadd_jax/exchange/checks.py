@@ -39,9 +39,7 @@ def check_set(source: Any, synthetic: structs.SyntheticSet, metadata: dict[str, 
     if synthetic.soft_labels is not None:
         soft = np.asarray(synthetic.soft_labels)
         if soft.shape != (len(images), classes):
-            raise ValueError(
-                f"{source} has soft labels {soft.shape}; they must be ({len(images)}, {classes})"
-            )
+            raise ValueError(f"{source} has soft labels {soft.shape}; they must be ({len(images)}, {classes})")
         _check_finite(source, "soft labels", soft)
     if synthetic.learning_rate is not None:
         _check_finite(source, "learning rates", np.asarray(synthetic.learning_rate))
@@ -56,9 +54,7 @@ def refuse_existing(*paths: pathlib.Path, overwrite: bool) -> None:
 
 def _check_shapes(source: Any, images: np.ndarray, labels: np.ndarray, metadata: dict[str, Any]) -> None:
     if images.ndim != 4 or not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(
-            f"{source} has images {images.dtype}{images.shape}; they must be float32 [N, H, W, C]"
-        )
+        raise ValueError(f"{source} has images {images.dtype}{images.shape}; they must be float32 [N, H, W, C]")
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"{source} has {len(images)} images and labels {labels.dtype}{labels.shape}; "

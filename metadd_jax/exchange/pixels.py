@@ -49,9 +49,7 @@ def export_png_folder(
     if metadata["value_space"] != "standardised":
         raise ValueError(f"value space {metadata['value_space']!r} has no pixels; export a standardised set")
     if synthetic.images.shape[-1] not in (1, 3):
-        raise ValueError(
-            f"PNG files hold 1 or 3 channels, the set has {synthetic.images.shape[-1]}; export an npz"
-        )
+        raise ValueError(f"PNG files hold 1 or 3 channels, the set has {synthetic.images.shape[-1]}; export an npz")
     unit = np.asarray(synthetic.images) * np.asarray(metadata["std"]) + np.asarray(metadata["mean"])
     pixels = np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
     names = [_folder_name(label, name) for label, name in enumerate(metadata["class_names"])]

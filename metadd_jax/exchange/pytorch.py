@@ -107,14 +107,10 @@ def from_channels_first(source: Any, images: np.ndarray, labels: np.ndarray) -> 
       ValueError: if the shapes do not fit or two-dimensional labels are not probabilities.
     """
     if images.ndim != 4 or labels.shape[:1] != images.shape[:1] or labels.ndim not in (1, 2):
-        raise ValueError(
-            f"{source} has images {images.shape} and labels {labels.shape}; need [N, C, H, W] and [N]"
-        )
+        raise ValueError(f"{source} has images {images.shape} and labels {labels.shape}; need [N, C, H, W] and [N]")
     soft = labels.astype(np.float32) if labels.ndim == 2 else None
     if soft is not None and not (soft.min() >= 0 and np.allclose(soft.sum(axis=1), 1, atol=1e-3)):
-        raise ValueError(
-            f"{source} has soft labels that are no probabilities; turn logits into softmax(logits)"
-        )
+        raise ValueError(f"{source} has soft labels that are no probabilities; turn logits into softmax(logits)")
     hard = labels.astype(np.int32) if soft is None else soft.argmax(axis=1).astype(np.int32)
     order = np.argsort(hard, kind="stable")
     return structs.SyntheticSet(

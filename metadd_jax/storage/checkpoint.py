@@ -59,9 +59,7 @@ def restore(directory: str | os.PathLike) -> tuple[structs.SyntheticSet, dict[st
     names = {entry["name"] for entry in _read_description(directory)["leaves"]}
     fields = set(structs.SyntheticSet.__dataclass_fields__)
     if not {"images", "labels"} <= names <= fields or not (directory / _METADATA).is_file():
-        raise ValueError(
-            f"{directory} is no distilled set (it holds {len(names)} other arrays); give a set's folder"
-        )
+        raise ValueError(f"{directory} is no distilled set (it holds {len(names)} other arrays); give a set's folder")
     arrays = _read_arrays(directory)
     synthetic = structs.SyntheticSet(**{name: jnp.asarray(array) for name, array in arrays.items()})
     return synthetic, files.read_json(directory / _METADATA)
@@ -98,9 +96,7 @@ def restore_tree(directory: str | os.PathLike, like: Any) -> Any:
     arrays, generators = _read_arrays(directory), description["keys"]
     names = [entry["name"] for entry in expected]
     leaves, structure = jax.tree.flatten(like)
-    placed = [
-        _place(arrays.get(name), leaf, generators.get(name)) for name, leaf in zip(names, leaves, strict=True)
-    ]
+    placed = [_place(arrays.get(name), leaf, generators.get(name)) for name, leaf in zip(names, leaves, strict=True)]
     return jax.tree.unflatten(structure, placed)
 
 

@@ -115,9 +115,7 @@ def _read_entries(directory: pathlib.Path) -> dict:
         raise _damaged(path, "is missing")
     try:
         entries = files.read_json(path)["files"]
-        return {
-            str(name): {"bytes": entry["bytes"], "sha256": entry["sha256"]} for name, entry in entries.items()
-        }
+        return {str(name): {"bytes": entry["bytes"], "sha256": entry["sha256"]} for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, "is not a readable manifest") from error
 

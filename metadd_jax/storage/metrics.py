@@ -67,9 +67,7 @@ class JsonLines:
             line = json.loads(text)
             return {"step": int(line.pop("step"))} | {name: float(value) for name, value in line.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{self.path} line {number} is no metrics line; mend or move the file away"
-            ) from error
+            raise ValueError(f"{self.path} line {number} is no metrics line; mend or move the file away") from error
 
 
 class NoMetrics:

@@ -2,7 +2,7 @@
 
 from metadd_jax.training.fit import count_correct, fit
 from metadd_jax.training.pretrain import Trained, pretrain
-from metadd_jax.training.recipes import Recipe, dc_evaluation, pretraining
+from metadd_jax.training.recipes import Recipe, dc_evaluation, pretraining, short_evaluation
 
 __all__ = [
     "Recipe",
@@ -12,4 +12,5 @@ __all__ = [
     "fit",
     "pretrain",
     "pretraining",
+    "short_evaluation",
 ]

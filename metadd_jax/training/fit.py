@@ -72,25 +72,17 @@ def fit(
         return ({**variables, "params": params, **_as_collection(batch_stats)}, opt_state), None
 
     def epoch(carry: tuple, number: jax.Array) -> tuple[tuple, None]:
-        order = jax.random.permutation(
-            jax.random.fold_in(jax.random.fold_in(key, 2), number), images.shape[0]
-        )
+        order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 2), number), images.shape[0])
         padding = steps * batch_size - images.shape[0]
         indices = jnp.concatenate([order, order[:padding]]).reshape(steps, batch_size)
-        weights = (
-            (jnp.arange(steps * batch_size) < images.shape[0]).astype(jnp.float32).reshape(steps, batch_size)
-        )
+        weights = (jnp.arange(steps * batch_size) < images.shape[0]).astype(jnp.float32).reshape(steps, batch_size)
         return jax.lax.scan(train_step, carry, (number * steps + jnp.arange(steps), indices, weights))
 
-    (variables, _), _ = jax.lax.scan(
-        epoch, (variables, tx.init(variables["params"])), jnp.arange(recipe.epochs)
-    )
+    (variables, _), _ = jax.lax.scan(epoch, (variables, tx.init(variables["params"])), jnp.arange(recipe.epochs))
     return variables
 
 
-def _loss(
-    params: Any, net: Any, variables: Any, images: Any, labels: Any, weights: Any
-) -> tuple[jax.Array, Any]:
+def _loss(params: Any, net: Any, variables: Any, images: Any, labels: Any, weights: Any) -> tuple[jax.Array, Any]:
     logits, _, batch_stats = net.apply_train({**variables, "params": params}, images)
     if labels.ndim == 1:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -59,9 +59,7 @@ def pretrain(
             return Trained(net, stored["variables"], float(stored["accuracy"]), True)
 
     def train(key: jax.Array, arrays: Any) -> Any:
-        return fit(
-            key, net, arrays.images, arrays.labels, recipe, shared_key=key, mean=arrays.mean, std=arrays.std
-        )
+        return fit(key, net, arrays.images, arrays.labels, recipe, shared_key=key, mean=arrays.mean, std=arrays.std)
 
     variables = parallel.jit(train)(key, dataset.arrays)
     right, total = parallel.jit(lambda v, arrays: count_correct(net, v, arrays))(variables, dataset.test)

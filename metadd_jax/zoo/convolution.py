@@ -68,9 +68,7 @@ def _cpu_forward(stride: int, padding: int) -> Callable[[jax.Array, jax.Array], 
         )
 
     @batched.def_vmap
-    def rule(
-        size: int, is_batched: list[bool], images: jax.Array, kernel: jax.Array
-    ) -> tuple[jax.Array, bool]:
+    def rule(size: int, is_batched: list[bool], images: jax.Array, kernel: jax.Array) -> tuple[jax.Array, bool]:
         if is_batched[1]:
             return jax.vmap(product, in_axes=(0 if is_batched[0] else None, 0))(images, kernel), True
         flat = batched(images.reshape(-1, *images.shape[2:]), kernel)  # one kernel: one larger batch
@@ -83,9 +81,7 @@ def _cpu_keep(stride: int, padding: int, images: jax.Array, kernel: jax.Array) -
     return _cpu_convolve(stride, padding, images, kernel), (images, kernel)
 
 
-def _cpu_gradients(
-    stride: int, padding: int, kept: tuple, gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _cpu_gradients(stride: int, padding: int, kept: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     images, kernel = kept
     side = kernel.shape[0]
     if stride == 1 and padding < side:

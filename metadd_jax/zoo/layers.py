@@ -98,9 +98,7 @@ class FeatureNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape)
         if self.kind == "group":
             if channels % _GROUPS:
-                raise SizeError(
-                    f"group norm needs channels in multiples of {_GROUPS}, not {channels}; set width so"
-                )
+                raise SizeError(f"group norm needs channels in multiples of {_GROUPS}, not {channels}; set width so")
             grouped = x.reshape(*x.shape[:3], _GROUPS, channels // _GROUPS)
             return standardise(grouped, (1, 2, 4)).reshape(x.shape) * scale + bias
         return standardise(x, (1, 2, 3) if self.kind == "layer" else (1, 2)) * scale + bias

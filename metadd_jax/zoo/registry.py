@@ -106,9 +106,7 @@ def parse(spec: str, num_classes: int, image_shape: Sequence[int]) -> Architectu
     for item in filter(None, rest.split(",")):
         option, equals, value = item.partition("=")
         if not equals:
-            raise ValueError(
-                f"cannot read {item!r} in network {spec!r}; write name:option=value,option=value"
-            )
+            raise ValueError(f"cannot read {item!r} in network {spec!r}; write name:option=value,option=value")
         options[option.strip()] = _number_or_word(value.strip())
     return create(name.strip(), num_classes, image_shape, **options)
 

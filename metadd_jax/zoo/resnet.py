@@ -36,9 +36,7 @@ class BasicBlock(nn.Module):
         x = layers.Conv(self.features, 3, padding=1, use_bias=False, name="conv2")(x)
         x = layers.norm(x, self.norm, train=train, name="norm2")
         if self.halve or shortcut.shape[-1] != self.features:
-            shortcut = layers.Conv(self.features, 1, stride=stride, use_bias=False, name="shortcut_conv")(
-                shortcut
-            )
+            shortcut = layers.Conv(self.features, 1, stride=stride, use_bias=False, name="shortcut_conv")(shortcut)
             shortcut = layers.pool(shortcut, pooling)
             shortcut = layers.norm(shortcut, self.norm, train=train, name="shortcut_norm")
         return nn.relu(x + shortcut)

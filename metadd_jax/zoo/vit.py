@@ -37,12 +37,8 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[B, T, D] -> [B, T, D] and the attention [B, heads, T, T], rows summing to 1."""
         batch, tokens, width = x.shape
-        qkv = _dense(_norm(x, "norm1"), 3 * width, "qkv").reshape(
-            batch, tokens, 3, self.heads, width // self.heads
-        )
-        query, key, value = (
-            qkv[:, :, index].swapaxes(1, 2) for index in range(3)
-        )  # [B, heads, T, D / heads]
+        qkv = _dense(_norm(x, "norm1"), 3 * width, "qkv").reshape(batch, tokens, 3, self.heads, width // self.heads)
+        query, key, value = (qkv[:, :, index].swapaxes(1, 2) for index in range(3))  # [B, heads, T, D / heads]
         scores = query @ key.swapaxes(2, 3) * query.shape[-1] ** -0.5
         attention = nn.softmax(scores)
         mixed = (attention @ value).swapaxes(1, 2).reshape(batch, tokens, width)
@@ -106,10 +102,6 @@ class ViT(nn.Module):
 
     def _check(self, height: int, width: int, patch: int) -> None:
         if height % patch or width % patch:
-            raise layers.SizeError(
-                f"patches of {patch} pixels do not tile {height}x{width}; set patch to a divisor"
-            )
+            raise layers.SizeError(f"patches of {patch} pixels do not tile {height}x{width}; set patch to a divisor")
         if self.width % self.heads:
-            raise layers.SizeError(
-                f"width {self.width} is no multiple of {self.heads} heads; set width or heads"
-            )
+            raise layers.SizeError(f"width {self.width} is no multiple of {self.heads} heads; set width or heads")

@@ -116,9 +116,7 @@ def test_hidden_test_labels_send_us_to_validation(tmp_path):
 def test_configurations_must_be_named(tmp_path):
     for config in ("small", "large"):
         prepare(tmp_path / "tfds" / "many" / config)
-        (tmp_path / "tfds" / "many" / config / "tiny" / "1.0.0").rename(
-            tmp_path / "tfds" / "many" / config / "1.0.0"
-        )
+        (tmp_path / "tfds" / "many" / config / "tiny" / "1.0.0").rename(tmp_path / "tfds" / "many" / config / "1.0.0")
     with pytest.raises(ValueError, match="2 configurations; name one of many/large, many/small"):
         load(tmp_path, "many")
     assert load(tmp_path, "many/small").num_classes == 3
@@ -164,9 +162,7 @@ def test_unknown_name_without_the_library_says_what_to_install(tmp_path, monkeyp
 
 def test_images_of_several_sizes_are_refused():
     source = [{"image": np.zeros((side, 4, 3), np.uint8), "label": 0} for side in (4, 4, 5)]
-    with pytest.raises(
-        ValueError, match=r"image 2 of train in set is \(5, 4, 3\) but image 0 is \(4, 4, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"image 2 of train in set is \(5, 4, 3\) but image 0 is \(4, 4, 3\)"):
         prepared._decode(source, ("image", "label"), pathlib.Path("set"), "train", False)
 
 

@@ -33,9 +33,7 @@ def test_standardise_is_the_textbook_formula_and_inverts():
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(data.unstandardise(got, MEAN, STD), pixels / 255.0, atol=1e-6)
-    np.testing.assert_allclose(
-        data.unstandardise(np.full((1, 3), 9.0), MEAN, STD)[0], [4.7, 2.65, 1.5], rtol=1e-6
-    )
+    np.testing.assert_allclose(data.unstandardise(np.full((1, 3), 9.0), MEAN, STD)[0], [4.7, 2.65, 1.5], rtol=1e-6)
 
 
 def test_small_class_comes_whole_and_padding_weighs_nothing(key, arrays):

@@ -49,9 +49,7 @@ def test_digits_are_all_there_and_no_test_image_is_trained_on(digits, digits_cac
     theirs = np.c_[labels, images].astype(int)
     rows = [sorted(map(bytes, rows.astype(np.uint8))) for rows in (np.concatenate(ours), theirs)]
     assert rows[0] == rows[1]
-    np.testing.assert_array_equal(
-        dataset.test.images, data.load("mnist5k", cache_dir=digits_cache).test.images
-    )
+    np.testing.assert_array_equal(dataset.test.images, data.load("mnist5k", cache_dir=digits_cache).test.images)
 
 
 def test_second_load_reads_the_cache(digits_cache, monkeypatch):
@@ -113,9 +111,7 @@ LABELS = np.repeat([1, 0, 2], [10, 15, 5])
 
 
 def test_npz_with_its_own_test_split(tmp_path):
-    name = save(
-        tmp_path / "a.npz", images=IMAGES, labels=LABELS, test_images=IMAGES[::7], test_labels=LABELS[::7]
-    )
+    name = save(tmp_path / "a.npz", images=IMAGES, labels=LABELS, test_images=IMAGES[::7], test_labels=LABELS[::7])
     dataset = data.load(name)
     assert dataset.name == name and dataset.class_names == ("0", "1", "2")
     np.testing.assert_array_equal(dataset.arrays.counts, [15, 10, 5])
@@ -128,9 +124,7 @@ def test_npz_without_test_split_gives_a_fifth_of_each_class(tmp_path):
     dataset = data.load(name)
     np.testing.assert_array_equal(dataset.arrays.counts, [12, 8, 4])
     np.testing.assert_array_equal(dataset.test.counts, [3, 2, 1])
-    assert (
-        data.load(name, seed=7).fingerprint == dataset.fingerprint
-    )  # The seed moves only the validation split.
+    assert data.load(name, seed=7).fingerprint == dataset.fingerprint  # The seed moves only the validation split.
 
 
 @pytest.mark.parametrize(

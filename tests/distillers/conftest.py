@@ -31,7 +31,4 @@ def make_net(spec):
 @pytest.fixture(scope="session")
 def auxiliaries(tiny):
     nets = [make_net("convnet:width=4,depth=1"), make_net("convnet_bn:width=6,depth=1")]
-    return [
-        distillers.freeze(net, net.init(jax.random.key(seed)), tiny)
-        for seed, net in enumerate(nets, start=10)
-    ]
+    return [distillers.freeze(net, net.init(jax.random.key(seed)), tiny) for seed, net in enumerate(nets, start=10)]

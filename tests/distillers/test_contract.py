@@ -83,9 +83,7 @@ def member(request, tiny, auxiliaries):
 
 def assert_same_bits(a, b):
     def raw(leaf):
-        return np.asarray(
-            jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-        )
+        return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
 
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
@@ -110,9 +108,7 @@ def test_the_gradient_has_the_shape_of_the_set_and_reaches_every_image(member):
 
     shapes = jax.eval_shape(gradient, jax.random.key(0), member.start)
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, member.start.synthetic)
-    moved = np.abs(
-        np.asarray(member.first.synthetic["images"]) - np.asarray(member.start.synthetic["images"])
-    )
+    moved = np.abs(np.asarray(member.first.synthetic["images"]) - np.asarray(member.start.synthetic["images"]))
     assert (moved.max(axis=(1, 2, 3)) > 0).all()
 
 
@@ -163,14 +159,10 @@ def test_four_devices_compute_what_one_computes(member):
     first, metrics = member.run(member.start, chunk)
     compilations = len(compiled)
     np.testing.assert_allclose(metrics["loss"], member.metrics["loss"], rtol=1e-4)
-    np.testing.assert_allclose(
-        first.synthetic["images"], member.first.synthetic["images"], rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(first.synthetic["images"], member.first.synthetic["images"], rtol=1e-4, atol=1e-5)
     second, _ = chunk(first, member.dataset.arrays, member.method.frozen)
     assert len(compiled) == compilations
-    np.testing.assert_allclose(
-        second.synthetic["images"], member.second.synthetic["images"], rtol=1e-3, atol=1e-4
-    )
+    np.testing.assert_allclose(second.synthetic["images"], member.second.synthetic["images"], rtol=1e-3, atol=1e-4)
     assert int(second.step) == 2 * STEPS
 
 

@@ -63,9 +63,9 @@ def expected_loss(images, batch):
     total = 0.0
     for label in range(3):
         present = real[label][weights[label] > 0]
-        difference = np.tanh(present @ MATRIX).mean(0) - np.tanh(
-            flat(images)[2 * label : 2 * label + 2] @ MATRIX
-        ).mean(0)
+        difference = np.tanh(present @ MATRIX).mean(0) - np.tanh(flat(images)[2 * label : 2 * label + 2] @ MATRIX).mean(
+            0
+        )
         total += (difference**2).sum()
     return total
 

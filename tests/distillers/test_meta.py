@@ -45,9 +45,7 @@ def gradients(auxiliaries):
         config = invariant.InvariantConfig(**PLAIN)
 
         def term(x):
-            return invariant.invariant_terms(jax.random.key(7), x, LABELS, auxiliaries, config=config)[0][
-                name
-            ]
+            return invariant.invariant_terms(jax.random.key(7), x, LABELS, auxiliaries, config=config)[0][name]
 
         return jax.grad(term)(images)
 
@@ -138,9 +136,7 @@ def test_the_base_method_sees_what_it_sees_without_the_wrapper(tiny, auxiliaries
 
     bare = trajectory(base)
     config = invariant.InvariantConfig(ai=1e-25, pos=0, var=0, kl=0, views="none", calibration_steps=2)
-    for point, other in zip(
-        bare, trajectory(distillers.metadd(base, auxiliaries, config=config)), strict=True
-    ):
+    for point, other in zip(bare, trajectory(distillers.metadd(base, auxiliaries, config=config)), strict=True):
         np.testing.assert_allclose(other, point, rtol=1e-5, atol=1e-6)
     assert not np.array_equal(bare[0], bare[-2])
 
@@ -185,9 +181,7 @@ def test_too_few_auxiliaries_or_no_reference_stop_at_the_start(key, tiny, auxili
 def test_freeze_measures_the_typical_map_range(tiny, auxiliaries):
     first = auxiliaries[0]
     # At most 32 images a class, and as many as the smallest has: all 5 of class 1 among them.
-    images = (np.asarray(tiny.arrays.images) / 255 - np.asarray(tiny.arrays.mean)) / np.asarray(
-        tiny.arrays.std
-    )
+    images = (np.asarray(tiny.arrays.images) / 255 - np.asarray(tiny.arrays.mean)) / np.asarray(tiny.arrays.std)
     observe = jax.jit(lambda x, y: features.raw_maps(first.net, first.variables, x, y)[0])
     maps = observe(images.astype(np.float32), tiny.arrays.labels)
     ranges = np.asarray(maps).max((1, 2)) - np.asarray(maps).min((1, 2))

@@ -25,9 +25,7 @@ def toy(bad_step=10**6, size=3):
     return distillers.Distiller(
         name="toy",
         init=lambda key, dataset: ({"x": jax.random.normal(key, (size,))}, {"step": jnp.int32(-1)}),
-        sample=lambda key, arrays, step, *, axis_name=None: jnp.sum(
-            jnp.asarray(arrays.images).astype(jnp.float32)
-        ),
+        sample=lambda key, arrays, step, *, axis_name=None: jnp.sum(jnp.asarray(arrays.images).astype(jnp.float32)),
         loss=loss,
         refresh=lambda key, aux, step: {"step": step},
         decode=lambda synthetic, aux: SyntheticSet(images=synthetic["x"], labels=jnp.arange(size)),
@@ -51,9 +49,7 @@ def chunk_of():
 
 def run(dataset, directory=None, method=None, seed=3, tx=TX, **settings):
     given = {name: settings.pop(name) for name in ("chunk_of", "on_chunk") if name in settings}
-    return distillers.distil(
-        seed, method or toy(), tx, dataset, config(**settings), directory=directory, **given
-    )
+    return distillers.distil(seed, method or toy(), tx, dataset, config(**settings), directory=directory, **given)
 
 
 def lines(directory):
@@ -62,18 +58,14 @@ def lines(directory):
 
 def same(a, b):
     return all(
-        np.array_equal(
-            jax.random.key_data(x) if x is a.key else x, jax.random.key_data(y) if y is b.key else y
-        )
+        np.array_equal(jax.random.key_data(x) if x is a.key else x, jax.random.key_data(y) if y is b.key else y)
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
 
 
 def test_it_descends_and_logs_the_mean_of_each_chunk(dataset, tmp_path, chunk_of):
     calls = []
-    state = run(
-        dataset, tmp_path, chunk_of=chunk_of, on_chunk=lambda done, means: calls.append((done, dict(means)))
-    )
+    state = run(dataset, tmp_path, chunk_of=chunk_of, on_chunk=lambda done, means: calls.append((done, dict(means))))
     start = distillers.init_state(jax.random.key(3), toy(), TX, dataset)
     assert int(state.step) == 8
     np.testing.assert_allclose(state.synthetic["x"], 0.8**8 * np.asarray(start.synthetic["x"]), atol=3e-3)
@@ -155,9 +147,7 @@ def test_each_chunk_streams_its_own_pool_again_on_resume(dataset, tmp_path):
         return [line["distill/pool"] for line in lines(directory)]
 
     run(dataset, tmp_path / "whole", stream_per_class=5)
-    pools = [
-        data.stream_pool(dataset.arrays, 3, number, 5).images.astype(np.float64).sum() for number in range(4)
-    ]
+    pools = [data.stream_pool(dataset.arrays, 3, number, 5).images.astype(np.float64).sum() for number in range(4)]
     np.testing.assert_allclose(sums(tmp_path / "whole"), pools, rtol=1e-6)
     assert len(set(pools)) == 4
     run(dataset, tmp_path / "broken", stream_per_class=5, steps=4)

@@ -19,9 +19,7 @@ def dataset():
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 2
     images = (rng.integers(0, 200, (60, *SHAPE)) + 25 * labels[:, None, None, None]).astype(np.uint8)
-    return data.from_arrays(
-        "shades", images, labels, images[::-1][:31], labels[::-1][:31], validation_fraction=1 / 3
-    )
+    return data.from_arrays("shades", images, labels, images[::-1][:31], labels[::-1][:31], validation_fraction=1 / 3)
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +45,15 @@ def together(sets, dataset, networks):
 
 
 def test_sets_together_are_sets_alone(sets, dataset, networks, together):
-    assert [[row.network for row in table] for table in together] == [
-        ["mlp:width=8", "convnet:width=4,depth=1"]
-    ] * 2
-    alone = evaluation.cross_architecture(
-        jax.random.key(3), sets[1], dataset, networks[:1], seeds=3, recipe=RECIPE
-    )
+    assert [[row.network for row in table] for table in together] == [["mlp:width=8", "convnet:width=4,depth=1"]] * 2
+    alone = evaluation.cross_architecture(jax.random.key(3), sets[1], dataset, networks[:1], seeds=3, recipe=RECIPE)
     assert alone == together[1][:1] != together[0][:1]
     assert all(len(row.accuracies) == 3 for table in together for row in table)
 
 
 def test_each_accuracy_is_that_of_one_fit(sets, dataset, networks, together):
     net, key, arrays = networks[0], jax.random.key(3), dataset.test
-    variables = training.fit(
-        jax.random.fold_in(key, 1), net, sets[0].images, sets[0].labels, RECIPE, shared_key=key
-    )
+    variables = training.fit(jax.random.fold_in(key, 1), net, sets[0].images, sets[0].labels, RECIPE, shared_key=key)
     x = (np.asarray(arrays.images, np.float32) / 255 - arrays.mean) / arrays.std
     predicted = np.asarray(net.apply(variables, jnp.asarray(x, jnp.float32))[0]).argmax(1)
     assert together[0][0].accuracies[1] == pytest.approx((predicted == arrays.labels).mean(), abs=1e-6)
@@ -70,9 +62,7 @@ def test_each_accuracy_is_that_of_one_fit(sets, dataset, networks, together):
 def test_seeds_are_paired_and_groups_do_not_matter(sets, dataset, networks, together):
     """The same set twice gets the same seeds; 6 fits in groups of 4 are padded, which nobody notices."""
     twice = [sets[1], sets[1]]
-    values = train_and_test(
-        jax.random.key(3), twice, networks[0], dataset.test, seeds=3, recipe=RECIPE, at_once=4
-    )
+    values = train_and_test(jax.random.key(3), twice, networks[0], dataset.test, seeds=3, recipe=RECIPE, at_once=4)
     np.testing.assert_array_equal(values[0], values[1])
     np.testing.assert_allclose(values[0], together[1][0].accuracies, atol=1e-6)
     assert len(np.unique(values[0])) > 1
@@ -86,9 +76,7 @@ def test_the_validation_split_is_its_own_measure(sets, dataset, networks):
     )
     size = len(dataset.validation.labels)
     assert size == 20
-    np.testing.assert_allclose(
-        np.array(row.accuracies) * size, np.round(np.array(row.accuracies) * size), atol=1e-4
-    )
+    np.testing.assert_allclose(np.array(row.accuracies) * size, np.round(np.array(row.accuracies) * size), atol=1e-4)
 
 
 def test_soft_labels_take_the_place_of_labels(sets, dataset, networks, together):
@@ -108,9 +96,7 @@ def test_mistakes_stop_before_training(sets, dataset, networks):
         judge(seeds=0)
     with pytest.raises(ValueError, match="unknown split 'train'; use one of test, validation"):
         judge(split="train")
-    bare = data.from_arrays(
-        "bare", *[x for s in (dataset.arrays, dataset.test) for x in (s.images, s.labels)]
-    )
+    bare = data.from_arrays("bare", *[x for s in (dataset.arrays, dataset.test) for x in (s.images, s.labels)])
     with pytest.raises(ValueError, match="bare was loaded without validation images"):
         judge(data_set=bare, split="validation")
     with pytest.raises(ValueError, match=r"\(8, 8, 1\) images, mlp takes \(4, 4, 1\)"):

@@ -39,9 +39,7 @@ def test_accuracies_are_seeds_by_networks_by_training_seeds(rows):
     np.testing.assert_array_equal(values, [[[0.4, 0.4], [0.2, 0.4]], [[0.5, 0.5], [0.1, 0.3]]])
     assert report.accuracies(rows, "dm+metadd").shape == (2, 3, 2)
     # The order of the rows does not matter beyond the order of the networks.
-    np.testing.assert_array_equal(
-        report.accuracies(rows[3:6] + rows[:3], "dm"), report.accuracies(rows, "dm")
-    )
+    np.testing.assert_array_equal(report.accuracies(rows[3:6] + rows[:3], "dm"), report.accuracies(rows, "dm"))
 
 
 def test_comparisons_are_paired_by_role(rows):
@@ -79,10 +77,7 @@ def test_comparison_lines_in_points(rows):
     assert "| seen | +10.00 | [+10.00, +10.00] | [+10.00, +10.00] | 2 up, 0 down, p = 0.5 |" in lines
     assert "| same | +0.00 | [+0.00, +0.00] | [+0.00, +0.00] | 0 up, 0 down, p = 1 |" in lines
     one_seed = [row for row in rows if row["distill_seed"] == 0]
-    assert any(
-        "| one seed |" in line
-        for line in report.comparison_lines(report.compare(one_seed, "dm", "dm+metadd"))
-    )
+    assert any("| one seed |" in line for line in report.comparison_lines(report.compare(one_seed, "dm", "dm+metadd")))
 
 
 def results(rows):
@@ -98,10 +93,7 @@ def results(rows):
 
 def test_agreement_lines():
     facts = {"meta_ratio": 0.25, "chance_corrected": -0.125, "mean_iou": 0.5, "high_area": [0.2, 0.4]}
-    assert (
-        report.agreement_lines({"dm": {"unseen": facts}})[-1]
-        == "| dm | unseen | 0.250 | -0.125 | 0.500 | 0.300 |"
-    )
+    assert report.agreement_lines({"dm": {"unseen": facts}})[-1] == "| dm | unseen | 0.250 | -0.125 | 0.500 | 0.300 |"
 
 
 def test_both_files_are_written(rows, tmp_path):
@@ -118,7 +110,5 @@ def test_both_files_are_written(rows, tmp_path):
         "| dm | unseen | 0.250 |",
     ):
         assert part in markdown
-    bare = report.write(
-        tmp_path / "bare", results(rows) | {"whole_data": {}, "comparisons": [], "agreement": {}}
-    )
+    bare = report.write(tmp_path / "bare", results(rows) | {"whole_data": {}, "comparisons": [], "agreement": {}})
     assert "whole training split" not in bare and "Paired" not in bare and "meta ratio" not in bare

@@ -64,9 +64,7 @@ def test_bootstrap_draws_for_many_seeds():
     assert facts["bootstrap"] != statistics.paired(a, b, seed=1)["bootstrap"]
     # Forty clusters: the percentile interval is near mean +- 1.96 s / sqrt(n).
     half = 1.96 * np.std(facts["per_seed"]) / math.sqrt(40)
-    assert facts["bootstrap"] == pytest.approx(
-        [facts["difference"] - half, facts["difference"] + half], abs=1e-3
-    )
+    assert facts["bootstrap"] == pytest.approx([facts["difference"] - half, facts["difference"] + half], abs=1e-3)
 
 
 def test_sign_tests_are_exact_binomials():

@@ -161,9 +161,7 @@ def test_png_folders_hold_the_pixels(tmp_path):
     synthetic = make_set().replace(images=((unit - MEAN) / STD).astype(np.float32))
     clipped = exchange.export_png_folder(tmp_path / "png", synthetic, metadata())
     assert clipped == pytest.approx(1 / 360)
-    found = sorted(
-        path.relative_to(tmp_path / "png").as_posix() for path in (tmp_path / "png").rglob("*.png")
-    )
+    found = sorted(path.relative_to(tmp_path / "png").as_posix() for path in (tmp_path / "png").rglob("*.png"))
     assert found == [f"{name}/{n:04d}.png" for name in ("00000_a_cat", "00001_dog_hound") for n in (0, 1)]
     assert json.loads((tmp_path / "png" / "classes.json").read_text()) == {
         "00000_a_cat": "a cat",

@@ -31,9 +31,7 @@ def assert_same(got, wanted):
 
 def make_state(seed=0, step=7):
     key = jax.random.key(seed)
-    images = (
-        jax.random.normal(key, (4, 5, 5, 1)).at[0, 0].set(jnp.array([[-0.0], [jnp.inf], [1e-40], [3], [4]]))
-    )
+    images = jax.random.normal(key, (4, 5, 5, 1)).at[0, 0].set(jnp.array([[-0.0], [jnp.inf], [1e-40], [3], [4]]))
     synthetic = {"images": images}
     tx = optax.chain(optax.clip(1.0), optax.sgd(0.1, momentum=0.5))
     aux = {
@@ -210,9 +208,7 @@ def test_a_damaged_manifest_is_refused(tmp_path, content):
     storage.save_tree(tmp_path / "tree", {"x": jnp.zeros(2)})
     manifest = tmp_path / "tree" / "manifest.json"
     manifest.unlink() if content is None else manifest.write_text(content)
-    with pytest.raises(
-        ValueError, match=r"manifest\.json is (missing|not a readable manifest); left as it is"
-    ):
+    with pytest.raises(ValueError, match=r"manifest\.json is (missing|not a readable manifest); left as it is"):
         storage.restore_tree(tmp_path / "tree", {"x": jnp.zeros(2)})
 
 

@@ -63,9 +63,7 @@ def test_a_foreign_file_is_refused_and_left(log, text):
     with open(log.path, "a") as stream:
         stream.write(text)
     before = log.path.read_bytes()
-    with pytest.raises(
-        ValueError, match=r"metrics\.jsonl line 2 is no metrics line; mend or move the file away"
-    ):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl line 2 is no metrics line; mend or move the file away"):
         log.truncate_after(0)
     assert log.path.read_bytes() == before
 
@@ -105,7 +103,5 @@ def test_tensorboard_gets_the_same_scalars(tmp_path, monkeypatch):
 
 def test_tensorboard_missing_is_said_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(
-        ValueError, match="TensorBoard events need tensorboardX; run: pip install tensorboardX"
-    ):
+    with pytest.raises(ValueError, match="TensorBoard events need tensorboardX; run: pip install tensorboardX"):
         storage.TensorBoard(tmp_path)

@@ -75,9 +75,7 @@ def test_everything_that_decides_the_weights_is_in_the_key(request_):
 
 def test_a_damaged_cache_is_named_and_left_alone(request_, first):
     folder, _ = first
-    largest = max(
-        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
-    )
+    largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     whole = largest.read_bytes()
     damaged = whole[:-1] + bytes([whole[-1] ^ 1])
     largest.write_bytes(damaged)

@@ -97,9 +97,7 @@ def test_vmap_over_images_or_kernels_alone_and_its_gradient(key):
 
     for axes, arguments in (((0, None), (images, kernels[0])), ((None, 0), (images[0], kernels))):
         ours, theirs = (
-            jax.vmap(jax.grad(lambda x, k, f=function: total(f, x, k), argnums=(0, 1)), in_axes=axes)(
-                *arguments
-            )
+            jax.vmap(jax.grad(lambda x, k, f=function: total(f, x, k), argnums=(0, 1)), in_axes=axes)(*arguments)
             for function in (convolution.convolve, convolution.xla_convolve)
         )
         for a, b in zip(ours, theirs, strict=True):

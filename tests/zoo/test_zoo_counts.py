@@ -75,13 +75,7 @@ def test_embedding_sizes(name, image_shape, size):
 def test_vit_count_in_closed_form():
     # patches + class token + positions + blocks (norms, qkv, projection, two layers) + norm + head
     width, hidden, tokens = 192, 384, 65
-    block = (
-        4 * width
-        + 3 * width * (width + 1)
-        + width * (width + 1)
-        + hidden * (width + 1)
-        + width * (hidden + 1)
-    )
+    block = 4 * width + 3 * width * (width + 1) + width * (width + 1) + hidden * (width + 1) + width * (hidden + 1)
     count = (4 * 4 * 3 + 1) * width + width + tokens * width + 6 * block + 2 * width + 10 * (width + 1)
     assert zoo.create("vit", 10, SMALL).num_params() == count
 

@@ -1,0 +1,40 @@
+"""Options and steps that the small scripts share."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+import metadd_jax as mdd
+
+
+def load_set(file: str) -> tuple[mdd.SyntheticSet, dict[str, Any]]:
+    """A distilled set from ``synthetic.npz`` or from the folder that holds it.
+
+    Raises:
+      ValueError: if there is none, or it is damaged.
+    """
+    path = pathlib.Path(file)
+    return mdd.exchange.load_npz(path / "synthetic.npz" if path.is_dir() else path)
+
+
+def networks(specs: tuple[str, ...], dataset: mdd.Dataset) -> list[mdd.zoo.Architecture]:
+    """Architectures for this data set."""
+    return [mdd.zoo.parse(spec, dataset.num_classes, dataset.image_shape) for spec in specs]
+
+
+def check_same_space(metadata: dict[str, Any], dataset: mdd.Dataset) -> None:
+    """Refuses to judge a set with real images of other constants: the numbers would mean nothing.
+
+    Raises:
+      ValueError: naming both constants.
+    """
+    for name in ("mean", "std"):
+        ours, theirs = np.asarray(metadata[name]), np.asarray(getattr(dataset.arrays, name))
+        if ours.shape != theirs.shape or not np.allclose(ours, theirs, atol=1e-4):
+            raise ValueError(
+                f"the set was made with {name} {ours.tolist()}, but {dataset.name} is standardised with "
+                f"{theirs.tolist()}; judge it on the data set it was made from"
+            )

@@ -1,0 +1,75 @@
+"""Train networks from scratch on a distilled set and print their accuracy on the real test split.
+
+python experiments/evaluate.py runs/mnist5k/dm/seed0/synthetic.npz --networks vgg11:width=8 mlp
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import command
+import tyro
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Judge one distilled set across architectures.
+
+    Attributes:
+      file: synthetic.npz, or the folder that holds it.
+      networks: what to train on it.
+      dataset: the real set; default: the one named beside the distilled set.
+      data_dir: where prepared TFDS data lies.
+      cache_dir: where decoded images are kept (default: ~/.cache/metadd_jax).
+      seeds: trainings of each network.
+      epochs: passes over the distilled set (the DC family's recipe: 300, or 1000 with DSA).
+      augmentation: DSA tokens joined by "_", "none", or "auto" (by data set).
+    """
+
+    file: tyro.conf.Positional[str]
+    networks: tuple[str, ...] = ("convnet:width=16", "lenet", "mlp")
+    dataset: str | None = None
+    data_dir: str | None = None
+    cache_dir: str | None = None
+    seeds: int = 3
+    epochs: int = 300
+    augmentation: str = "auto"
+
+
+def run(arguments: list[str]) -> None:
+    """Parses the command line, trains, prints the table."""
+    config = command.parse(EvaluateConfig, arguments, program="evaluate.py", description=__doc__)
+
+    import common
+    import jax
+    import numpy as np
+
+    import metadd_jax as mdd
+
+    for spec in config.networks:
+        mdd.zoo.parse(spec, 10, (32, 32, 3))
+    synthetic, metadata = common.load_set(config.file)
+    name = config.dataset or metadata["dataset"]
+    dataset = mdd.data.load(name, data_dir=config.data_dir, cache_dir=config.cache_dir)
+    common.check_same_space(metadata, dataset)
+    words = mdd.data.augmentation(name) if config.augmentation == "auto" else config.augmentation
+    nets = common.networks(config.networks, dataset)
+    with command.bar(len(nets), "judge", "net") as progress:
+        rows = mdd.evaluation.cross_architecture(
+            jax.random.key(0),
+            synthetic,
+            dataset,
+            nets,
+            seeds=config.seeds,
+            recipe=mdd.training.dc_evaluation(config.epochs, augmentation=words),
+            on_network=lambda label: progress.update(),
+        )
+    print(f"{config.file}: {config.epochs} epochs, augmentation {words}, {config.seeds} trainings, test split")
+    for row in rows:
+        values = 100 * np.array(row.accuracies)
+        spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+        print(f"{row.network:<28} {values.mean():5.1f}{spread}")
+
+
+if __name__ == "__main__":
+    command.main(run)

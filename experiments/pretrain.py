@@ -1,0 +1,58 @@
+"""Train networks on the whole real training split and keep them in the cache, as MetaDD's auxiliaries.
+
+python experiments/pretrain.py --networks vgg11:width=8 vit:width=48,depth=3
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import command
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Train networks on real images.
+
+    Attributes:
+      networks: what to train, e.g. "resnet18:width=8".
+      dataset: "mnist5k" (embedded), a TFDS name, an .npz file, or a folder with train/CLASS/ and test/CLASS/.
+      data_dir: where prepared TFDS data lies.
+      cache_dir: where decoded images and trained networks are kept (default: ~/.cache/metadd_jax).
+      epochs: passes over the training images (AdamW, cosine).
+      seed: initialisation and order of the images.
+    """
+
+    networks: tuple[str, ...] = ("convnet:width=16", "vgg11:width=8")
+    dataset: str = "mnist5k"
+    data_dir: str | None = None
+    cache_dir: str | None = None
+    epochs: int = 5
+    seed: int = 0
+
+
+def run(arguments: list[str]) -> None:
+    """Parses the command line, trains, prints the accuracies."""
+    config = command.parse(PretrainConfig, arguments, program="pretrain.py", description=__doc__)
+
+    import common
+
+    import metadd_jax as mdd
+
+    for spec in config.networks:
+        mdd.zoo.parse(spec, 10, (32, 32, 3))
+    dataset = mdd.data.load(config.dataset, data_dir=config.data_dir, cache_dir=config.cache_dir)
+    recipe = mdd.training.pretraining(config.epochs)
+    nets = common.networks(config.networks, dataset)
+    with command.bar(len(nets), "pretrain", "net") as progress:
+        for net in nets:
+            trained = mdd.training.pretrain(
+                net, dataset, recipe, seed=config.seed, cache_dir=mdd.data.cache_folder(config.cache_dir)
+            )
+            source = " (from the cache)" if trained.cached else ""
+            progress.write(f"{net.label:<28} {100 * trained.accuracy:5.1f} % on the test split{source}")
+            progress.update()
+
+
+if __name__ == "__main__":
+    command.main(run)
