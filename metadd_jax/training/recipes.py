@@ -80,9 +80,7 @@ def short_evaluation(epochs: int, *, augmentation: str = "none") -> Recipe:
     brings every network of the zoo to rest on a small set in 100 to 200 passes. Not the published protocol: say which
     one a number comes from.
     """
-    return Recipe(
-        epochs=epochs, optimiser="adamw", learning_rate=2e-3, schedule="cosine", augmentation=augmentation
-    )
+    return Recipe(epochs=epochs, optimiser="adamw", learning_rate=2e-3, schedule="cosine", augmentation=augmentation)
 
 
 def pretraining(epochs: int, *, augmentation: str = "none", learning_rate: float = 1e-3) -> Recipe:

@@ -1,0 +1,147 @@
+"""The main job as a user meets it: killed and started again, and every mistake answered in one line."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = [
+    "smoke", "--backbone", "convnet:width=4,depth=2", "--seen", "convnet:width=4,depth=1", "convnet:width=6,depth=1",
+    "--unseen", "mlp:width=8", "--steps", "30", "--distill-seeds", "1", "--eval-epochs", "2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def start(arguments, cache):
+    return subprocess.Popen(
+        [sys.executable, ROOT / "experiments" / "distill.py", *map(str, arguments)],
+        env={**os.environ, "METADD_CACHE": str(cache), "JAX_NUM_CPU_DEVICES": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition, process, limit=240):
+    end = time.monotonic() + limit
+    while not condition():
+        assert process.poll() is None, process.communicate()[0][-2000:]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def unbroken(cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "unbroken"
+    process = start([*TINY, "--run-dir", folder], cache)
+    text = process.communicate(timeout=400)[0]
+    assert process.returncode == 0, text[-3000:]
+    return folder
+
+
+def test_the_run_folder_is_complete(unbroken):
+    for name in ("dm/seed0", "dm+metadd/seed0"):
+        for file in ("synthetic.npz", "synthetic.json", "synthetic.png", "maps.png", "metrics.jsonl"):
+            assert (unbroken / name / file).stat().st_size > 0
+    results = json.loads((unbroken / "results.json").read_text())
+    assert {row["set"] for row in results["rows"]} == {"random", "kmeans", "dm", "dm+metadd"}
+    assert {row["role"] for row in results["rows"]} == {"same", "seen", "unseen"}
+    assert set(results["rows"][0]) == {"set", "distill_seed", "network", "role", "accuracies"}
+    assert "| dm+metadd |" in (unbroken / "results.md").read_text()
+
+
+def test_numpy_alone_opens_the_export(unbroken):
+    code = (
+        "import sys, numpy as np; f = np.load(sys.argv[1], allow_pickle=False); "
+        "print(f['images'].shape, f['labels'].shape, f['mean'].shape, f['std'].shape, 'jax' in sys.modules)"
+    )
+    file = unbroken / "dm" / "seed0" / "synthetic.npz"
+    printed = subprocess.run([sys.executable, "-I", "-c", code, file], capture_output=True, text=True, check=True)
+    assert printed.stdout.split("\n")[0] == "(10, 28, 28, 1) (10,) (1,) (1,) False"
+
+
+def test_killed_in_the_middle_and_started_again_ends_in_the_same_bits(unbroken, cache, tmp_path):
+    folder = tmp_path / "broken"
+    steps = folder / "dm+metadd" / "seed0" / "checkpoints"
+    process = start([*TINY, "--run-dir", folder], cache)
+    wait_for(lambda: steps.is_dir() and len(list(steps.glob("step_*"))) >= 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (steps.parent / "synthetic.npz").exists()
+    process = start([*TINY, "--run-dir", folder], cache)
+    wait_for((steps.parent / "synthetic.json").exists, process)
+    process.kill()
+    process.wait()
+    for name in ("dm", "dm+metadd"):
+        ours, theirs = (np.load(run / name / "seed0" / "synthetic.npz") for run in (folder, unbroken))
+        for field in ("images", "labels"):
+            assert ours[field].tobytes() == theirs[field].tobytes()
+
+
+def fails(arguments, cache):
+    process = start(arguments, cache)
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode == 1, text[-2000:]
+    lines = text.strip().splitlines()
+    assert lines[-1].startswith("error: ") and "Traceback" not in text
+    assert not any("pretrain" in line for line in lines)  # before any long work
+    return lines[-1]
+
+
+def test_mistakes_in_options_are_one_line(cache, tmp_path):
+    new = ["--run-dir", tmp_path / "new"]
+    bad = tmp_path / "bad.npz"
+    images = np.zeros((20, 8, 8, 1), np.uint8)
+    cases = {
+        "did you mean 'smoke'": ["smok"],
+        "unknown network": [*TINY, *new, "--backbone", "convnext"],
+        "no_such_set": [*TINY, *new, "--dataset", "no_such_set", "--data-dir", tmp_path],
+        "ipc=0": [*TINY, *new, "--ipc", "0"],
+        "smallest class": [*TINY, *new, "--ipc", "401"],
+        "cannot write": [*TINY, "--run-dir", "/proc/nowhere/run"],
+    }
+    np.savez(bad, images=images, labels=np.full(20, -1))
+    for part, arguments in cases.items():
+        assert part in fails(arguments, cache)
+    assert "label" in fails([*TINY, *new, "--dataset", bad], cache)
+    np.savez(bad, images=np.full((20, 8, 8, 1), np.nan), labels=np.arange(20) % 2)
+    assert "nan" in fails([*TINY, *new, "--dataset", bad], cache).lower()
+    np.savez(bad, images=np.zeros((20, 8, 8, 5), np.uint8), labels=np.arange(20) % 2)
+    assert "channel" in fails([*TINY, *new, "--dataset", bad], cache)
+
+
+def test_a_folder_of_another_run_or_a_damaged_checkpoint_is_refused_and_left(unbroken, cache, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(unbroken, folder)
+    assert "holds another run (steps was 30, now 31)" in fails([*TINY, "--steps", "31", "--run-dir", folder], cache)
+    victim = max(
+        (folder / "dm" / "seed0" / "checkpoints").rglob("*"), key=lambda file: file.is_file() and file.stat().st_size
+    )
+    victim.write_bytes(victim.read_bytes()[:-7])
+    left = victim.read_bytes()
+    assert str(folder) in fails([*TINY, "--run-dir", folder], cache)
+    assert victim.read_bytes() == left
+    other = tmp_path / "precious"
+    other.mkdir()
+    (other / "thesis.txt").write_text("years of work")
+    assert "not empty" in fails([*TINY, "--overwrite", "--run-dir", other], cache)
+    assert (other / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_finished_run_is_told_from_its_results(unbroken, cache):
+    process = start([*TINY, "--run-dir", unbroken], cache)
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode == 0
+    assert "is finished" in text and "pretrain" not in text

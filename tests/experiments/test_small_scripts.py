@@ -1,0 +1,97 @@
+"""evaluate, show, export and pretrain on a distilled set that the test makes."""
+
+import dataclasses
+import sys
+
+import evaluate
+import export
+import jax
+import numpy as np
+import presets
+import pretrain
+import pytest
+import show
+
+import metadd_jax as mdd
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("set")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("METADD_CACHE", str(folder / "cache"))
+    dataset = mdd.data.load("mnist5k")
+    synthetic = mdd.evaluation.random_real(jax.random.key(0), dataset, 1)
+    metadata = {
+        "dataset": "mnist5k",
+        "class_names": list(dataset.class_names),
+        "value_space": "standardised",
+        "mean": np.asarray(dataset.arrays.mean).tolist(),
+        "std": np.asarray(dataset.arrays.std).tolist(),
+        "method": "random",
+        "seed": 0,
+        "ipc": 1,
+    }
+    mdd.exchange.export_npz(folder / "synthetic.npz", synthetic, metadata)
+    yield folder
+    patch.undo()
+
+
+def test_evaluate_prints_a_row_a_network(made, capsys):
+    evaluate.run([str(made), "--networks", "mlp:width=8", "--seeds", "2", "--epochs", "2", "--augmentation", "none"])
+    assert "mlp:width=8" in capsys.readouterr().out
+
+
+def test_pretrain_and_show_share_the_cache(made, capsys):
+    nets = ["convnet:width=4,depth=1", "convnet:width=6,depth=1"]
+    pretrain.run(["--networks", *nets, "--epochs", "1"])
+    show.run([str(made), "--out", str(made / "pictures"), "--networks", *nets, "--epochs", "1"])
+    capsys.readouterr()
+    pretrain.run(["--networks", nets[0], "--epochs", "1"])
+    assert "from the cache" in capsys.readouterr().out
+    assert (made / "pictures" / "maps.png").stat().st_size > 1000
+
+
+def test_export_to_npz_and_png(made, capsys):
+    export.run([str(made), "--out", str(made / "copy.npz")])
+    np.testing.assert_array_equal(np.load(made / "copy.npz")["images"], np.load(made / "synthetic.npz")["images"])
+    export.run([str(made), "--out", str(made / "folder"), "--format", "png"])
+    assert "clipped 0.0 %" in capsys.readouterr().out
+    assert len(list((made / "folder").rglob("*.png"))) == 10
+    with pytest.raises(ValueError, match=r"copy\.npz"):
+        export.run([str(made), "--out", str(made / "copy.npz")])
+
+
+def test_a_wrong_path_and_other_constants_are_refused(made):
+    with pytest.raises(ValueError, match="nowhere"):
+        evaluate.run([str(made / "nowhere.npz"), "--networks", "mlp"])
+    import common
+
+    dataset = mdd.data.load("mnist5k")
+    with pytest.raises(ValueError, match="the set was made with mean"):
+        common.check_same_space({"mean": [0.5], "std": [0.3]}, dataset)
+
+
+def test_every_preset_names_networks_that_exist():
+    for config in presets.PRESETS.values():
+        shape = (28, 28, 1) if config.dataset == "mnist5k" else (32, 32, 3)
+        nets = [mdd.zoo.parse(spec, 10, shape) for spec in (config.backbone, *config.seen, *config.unseen)]
+        assert len({net.label for net in nets}) == len(nets)
+        assert all(net.has_map for net in nets[1 : 1 + len(config.seen)])
+
+
+@pytest.mark.parametrize("script", ["distill", "pretrain", "evaluate", "show", "export"])
+def test_help_explains_the_options(script, capsys, monkeypatch):
+    module = sys.modules.get(script) or __import__(script)
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stop:
+        module.run(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    kind = (
+        next(kind for name, kind in vars(module).items() if name.endswith("Config"))
+        if script != "distill"
+        else presets.DistillConfig
+    )
+    for field in dataclasses.fields(kind):
+        assert field.name.replace("_", "-") in text or field.name.upper() in text

@@ -1,0 +1,26 @@
+"""The README's example runs as it stands, and with the lines edited that it invites to edit."""
+
+import pathlib
+import re
+
+import pytest
+
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+
+
+@pytest.mark.parametrize("edit", ["as it stands", "another network", "without MetaDD"])
+def test_the_example(edit, tmp_path, monkeypatch):
+    monkeypatch.setenv("METADD_CACHE", str(tmp_path))
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    if edit == "another network":
+        code = code.replace('create("convnet", dataset.num_classes, dataset.image_shape, width=8, depth=2)',
+                            'create("lenet", dataset.num_classes, dataset.image_shape)')  # fmt: skip
+        assert 'lenet", dataset' in code
+    if edit == "without MetaDD":
+        code = "\n".join(line for line in code.splitlines() if "drop this line" not in line)
+    found = {}
+    exec(compile(code, "README.md", "exec"), found)
+    assert found["synthetic"].images.shape == (10, 28, 28, 1)
+    assert int(found["state"].step) == 3
+    assert all(0 <= value <= 1 for value in found["rows"][0].accuracies)
+    assert ("loss_base" in found["metrics"]) == (edit != "without MetaDD")
