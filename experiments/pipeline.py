@@ -307,7 +307,7 @@ def draw(job: Job, sets: dict[str, list[mdd.SyntheticSet]], auxiliaries: dict[st
             images, labels = synthetic.images[first], synthetic.labels[first]
             stack = mdd.evaluation.map_stack(images, labels, seen)
             pictures.maps(
-                folder / "maps.png", images, labels, stack, network_names=[net.label for net in job.seen], **common
+                folder / "maps.png", images, labels, stack, network_names=[net.name for net in job.seen], **common
             )
 
 

@@ -53,8 +53,8 @@ class DistillConfig:
     ipc: int = 1
     method: str = "dm"
     backbone: str = "convnet:width=16"
-    seen: tuple[str, ...] = ("vgg11:width=8", "vit:width=48,depth=3")
-    unseen: tuple[str, ...] = ("alexnet:width=16", "lenet", "mlp")
+    seen: tuple[str, ...] = ("vgg11:width=8", "alexnet:width=8")
+    unseen: tuple[str, ...] = ("resnet18:width=4", "lenet", "mlp")
     steps: int = 200
     batch_size: int = 64
     image_lr: float = 1.0
@@ -65,9 +65,9 @@ class DistillConfig:
     train_seeds: int = 2
     pretrain_epochs: int = 5
     eval_recipe: str = "short"
-    eval_epochs: int = 150
+    eval_epochs: int = 100
     eval_augmentation: str = "auto"
-    at_once: int = 24
+    at_once: int = 12
     metadd: InvariantConfig = InvariantConfig(views="auto")
     chunk: int = 25
     save_every: int = 100
