@@ -73,7 +73,7 @@ def prepare(config: DistillConfig) -> Job:
         mdd.zoo.parse(spec, num_classes=10, image_shape=(32, 32, 3))  # a typo is found before the data is read
     run_config(config)
     directory = files.require_writable(config.run_dir or "runs/mnist5k")
-    claim(directory, config)
+    inspect(directory, config)
     dataset = mdd.data.load(
         config.dataset,
         data_dir=config.data_dir,
@@ -103,6 +103,7 @@ def prepare(config: DistillConfig) -> Job:
     for net in job.seen:
         if not net.has_map:
             raise ValueError(f"{net.label} has no activation map, so it cannot be an auxiliary; list it as unseen")
+    claim(directory, config)  # only now: a start that fails leaves no trace
     return job
 
 
@@ -112,29 +113,38 @@ def run_config(config: DistillConfig) -> mdd.distillers.RunConfig:
     return mdd.distillers.RunConfig(**{name: getattr(config, name) for name in names})
 
 
-def claim(directory: pathlib.Path, config: DistillConfig) -> None:
-    """Takes the run folder, goes on in it, or refuses it; never removes what is not a run's."""
+def inspect(directory: pathlib.Path, config: DistillConfig) -> None:
+    """Refuses a folder that holds another run, something else, or a damaged checkpoint; changes nothing."""
     file = directory / "config.json"
-    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
-    if file.exists():
-        held = files.read_json(file)
-        if not isinstance(held, dict) or "config" not in held:
-            raise ValueError(f"{file} is not a run's config.json; choose another --run-dir")
-        differing = [name for name in wanted if name not in FREE and held["config"].get(name) != wanted[name]]
-        if config.overwrite:
-            _clear(directory)
-        elif differing:
-            name = differing[0]
+    if not file.exists():
+        if any(directory.iterdir()):
+            raise ValueError(f"{directory} is not empty and holds no run; choose another --run-dir")
+        return
+    held, wanted = files.read_json(file), _plain(config)
+    if not isinstance(held, dict) or "config" not in held:
+        raise ValueError(f"{file} is not a run's config.json; choose another --run-dir")
+    if config.overwrite:
+        return
+    for name, value in wanted.items():
+        if name not in FREE and held["config"].get(name) != value:
             raise ValueError(
-                f"{directory} holds another run ({name} was {held['config'].get(name)!r}, now {wanted[name]!r}); "
+                f"{directory} holds another run ({name} was {held['config'].get(name)!r}, now {value!r}); "
                 "use another --run-dir, or --overwrite to start anew"
             )
-    elif any(directory.iterdir()):
-        raise ValueError(f"{directory} is not empty and holds no run; choose another --run-dir")
-    if not file.exists():
-        files.write_json(file, {"config": wanted, "versions": command.versions()})
     for folder in sorted(directory.glob("*/seed*/checkpoints")):
         mdd.storage.Checkpointer(folder).verify()
+
+
+def claim(directory: pathlib.Path, config: DistillConfig) -> None:
+    """Takes an inspected folder: goes on in it, or starts anew; never removes what is not a run's."""
+    if config.overwrite:
+        _clear(directory)
+    if not (directory / "config.json").exists():
+        files.write_json(directory / "config.json", {"config": _plain(config), "versions": command.versions()})
+
+
+def _plain(config: DistillConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _clear(directory: pathlib.Path) -> None:
