@@ -20,6 +20,16 @@ def load_set(file: str) -> tuple[mdd.SyntheticSet, dict[str, Any]]:
     return mdd.exchange.load_npz(path / "synthetic.npz" if path.is_dir() else path)
 
 
+def check_names(specs: tuple[str, ...]) -> None:
+    """Finds a typo in a network before any data is read.
+
+    Raises:
+      ValueError: naming what exists.
+    """
+    for spec in specs:
+        mdd.zoo.parse(spec, 10, (32, 32, 3))
+
+
 def networks(specs: tuple[str, ...], dataset: mdd.Dataset) -> list[mdd.zoo.Architecture]:
     """Architectures for this data set."""
     return [mdd.zoo.parse(spec, dataset.num_classes, dataset.image_shape) for spec in specs]

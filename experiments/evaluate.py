@@ -46,8 +46,7 @@ def run(arguments: list[str]) -> None:
 
     import metadd_jax as mdd
 
-    for spec in config.networks:
-        mdd.zoo.parse(spec, 10, (32, 32, 3))
+    common.check_names(config.networks)
     synthetic, metadata = common.load_set(config.file)
     name = config.dataset or metadata["dataset"]
     dataset = mdd.data.load(name, data_dir=config.data_dir, cache_dir=config.cache_dir)

@@ -9,6 +9,7 @@ import shutil
 from typing import Any
 
 import command
+import common
 import jax
 import numpy as np
 import optax
@@ -69,8 +70,7 @@ def prepare(config: DistillConfig) -> Job:
         )
     if config.evaluate_on == "validation" and not config.validation_fraction:
         raise ValueError("--evaluate-on validation needs --validation-fraction, for example 0.1")
-    for spec in (config.backbone, *config.seen, *config.unseen):
-        mdd.zoo.parse(spec, num_classes=10, image_shape=(32, 32, 3))  # a typo is found before the data is read
+    common.check_names((config.backbone, *config.seen, *config.unseen))
     run_config(config)
     directory = files.require_writable(config.run_dir or "runs/mnist5k")
     inspect(directory, config)

@@ -39,8 +39,7 @@ def run(arguments: list[str]) -> None:
 
     import metadd_jax as mdd
 
-    for spec in config.networks:
-        mdd.zoo.parse(spec, 10, (32, 32, 3))
+    common.check_names(config.networks)
     dataset = mdd.data.load(config.dataset, data_dir=config.data_dir, cache_dir=config.cache_dir)
     recipe = mdd.training.pretraining(config.epochs)
     nets = common.networks(config.networks, dataset)

@@ -43,8 +43,7 @@ def run(arguments: list[str]) -> None:
     import metadd_jax as mdd
     from metadd_jax import files, pictures
 
-    for spec in config.networks:
-        mdd.zoo.parse(spec, 10, (32, 32, 3))
+    common.check_names(config.networks)
     synthetic, metadata = common.load_set(config.file)
     folder = pathlib.Path(files.require_writable(config.out))
     scale = {key: np.asarray(metadata[key], np.float32) for key in ("mean", "std")}
