@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import metadd_jax as mdd
+from metadd_jax import parallel
 
 
 def load_set(file: str) -> tuple[mdd.SyntheticSet, dict[str, Any]]:
@@ -18,6 +19,13 @@ def load_set(file: str) -> tuple[mdd.SyntheticSet, dict[str, Any]]:
     """
     path = pathlib.Path(file)
     return mdd.exchange.load_npz(path / "synthetic.npz" if path.is_dir() else path)
+
+
+def open_cache(cache_dir: str | None) -> pathlib.Path:
+    """The folder of everything that need not be made twice: decoded images, trained networks, compiled programs."""
+    folder = mdd.data.cache_folder(cache_dir)
+    parallel.cache_compilations(folder / "compiled")
+    return folder
 
 
 def check_names(specs: tuple[str, ...]) -> None:

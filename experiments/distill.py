@@ -46,13 +46,16 @@ def run(arguments: list[str]) -> None:
     pipeline.draw(job, distilled, auxiliaries)
     sets = {**pipeline.baselines(job), **distilled}
     rows = pipeline.judge(job, sets)
-    base, ours = list(distilled)
+    base, *ours = distilled
     markdown = report.write(
         job.directory,
         {
             "notes": pipeline.notes(job),
             "rows": rows,
-            "comparisons": [report.compare(rows, base, ours), report.compare(rows, "random", base)],
+            "comparisons": [
+                *(report.compare(rows, base, name) for name in ours),
+                report.compare(rows, "random", base),
+            ],
             "agreement": pipeline.agreements(job, sets, auxiliaries),
             "whole_data": {label: network.accuracy for label, network in trained.items()},
             "versions": files.read_json(job.directory / "config.json")["versions"],

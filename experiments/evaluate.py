@@ -49,6 +49,7 @@ def run(arguments: list[str]) -> None:
     common.check_names(config.networks)
     synthetic, metadata = common.load_set(config.file)
     name = config.dataset or metadata["dataset"]
+    common.open_cache(config.cache_dir)
     dataset = mdd.data.load(name, data_dir=config.data_dir, cache_dir=config.cache_dir)
     common.check_same_space(metadata, dataset)
     words = mdd.data.augmentation(name) if config.augmentation == "auto" else config.augmentation

@@ -13,7 +13,7 @@ import common
 import jax
 import numpy as np
 import optax
-from presets import DistillConfig
+from presets import DistillConfig, variant
 
 import metadd_jax as mdd
 from metadd_jax import files, pictures
@@ -72,7 +72,9 @@ def prepare(config: DistillConfig) -> Job:
         raise ValueError("--evaluate-on validation needs --validation-fraction, for example 0.1")
     common.check_names((config.backbone, *config.seen, *config.unseen))
     run_config(config)
+    settings(config)
     directory = files.require_writable(config.run_dir or "runs/mnist5k")
+    common.open_cache(config.cache_dir)
     inspect(directory, config)
     dataset = mdd.data.load(
         config.dataset,
@@ -177,7 +179,7 @@ def pretrain_all(job: Job) -> dict[str, mdd.training.Trained]:
 
 
 def methods(job: Job, auxiliaries: dict[str, mdd.Auxiliary]) -> list[mdd.distillers.Distiller]:
-    """The bare base method and the same one under MetaDD."""
+    """The bare base method, the same one under MetaDD, and under each variant of its loss."""
     config = job.config
     base = mdd.distillers.dm(
         job.backbone,
@@ -186,12 +188,27 @@ def methods(job: Job, auxiliaries: dict[str, mdd.Auxiliary]) -> list[mdd.distill
         augmentation=augmentation(job, config.augmentation),
         class_batch=config.class_batch,
     )
-    invariant = dataclasses.replace(config.metadd, views=augmentation(job, config.metadd.views))
-    seen = [auxiliaries[net.label] for net in job.seen]
-    return [
-        base,
-        mdd.distillers.metadd(base, seen, reference=auxiliaries[job.backbone.label], config=invariant),
-    ]
+    seen, reference = [auxiliaries[net.label] for net in job.seen], auxiliaries[job.backbone.label]
+    every = [base]
+    for name, setting in settings(config).items():
+        invariant = dataclasses.replace(setting, views=augmentation(job, setting.views))
+        method = mdd.distillers.metadd(base, seen, reference=reference, config=invariant)
+        every.append(method._replace(name=method.name + name))
+    return every
+
+
+def settings(config: DistillConfig) -> dict[str, mdd.invariant.InvariantConfig]:
+    """The settings of the invariant loss to run, by what follows "+metadd" in a set's name.
+
+    Raises:
+      ValueError: for a variant that cannot be read.
+    """
+    return {"": config.metadd} | {f":{text}": variant(config.metadd, text) for text in config.variants}
+
+
+def seeds(config: DistillConfig) -> range:
+    """The distillation seeds."""
+    return range(config.first_seed, config.first_seed + config.distill_seeds)
 
 
 def distil_all(job: Job, every: list[mdd.distillers.Distiller]) -> dict[str, list[mdd.SyntheticSet]]:
@@ -202,7 +219,7 @@ def distil_all(job: Job, every: list[mdd.distillers.Distiller]) -> dict[str, lis
     for method in every:
         chunk_of = compile_chunks(method, tx, run_config(config))
         sets[method.name] = []
-        for seed in range(config.distill_seeds):
+        for seed in seeds(config):
             folder = job.directory / method.name / f"seed{seed}"
             with command.bar(config.steps, f"{method.name} seed {seed}", "step") as progress:
 
@@ -243,10 +260,11 @@ def metadata(job: Job, method: str, seed: int) -> dict[str, Any]:
 
 def baselines(job: Job) -> dict[str, list[mdd.SyntheticSet]]:
     """Real images as sets of the same size: random ones, and those nearest the k-means centres of each class."""
-    seeds = range(job.config.distill_seeds)
     return {
-        "random": [mdd.evaluation.random_real(jax.random.key(seed), job.dataset, job.config.ipc) for seed in seeds],
-        "kmeans": [mdd.evaluation.kmeans_real(seed, job.dataset, job.config.ipc) for seed in seeds],
+        "random": [
+            mdd.evaluation.random_real(jax.random.key(seed), job.dataset, job.config.ipc) for seed in seeds(job.config)
+        ],
+        "kmeans": [mdd.evaluation.kmeans_real(seed, job.dataset, job.config.ipc) for seed in seeds(job.config)],
     }
 
 
@@ -254,7 +272,11 @@ def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]]) -> list[dict[str, A
     """Accuracy rows of every set under every network."""
     config = job.config
     recipe = RECIPES[config.eval_recipe](config.eval_epochs, augmentation=augmentation(job, config.eval_augmentation))
-    every = [(name, seed, synthetic) for name, group in sets.items() for seed, synthetic in enumerate(group)]
+    every = [
+        (name, seed, synthetic)
+        for name, group in sets.items()
+        for seed, synthetic in zip(seeds(config), group, strict=True)
+    ]
     with command.bar(len(job.networks), "judge", "net") as progress:
         tables = mdd.evaluation.cross_architecture(
             jax.random.key(0),
@@ -310,7 +332,7 @@ def draw(job: Job, sets: dict[str, list[mdd.SyntheticSet]], auxiliaries: dict[st
     for name, group in sets.items():
         if name in BASELINES:
             continue
-        for seed, synthetic in enumerate(group):
+        for seed, synthetic in zip(seeds(job.config), group, strict=True):
             folder = job.directory / name / f"seed{seed}"
             pictures.grid(folder / "synthetic.png", synthetic.images, synthetic.labels, **common)
             first = np.arange(0, len(synthetic.labels), job.config.ipc)  # one image of each class

@@ -29,7 +29,8 @@ class DistillConfig:
       image_momentum: momentum of the synthetic images.
       augmentation: DSA tokens joined by "_", "none", or "auto" (by data set: digits are not flipped).
       class_batch: classes embedded at once; more is faster on accelerators and needs more memory.
-      distill_seeds: sets distilled per method, each from its own seed 0, 1, ...
+      distill_seeds: sets distilled per method, each from its own seed.
+      first_seed: seed of the first set; the others follow (settings are chosen on some seeds and measured on others).
       train_seeds: trainings of each network on each set.
       pretrain_epochs: passes over the real data for the auxiliaries and the whole-data row.
       eval_recipe: how judged networks train: "short" (AdamW, for CPUs) or "dc" (the DC family's published protocol).
@@ -37,6 +38,7 @@ class DistillConfig:
       eval_augmentation: DSA tokens for the judged trainings, "none", or "auto".
       at_once: judged networks that train together; less needs less memory.
       metadd: the switches of the architecture-invariant loss.
+      variants: further settings of that loss to distil and judge beside it, as changes to ``metadd``: "ai=0.3,kl=0".
       chunk: updates per dispatch.
       save_every: updates between checkpoints.
       device_mode: "auto" (pmap on more than one device), "jit" or "pmap".
@@ -62,6 +64,7 @@ class DistillConfig:
     augmentation: str = "auto"
     class_batch: int = 1
     distill_seeds: int = 3
+    first_seed: int = 0
     train_seeds: int = 2
     pretrain_epochs: int = 5
     eval_recipe: str = "short"
@@ -69,6 +72,7 @@ class DistillConfig:
     eval_augmentation: str = "auto"
     at_once: int = 12
     metadd: InvariantConfig = InvariantConfig(views="auto")
+    variants: tuple[str, ...] = ()
     chunk: int = 25
     save_every: int = 100
     device_mode: str = "auto"
@@ -116,6 +120,35 @@ PRESETS: dict[str, DistillConfig] = {
         save_every=2000,
     ),
 }
+
+
+def variant(config: InvariantConfig, changes: str) -> InvariantConfig:
+    """``config`` with changes read from text such as "ai=0.3,kl=0,cam.low_confidence=soft".
+
+    Raises:
+      ValueError: for a setting that does not exist or a value that it cannot take.
+    """
+    for item in changes.split(","):
+        path, equals, text = (part.strip() for part in item.partition("="))
+        owner, name = (config.cam, path.removeprefix("cam.")) if path.startswith("cam.") else (config, path)
+        if not equals or not isinstance(getattr(owner, name, None), bool | int | float | str):
+            known = [field.name for field in dataclasses.fields(config) if field.name != "cam"]
+            known += [f"cam.{field.name}" for field in dataclasses.fields(config.cam)]
+            raise ValueError(f"cannot read {item!r} in variant {changes!r}; write NAME=VALUE with {', '.join(known)}")
+        owner = dataclasses.replace(owner, **{name: _read(text, getattr(owner, name), item)})
+        config = dataclasses.replace(config, cam=owner) if path.startswith("cam.") else owner
+    return config
+
+
+def _read(text: str, now: bool | int | float | str, item: str) -> bool | int | float | str:
+    if isinstance(now, bool):
+        if text not in ("True", "False"):
+            raise ValueError(f"cannot read {item!r}; write True or False")
+        return text == "True"
+    try:
+        return type(now)(text)
+    except ValueError as error:
+        raise ValueError(f"cannot read {item!r}; write a number like {now}") from error
 
 
 def preset(name: str) -> DistillConfig:

@@ -52,10 +52,11 @@ def run(arguments: list[str]) -> None:
     print(f"wrote {folder / 'synthetic.png'}")
     if not config.networks:
         return
+    cache = common.open_cache(config.cache_dir)
     dataset = mdd.data.load(metadata["dataset"], data_dir=config.data_dir, cache_dir=config.cache_dir)
     common.check_same_space(metadata, dataset)
     nets = common.networks(config.networks, dataset)
-    recipe, cache = mdd.training.pretraining(config.epochs), mdd.data.cache_folder(config.cache_dir)
+    recipe = mdd.training.pretraining(config.epochs)
     auxiliaries = []
     with command.bar(len(nets), "pretrain", "net") as progress:
         for net in nets:

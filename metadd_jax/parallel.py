@@ -7,6 +7,7 @@ project's user asked for it; its state stays unstacked (in_axes None), so a chec
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,17 @@ Update = Callable[[Any, Any, Any], tuple[Any, dict]]
 def jit(function: Callable, *, static_argnames: Sequence[str] = (), donate_argnums: Sequence[int] = ()) -> Callable:
     """Compiles a pure function for one device; donated arguments must not be used again by the caller."""
     return jax.jit(function, static_argnames=tuple(static_argnames), donate_argnums=tuple(donate_argnums))
+
+
+def cache_compilations(folder: str | os.PathLike) -> None:
+    """Keeps compiled programs in ``folder``, so that the next process compiles nothing that it compiled before.
+
+    Every program is kept: JAX's own limits (a second of compiling, a minimum size) would leave out the small ones,
+    which are many.
+    """
+    jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def choose_mode(mode: str) -> str:

@@ -87,12 +87,13 @@ def metadd(
         size = sum(leaf.size for leaf in jax.tree.leaves(synthetic))
         zeros = {name: jnp.zeros(size) for name in ("base", *config.strengths)}
         total, _ = jax.lax.scan(body, zeros, jnp.arange(config.calibration_steps))
-        return _weights(total, config)
+        return total
 
     def init(key: jax.Array, dataset: Dataset) -> tuple[Any, Any]:
         synthetic, base_aux = base.init(key, dataset)
         if config.weighting == "calibrated":
-            weights = calibrate(key, synthetic, base_aux, dataset.arrays, frozen)
+            # Outside of what is compiled: settings that differ in strength share the program.
+            weights = _weights(calibrate(key, synthetic, base_aux, dataset.arrays, frozen), config)
         else:
             weights = _as_arrays(config.strengths)
         return synthetic, {"base": base_aux, "weights": weights}
