@@ -128,16 +128,18 @@ def variant(config: InvariantConfig, changes: str) -> InvariantConfig:
     Raises:
       ValueError: for a setting that does not exist or a value that it cannot take.
     """
+    own, cam = {}, {}
     for item in changes.split(","):
         path, equals, text = (part.strip() for part in item.partition("="))
-        owner, name = (config.cam, path.removeprefix("cam.")) if path.startswith("cam.") else (config, path)
+        name = path.removeprefix("cam.")
+        owner, found = (config, own) if name == path else (config.cam, cam)
         if not equals or not isinstance(getattr(owner, name, None), bool | int | float | str):
             known = [field.name for field in dataclasses.fields(config) if field.name != "cam"]
             known += [f"cam.{field.name}" for field in dataclasses.fields(config.cam)]
             raise ValueError(f"cannot read {item!r} in variant {changes!r}; write NAME=VALUE with {', '.join(known)}")
-        owner = dataclasses.replace(owner, **{name: _read(text, getattr(owner, name), item)})
-        config = dataclasses.replace(config, cam=owner) if path.startswith("cam.") else owner
-    return config
+        found[name] = _read(text, getattr(owner, name), item)
+    # All at once: some settings are only allowed together.
+    return dataclasses.replace(config, **own, cam=dataclasses.replace(config.cam, **cam))
 
 
 def _read(text: str, now: bool | int | float | str, item: str) -> bool | int | float | str:
