@@ -203,7 +203,7 @@ def settings(config: DistillConfig) -> dict[str, mdd.invariant.InvariantConfig]:
     Raises:
       ValueError: for a variant that cannot be read.
     """
-    return {"": config.metadd} | {f":{text}": variant(config.metadd, text) for text in config.variants}
+    return {"": config.metadd} | {f",{text}": variant(config.metadd, text) for text in config.variants}
 
 
 def seeds(config: DistillConfig) -> range:

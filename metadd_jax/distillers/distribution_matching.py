@@ -7,6 +7,7 @@ sides pass the same Siamese augmentation; the real side is a constant; the netwo
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -43,70 +44,91 @@ def dm(
     Raises:
       ValueError: for a setting out of range, or (in ``init``) a class with fewer than ``ipc`` images.
     """
-    strategy = augment.strategy(augmentation)
     if ipc < 1 or batch_size < 1 or class_batch < 1:
         raise ValueError(f"ipc={ipc}, batch_size={batch_size} and class_batch={class_batch} must be at least 1")
     if init not in INITS:
         raise ValueError(f"init {init!r} must be one of {', '.join(INITS)}")
-    shared_pass = net.has_batch_stats
-
-    def sample(key: jax.Array, data: ImageArrays, step: jax.Array, *, axis_name: str | None = None) -> dict[str, Any]:
-        del step
-        if shared_pass and axis_name is not None:
-            raise ValueError(f"dm with the batch-norm network {net.name} runs on one device; use its instance norm")
-        start, share = parallel.own_share(batch_size, axis_name)
-
-        def draw(class_key: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-            indices, weights = sampling.class_indices(class_key, data, label, batch_size)
-            indices = jax.lax.dynamic_slice_in_dim(indices, start, share)
-            return jnp.asarray(data.images)[indices], jax.lax.dynamic_slice_in_dim(weights, start, share)
-
-        images, weights = jax.vmap(draw)(jax.random.split(key, net.num_classes), jnp.arange(net.num_classes))
-        # Pixels stay uint8 until their class is embedded: a quarter of the memory.
-        return {"images": images, "weights": weights, "mean": data.mean, "std": data.std}
-
-    def loss(
-        key: jax.Array, synthetic: dict, aux: Any, batch: dict, frozen: Any, *, axis_name: str | None = None
-    ) -> tuple[jax.Array, tuple[Any, dict]]:
-        del frozen
-        net_key, view_key = jax.random.split(key)
-        variables = net.init(net_key)
-        images = synthetic["images"].reshape(net.num_classes, ipc, *net.image_shape)
-        keys = jax.random.split(view_key, net.num_classes)
-
-        def views(view_key: jax.Array, real: jax.Array, synthetic_images: jax.Array) -> tuple[jax.Array, jax.Array]:
-            real = sampling.standardise(real, batch["mean"], batch["std"])
-            return tuple(augment.augment(view_key, x, strategy, siamese=True) for x in (real, synthetic_images))
-
-        def class_distance(items: tuple) -> jax.Array:
-            view_key, real, weights, synthetic_images = items
-            real, synthetic_images = views(view_key, real, synthetic_images)
-            embedded = net.apply_batch(variables, real)[1]["embedding"]
-            return _distance(embedded, weights, net.apply_batch(variables, synthetic_images)[1]["embedding"], axis_name)
-
-        if shared_pass:
-            real, seen = jax.vmap(views)(keys, batch["images"], images)
-            embedded = [
-                net.apply_batch(variables, x.reshape(-1, *net.image_shape))[1]["embedding"].reshape(*x.shape[:2], -1)
-                for x in (real, seen)
-            ]
-            distances = jax.vmap(lambda r, w, s: _distance(r, w, s, None))(embedded[0], batch["weights"], embedded[1])
-        else:
-            items = (keys, batch["images"], batch["weights"], images)
-            # A plain scan runs only the drawn augmentation of each class; under vmap all of them run.
-            distances = jax.lax.map(class_distance, items, batch_size=class_batch if class_batch > 1 else None)
-        return distances.sum(), (aux, {})
-
+    matching = _Matching(net, ipc, batch_size, augment.strategy(augmentation), class_batch)
     return Distiller(
         name="dm",
         init=lambda key, dataset: (_init_images(key, dataset, net, ipc, init), ()),
-        sample=sample,
-        loss=loss,
+        sample=matching.sample,
+        loss=matching.loss,
         refresh=lambda key, aux, step: aux,
         decode=lambda synthetic, aux: SyntheticSet(
             images=synthetic["images"], labels=jnp.repeat(jnp.arange(net.num_classes, dtype=jnp.int32), ipc)
         ),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Matching:
+    """The settings of ``dm`` and the functions that they close over."""
+
+    net: zoo.Architecture
+    ipc: int
+    batch_size: int
+    strategy: augment.Strategy
+    class_batch: int
+
+    def sample(
+        self, key: jax.Array, data: ImageArrays, step: jax.Array, *, axis_name: str | None = None
+    ) -> dict[str, Any]:
+        del step
+        if self.net.has_batch_stats and axis_name is not None:
+            raise ValueError(
+                f"dm with batch-norm network {self.net.name} runs on one device; use its instance norm"
+            )
+        start, share = parallel.own_share(self.batch_size, axis_name)
+
+        def draw(class_key: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+            indices, weights = sampling.class_indices(class_key, data, label, self.batch_size)
+            indices = jax.lax.dynamic_slice_in_dim(indices, start, share)
+            return jnp.asarray(data.images)[indices], jax.lax.dynamic_slice_in_dim(weights, start, share)
+
+        classes = self.net.num_classes
+        images, weights = jax.vmap(draw)(jax.random.split(key, classes), jnp.arange(classes))
+        # Pixels stay uint8 until their class is embedded: a quarter of the memory.
+        return {"images": images, "weights": weights, "mean": data.mean, "std": data.std}
+
+    def loss(
+        self, key: jax.Array, synthetic: dict, aux: Any, batch: dict, frozen: Any, *, axis_name: str | None = None
+    ) -> tuple[jax.Array, tuple[Any, dict]]:
+        del frozen
+        net_key, view_key = jax.random.split(key)
+        variables = self.net.init(net_key)
+        images = synthetic["images"].reshape(self.net.num_classes, self.ipc, *self.net.image_shape)
+        keys = jax.random.split(view_key, self.net.num_classes)
+        distances_of = self._all_classes_together if self.net.has_batch_stats else self._class_by_class
+        return distances_of(variables, keys, batch, images, axis_name).sum(), (aux, {})
+
+    def _class_by_class(
+        self, variables: Any, keys: jax.Array, batch: dict, images: jax.Array, axis_name: str | None
+    ) -> jax.Array:
+        def class_distance(items: tuple) -> jax.Array:
+            view_key, real, weights, synthetic = items
+            real, synthetic = self._views(view_key, real, synthetic, batch)
+            return _distance(self._embed(variables, real), weights, self._embed(variables, synthetic), axis_name)
+
+        # A plain scan runs only the drawn augmentation of each class; under vmap all of them run.
+        items = (keys, batch["images"], batch["weights"], images)
+        return jax.lax.map(class_distance, items, batch_size=self.class_batch if self.class_batch > 1 else None)
+
+    def _all_classes_together(
+        self, variables: Any, keys: jax.Array, batch: dict, images: jax.Array, axis_name: str | None
+    ) -> jax.Array:
+        real, seen = jax.vmap(lambda *items: self._views(*items, batch))(keys, batch["images"], images)
+        embedded = [
+            self._embed(variables, x.reshape(-1, *self.net.image_shape)).reshape(*x.shape[:2], -1) for x in (real, seen)
+        ]
+        return jax.vmap(lambda r, w, s: _distance(r, w, s, axis_name))(embedded[0], batch["weights"], embedded[1])
+
+    def _views(self, key: jax.Array, real: jax.Array, synthetic: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
+        real = sampling.standardise(real, batch["mean"], batch["std"])
+        return tuple(augment.augment(key, x, self.strategy, siamese=True) for x in (real, synthetic))
+
+    def _embed(self, variables: Any, images: jax.Array) -> jax.Array:
+        return self.net.apply_batch(variables, images)[1]["embedding"]
 
 
 def _distance(real: jax.Array, weights: jax.Array, synthetic: jax.Array, axis_name: str | None) -> jax.Array:

@@ -8,6 +8,7 @@ without the wrapper, so a run with and one without MetaDD are a matched pair.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,40 +55,9 @@ def metadd(
       ValueError: from ``invariant.invariant_terms``, at the first trace.
     """
     config = config or invariant.InvariantConfig()
+    added = _Added(base, config)
     frozen = {"base": base.frozen, "auxiliaries": tuple(auxiliaries), "reference": reference}
-
-    def terms_of(key: jax.Array, synthetic: Any, base_aux: Any, frozen: Any) -> tuple[dict, dict]:
-        seen = base.decode(synthetic, base_aux)
-        return invariant.invariant_terms(
-            key, seen.images, seen.labels, frozen["auxiliaries"], reference=frozen["reference"], config=config
-        )
-
-    def gradients(
-        key: jax.Array, synthetic: Any, base_aux: Any, batch: Any, frozen: Any, axis_name: str | None
-    ) -> dict:
-        """Gradient vectors of the base loss and of each term, flattened."""
-
-        def base_loss(synthetic: Any) -> jax.Array:
-            return base.loss(key, synthetic, base_aux, batch, frozen["base"], axis_name=axis_name)[0]
-
-        def own_terms(synthetic: Any) -> dict:
-            return terms_of(_own_key(key), synthetic, base_aux, frozen)[0]
-
-        return {"base": _flat(jax.grad(base_loss)(synthetic)), **_flat_rows(jax.jacrev(own_terms)(synthetic))}
-
-    @parallel.jit  # compiled once for all seeds of this method
-    def calibrate(key: jax.Array, synthetic: Any, base_aux: Any, arrays: ImageArrays, frozen: Any) -> dict:
-        def body(total: dict, step: jax.Array) -> tuple[dict, None]:
-            sample_key, loss_key = jax.random.split(jax.random.fold_in(_own_key(key), step))
-            aux = base.refresh(loss_key, base_aux, step)
-            batch = base.sample(sample_key, arrays, step)
-            new = gradients(loss_key, synthetic, aux, batch, frozen, None)
-            return jax.tree.map(jnp.add, total, new), None
-
-        size = sum(leaf.size for leaf in jax.tree.leaves(synthetic))
-        zeros = {name: jnp.zeros(size) for name in ("base", *config.strengths)}
-        total, _ = jax.lax.scan(body, zeros, jnp.arange(config.calibration_steps))
-        return total
+    calibrate = parallel.jit(added.mean_gradients)  # made here once, so that all seeds of this method share it
 
     def init(key: jax.Array, dataset: Dataset) -> tuple[Any, Any]:
         synthetic, base_aux = base.init(key, dataset)
@@ -95,18 +65,38 @@ def metadd(
             # Outside of what is compiled: settings that differ in strength share the program.
             weights = _weights(calibrate(key, synthetic, base_aux, dataset.arrays, frozen), config)
         else:
-            weights = _as_arrays(config.strengths)
+            weights = {name: jnp.asarray(value, jnp.float32) for name, value in config.strengths.items()}
         return synthetic, {"base": base_aux, "weights": weights}
 
+    return Distiller(
+        name=f"{base.name}+metadd",
+        init=init,
+        sample=base.sample,
+        loss=added.loss,
+        refresh=lambda key, aux, step: {**aux, "base": base.refresh(key, aux["base"], step)},
+        decode=lambda synthetic, aux: base.decode(synthetic, aux["base"]),
+        frozen=frozen,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Added:
+    """The wrapped method with the invariant loss on top; ``frozen`` is what ``metadd`` gives its ``Distiller``."""
+
+    base: Distiller
+    config: invariant.InvariantConfig
+
     def loss(
-        key: jax.Array, synthetic: Any, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None
+        self, key: jax.Array, synthetic: Any, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None
     ) -> tuple[jax.Array, tuple[Any, dict]]:
-        value, (base_aux, metrics) = base.loss(key, synthetic, aux["base"], batch, frozen["base"], axis_name=axis_name)
+        value, (base_aux, metrics) = self.base.loss(
+            key, synthetic, aux["base"], batch, frozen["base"], axis_name=axis_name
+        )
         weights = aux["weights"]
-        if config.weighting == "per_step":
+        if self.config.weighting == "per_step":
             constant = jax.lax.stop_gradient(synthetic)
-            weights = _weights(gradients(key, constant, aux["base"], batch, frozen, axis_name), config)
-        terms, facts = terms_of(_own_key(key), synthetic, aux["base"], frozen)
+            weights = _weights(self.gradients(key, constant, aux["base"], batch, frozen, axis_name), self.config)
+        terms, facts = self.terms(_own_key(key), synthetic, aux["base"], frozen)
         own = sum((weights[name] * term for name, term in terms.items()), start=jnp.zeros(()))
         metrics = {
             **metrics,
@@ -117,15 +107,43 @@ def metadd(
         }
         return value + own, ({"base": base_aux, "weights": aux["weights"]}, metrics)
 
-    return Distiller(
-        name=f"{base.name}+metadd",
-        init=init,
-        sample=base.sample,
-        loss=loss,
-        refresh=lambda key, aux, step: {**aux, "base": base.refresh(key, aux["base"], step)},
-        decode=lambda synthetic, aux: base.decode(synthetic, aux["base"]),
-        frozen=frozen,
-    )
+    def terms(self, key: jax.Array, synthetic: Any, base_aux: Any, frozen: Any) -> tuple[dict, dict]:
+        seen = self.base.decode(synthetic, base_aux)
+        return invariant.invariant_terms(
+            key, seen.images, seen.labels, frozen["auxiliaries"], reference=frozen["reference"], config=self.config
+        )
+
+    def gradients(
+        self, key: jax.Array, synthetic: Any, base_aux: Any, batch: Any, frozen: Any, axis_name: str | None
+    ) -> dict[str, jax.Array]:
+        """Gradient vectors of the base loss and of each term, flattened."""
+
+        def base_loss(synthetic: Any) -> jax.Array:
+            return self.base.loss(key, synthetic, base_aux, batch, frozen["base"], axis_name=axis_name)[0]
+
+        def own_terms(synthetic: Any) -> dict:
+            return self.terms(_own_key(key), synthetic, base_aux, frozen)[0]
+
+        of_terms = jax.jacrev(own_terms)(synthetic)
+        return {
+            "base": _flat(jax.grad(base_loss)(synthetic)),
+            **{name: _flat(tree) for name, tree in of_terms.items()},
+        }
+
+    def mean_gradients(
+        self, key: jax.Array, synthetic: Any, base_aux: Any, arrays: ImageArrays, frozen: Any
+    ) -> dict[str, jax.Array]:
+        """The sum of ``gradients`` over the calibration's batches: their mean up to a factor that cancels."""
+
+        def body(total: dict, step: jax.Array) -> tuple[dict, None]:
+            sample_key, loss_key = jax.random.split(jax.random.fold_in(_own_key(key), step))
+            aux = self.base.refresh(loss_key, base_aux, step)
+            batch = self.base.sample(sample_key, arrays, step)
+            return jax.tree.map(jnp.add, total, self.gradients(loss_key, synthetic, aux, batch, frozen, None)), None
+
+        size = sum(leaf.size for leaf in jax.tree.leaves(synthetic))
+        zeros = {name: jnp.zeros(size) for name in ("base", *self.config.strengths)}
+        return jax.lax.scan(body, zeros, jnp.arange(self.config.calibration_steps))[0]
 
 
 def _own_key(key: jax.Array) -> jax.Array:
@@ -142,13 +160,5 @@ def _weights(vectors: dict[str, jax.Array], config: invariant.InvariantConfig) -
     }
 
 
-def _as_arrays(strengths: dict[str, float]) -> dict[str, jax.Array]:
-    return {name: jnp.asarray(value, jnp.float32) for name, value in strengths.items()}
-
-
 def _flat(tree: Any) -> jax.Array:
     return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
-
-
-def _flat_rows(jacobian: dict[str, Any]) -> dict[str, jax.Array]:
-    return {name: _flat(tree) for name, tree in jacobian.items()}

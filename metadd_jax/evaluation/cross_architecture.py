@@ -118,6 +118,9 @@ def cross_architecture(
     sets = [synthetic] if isinstance(synthetic, SyntheticSet) else list(synthetic)
     if not sets or seeds < 1:
         raise ValueError(f"nothing to evaluate: {len(sets)} sets and {seeds} seeds; give at least 1 of each")
+    sizes = {candidate.images.shape for candidate in sets}
+    if len(sizes) > 1:
+        raise ValueError(f"sets of shapes {sorted(sizes)} cannot train together; evaluate each shape in its own call")
     for net in networks:
         for candidate in sets:
             _check(net, candidate, dataset)

@@ -94,6 +94,9 @@ def test_mistakes_stop_before_training(sets, dataset, networks):
         judge([])
     with pytest.raises(ValueError, match="1 sets and 0 seeds"):
         judge(seeds=0)
+    half = jax.tree.map(lambda leaf: leaf[::2], sets[0])
+    with pytest.raises(ValueError, match="cannot train together"):
+        judge([sets[0], half])
     with pytest.raises(ValueError, match="unknown split 'train'; use one of test, validation"):
         judge(split="train")
     bare = data.from_arrays("bare", *[x for s in (dataset.arrays, dataset.test) for x in (s.images, s.labels)])
