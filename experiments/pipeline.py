@@ -16,7 +16,7 @@ import optax
 from presets import DistillConfig, variant
 
 import metadd_jax as mdd
-from metadd_jax import files, pictures
+from metadd_jax import augment, files, pictures
 from metadd_jax.data import catalog
 from metadd_jax.distillers.run import compile_chunks
 from metadd_jax.evaluation import report
@@ -72,7 +72,9 @@ def prepare(config: DistillConfig) -> Job:
         raise ValueError("--evaluate-on validation needs --validation-fraction, for example 0.1")
     common.check_names((config.backbone, *config.seen, *config.unseen))
     run_config(config)
-    settings(config)
+    views = [setting.views for setting in settings(config).values()]
+    for words in {config.augmentation, config.eval_augmentation, config.pretrain_augmentation, *views} - {"auto"}:
+        augment.strategy(words)
     directory = files.require_writable(config.run_dir or "runs/mnist5k")
     common.open_cache(config.cache_dir)
     inspect(directory, config)
@@ -165,7 +167,9 @@ def augmentation(job: Job, words: str) -> str:
 
 def pretrain_all(job: Job) -> dict[str, mdd.training.Trained]:
     """Trains every network of the table on the real images (or takes it from the cache)."""
-    recipe = mdd.training.pretraining(job.config.pretrain_epochs)
+    config = job.config
+    words = augmentation(job, config.pretrain_augmentation)
+    recipe = mdd.training.pretraining(config.pretrain_epochs, augmentation=words)
     trained = {}
     with command.bar(len(job.networks), "pretrain", "net") as progress:
         for net in job.networks:

@@ -33,6 +33,7 @@ class DistillConfig:
       first_seed: seed of the first set; the others follow (settings are chosen on some seeds and measured on others).
       train_seeds: trainings of each network on each set.
       pretrain_epochs: passes over the real data for the auxiliaries and the whole-data row.
+      pretrain_augmentation: DSA tokens for that pre-training, "none", or "auto".
       eval_recipe: how judged networks train: "short" (AdamW, for CPUs) or "dc" (the DC family's published protocol).
       eval_epochs: passes over a distilled set when it is judged ("dc": 300, or 1000 with DSA).
       eval_augmentation: DSA tokens for the judged trainings, "none", or "auto".
@@ -67,6 +68,7 @@ class DistillConfig:
     first_seed: int = 0
     train_seeds: int = 2
     pretrain_epochs: int = 5
+    pretrain_augmentation: str = "none"
     eval_recipe: str = "short"
     eval_epochs: int = 100
     eval_augmentation: str = "auto"

@@ -155,6 +155,20 @@ def test_a_random_subset_is_unbiased(images, auxiliaries):
     assert float(draws.std()) > 0
 
 
+def test_checkpointing_changes_memory_and_nothing_else(key, images, auxiliaries):
+    def value(x, config):
+        return invariant.invariant_loss(key, x, LABELS, auxiliaries, config=config)[0]
+
+    plain, kept = InvariantConfig(kl=0.0, views="none"), InvariantConfig(kl=0.0, views="none", checkpoint=True)
+    # A convolution on the CPU has checkpoints of its own: what counts is one more for each auxiliary.
+    regions = [str(jax.make_jaxpr(lambda x, c=c: value(x, c))(images)).count("remat2[") for c in (plain, kept)]
+    assert regions[1] == regions[0] + len(auxiliaries)
+    expected, wanted = jax.value_and_grad(value)(images, plain)
+    found, gradient = jax.value_and_grad(value)(images, kept)
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-7)
+
+
 def test_kl_is_capped_where_it_is_pushed_up(key, images, auxiliaries):
     config = InvariantConfig(pos=0, var=0, kl=-0.5, kl_cap=1e-3, views="none")
     _, metrics = invariant.invariant_terms(key, images, LABELS, auxiliaries, reference=auxiliaries[0], config=config)
