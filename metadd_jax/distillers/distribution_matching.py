@@ -76,9 +76,7 @@ class _Matching:
     ) -> dict[str, Any]:
         del step
         if self.net.has_batch_stats and axis_name is not None:
-            raise ValueError(
-                f"dm with batch-norm network {self.net.name} runs on one device; use its instance norm"
-            )
+            raise ValueError(f"dm with batch-norm network {self.net.name} runs on one device; use its instance norm")
         start, share = parallel.own_share(self.batch_size, axis_name)
 
         def draw(class_key: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
