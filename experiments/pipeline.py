@@ -82,6 +82,7 @@ def prepare(config: DistillConfig) -> Job:
         config.dataset,
         data_dir=config.data_dir,
         cache_dir=config.cache_dir,
+        train_per_class=config.train_per_class,
         validation_fraction=config.validation_fraction,
         on_device=not config.stream_per_class,
     )
@@ -350,9 +351,10 @@ def draw(job: Job, sets: dict[str, list[mdd.SyntheticSet]], auxiliaries: dict[st
 def notes(job: Job) -> list[str]:
     """Protocol, seeds and machine, for the head of the results."""
     config, facts = job.config, command.versions()
+    limit = f" (at most {config.train_per_class} training images a class)" if config.train_per_class else ""
     return [
-        f"{config.dataset}, {config.ipc} image(s) per class, accuracy on {config.evaluate_on} in percent, mean ± "
-        f"standard deviation over {config.distill_seeds} distillation seeds (random and k-means rows: as many draws) "
+        f"{config.dataset}{limit}, {config.ipc} image(s) per class, accuracy on {config.evaluate_on} in percent, mean ± "
+        f"standard deviation over distillation seeds {seeds(config)[0]} to {seeds(config)[-1]} (random and k-means rows: as many draws) "
         f"of the mean of {config.train_seeds} trainings each; last epoch, no choice on the test split.",
         "",
         f"DM: {config.steps} steps, {config.batch_size} real images a class, backbone {job.backbone.label}. Judged by "

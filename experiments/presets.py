@@ -16,6 +16,7 @@ class DistillConfig:
       dataset: "mnist5k" (embedded), a TFDS name, an .npz file, or a folder with train/CLASS/ and test/CLASS/.
       data_dir: where prepared TFDS data lies (TFDS's default: ~/tensorflow_datasets).
       cache_dir: where decoded images and trained networks are kept (default: ~/.cache/metadd_jax).
+      train_per_class: most training images of a class to use, for quick runs on a large set; 0 uses all.
       validation_fraction: share of the training images set aside for choosing settings; 0 for none.
       evaluate_on: "test", or "validation" for choosing settings.
       ipc: images per class.
@@ -51,6 +52,7 @@ class DistillConfig:
     dataset: str = "mnist5k"
     data_dir: str | None = None
     cache_dir: str | None = None
+    train_per_class: int = 0
     validation_fraction: float = 0.0
     evaluate_on: str = "test"
     ipc: int = 1

@@ -25,6 +25,7 @@ def from_arrays(
     class_names: Sequence[str] | None = None,
     mean: ArrayLike | None = None,
     std: ArrayLike | None = None,
+    train_per_class: int = 0,
     validation_fraction: float = 0.0,
     seed: int = 0,
 ) -> Dataset:
@@ -42,6 +43,8 @@ def from_arrays(
       class_names: K names in label order; default the catalog's where their number fits, else "0", "1", ...
       mean: [C] of pixels in [0, 1]; default the catalog's, else computed from all training images.
       std: [C], positive, given together with ``mean``.
+      train_per_class: most training images of a class to use, drawn before any are set aside; 0 uses all. The
+        draw does not depend on ``seed``. Computed constants are those of the images in use.
       validation_fraction: share of each training class to set aside, in [0, 1). Above 0, a class of two or
         more images gives at least one and keeps at least one; a single image stays in training.
       seed: which images are set aside.
@@ -51,6 +54,8 @@ def from_arrays(
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction is {validation_fraction}; give a share from 0 to below 1")
+    if train_per_class < 0:
+        raise ValueError(f"train_per_class is {train_per_class}; give a number of images, or 0 for all")
     images = _check_images(train_images, "training")
     test_images = _check_images(test_images, "test")
     if images.shape[1:] != test_images.shape[1:]:
@@ -60,6 +65,9 @@ def from_arrays(
         )
     labels = check_labels(train_labels, len(images), "training")
     test_labels = check_labels(test_labels, len(test_images), "test")
+    if train_per_class:
+        kept = first_of_each_class(labels, train_per_class)
+        images, labels = images[kept], labels[kept]
     class_names = _class_names(name, labels, class_names)
     _check_classes(labels, test_labels, class_names)
     constants = _constants(name, images, mean, std)
@@ -105,6 +113,13 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
         share = min(max(int(fraction * len(members) + 0.5), 1), len(members) - 1)
         is_taken[generator.permutation(members)[:share]] = True
     return np.flatnonzero(~is_taken), np.flatnonzero(is_taken)
+
+
+def first_of_each_class(labels: np.ndarray, most: int) -> np.ndarray:
+    """Increasing positions of at most ``most`` images of each class, in a random order fixed once for all."""
+    order = np.random.RandomState(0).permutation(len(labels))
+    kept = [order[labels[order] == label][:most] for label in np.unique(labels)]
+    return np.sort(np.concatenate(kept))
 
 
 def check_labels(labels: ArrayLike, number: int, split: str) -> np.ndarray:

@@ -26,6 +26,7 @@ def load(
     *,
     data_dir: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
+    train_per_class: int = 0,
     validation_fraction: float = 0.0,
     seed: int = 0,
     progress: bool = True,
@@ -44,6 +45,7 @@ def load(
       name: see above.
       data_dir: where TensorFlow Datasets lie; None stands for $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
       cache_dir: where decoded images are kept; None stands for $METADD_CACHE, or else ~/.cache/metadd_jax.
+      train_per_class: most training images of a class to use; 0 uses all (see ``from_arrays``).
       validation_fraction: share of each training class to set aside, in [0, 1) (see ``from_arrays``).
       seed: which images are set aside; the test split does not depend on it.
       progress: whether to show a bar while images are decoded.
@@ -64,6 +66,7 @@ def load(
         raw.test_images,
         raw.test_labels,
         class_names=None if raw.class_names is None else raw.class_names.tolist(),
+        train_per_class=train_per_class,
         validation_fraction=validation_fraction,
         seed=seed,
     )

@@ -146,3 +146,26 @@ def test_single_images_cannot_be_set_aside():
     images, labels = make([0, 1])
     with pytest.raises(ValueError, match="every class has a single image"):
         data.from_arrays("own", images, labels, images, labels, validation_fraction=0.5)
+
+
+def test_a_limit_keeps_some_of_each_class_before_any_are_set_aside():
+    labels = np.repeat([0, 1, 2], [30, 4, 12])
+    images = np.arange(46, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
+
+    def load(**settings):
+        return data.from_arrays("limited", images, labels, images[:3], labels[[0, 31, 40]], **settings)
+
+    limited = load(train_per_class=10, validation_fraction=0.2)
+    assert np.asarray(limited.arrays.counts).tolist() == [8, 3, 8]
+    assert np.asarray(limited.validation.counts).tolist() == [2, 1, 2]
+    other = load(train_per_class=10, validation_fraction=0.2, seed=1)
+
+    def used(dataset):
+        splits = (dataset.arrays, dataset.validation)
+        return sorted(np.concatenate([np.asarray(split.images)[:, 0, 0, 0] for split in splits]).tolist())
+
+    assert used(limited) == used(other) and len(used(limited)) == 24
+    assert limited.fingerprint != load(validation_fraction=0.2).fingerprint
+    assert load(train_per_class=99).fingerprint == load().fingerprint
+    with pytest.raises(ValueError, match="train_per_class is -1"):
+        load(train_per_class=-1)
