@@ -352,12 +352,13 @@ def notes(job: Job) -> list[str]:
     """Protocol, seeds and machine, for the head of the results."""
     config, facts = job.config, command.versions()
     limit = f" (at most {config.train_per_class} training images a class)" if config.train_per_class else ""
+    numbers = ", ".join(map(str, seeds(config)))
     return [
-        f"{config.dataset}{limit}, {config.ipc} image(s) per class, accuracy on {config.evaluate_on} in percent, mean ± "
-        f"standard deviation over distillation seeds {seeds(config)[0]} to {seeds(config)[-1]} (random and k-means rows: as many draws) "
+        f"{config.dataset}{limit}, {config.ipc} image(s) per class, accuracy on {config.evaluate_on} in percent, "
+        f"mean ± standard deviation over the distillation seeds {numbers} (random and k-means rows: as many draws) "
         f"of the mean of {config.train_seeds} trainings each; last epoch, no choice on the test split.",
         "",
         f"DM: {config.steps} steps, {config.batch_size} real images a class, backbone {job.backbone.label}. Judged by "
         f"the recipe {config.eval_recipe!r}, {config.eval_epochs} epochs, augmentation "
         f"{augmentation(job, config.eval_augmentation)}. jax {facts['jax']}, {facts['device']}, {facts['machine']}.",
-    ]  # fmt: skip
+    ]
