@@ -3,6 +3,9 @@
 Source: MetaDD, section 1 of the project's method notes. [Q] the maps are Grad-CAM (CNNs) at the image's own
 label of a network pre-trained on the real training set; [U] layer, rectification and post-processing are
 switches of ``CamConfig``. Grad-CAM: alpha_k = spatial mean of d logit_y / d A_k, map = ReLU(sum_k alpha_k A_k).
+HiResCAM (Draelos and Carin, arXiv 2011.08891): each place keeps its own derivative, map = ReLU(sum_k dA_k A_k). The two
+are one where the head averages over space; where it is linear in all pixels of the map (ConvNet, AlexNet) only the
+second adds up to the logit, and the first is dead in many images.
 
 Shapes: B images [H, W, C], feature maps [h, w, D], T tokens of a vision transformer, M networks.
 """
@@ -21,6 +24,7 @@ from metadd_jax import zoo
 from metadd_jax.structs import Auxiliary
 
 TRANSFORMER_METHODS = ("grad", "attention", "rollout", "attention_logits")
+ALPHA = ("mean", "local")
 LOW_CONFIDENCE = ("none", "hard", "soft")
 
 
@@ -33,12 +37,14 @@ class CamConfig:
         (Grad-CAM on the patch tokens that enter the last block), "attention" (class token to patches in the last
         layer, mean over heads), "rollout" (attention through all layers) or "attention_logits" (attention times
         the class's patch logits).
+      alpha: "mean" (Grad-CAM) or "local" (HiResCAM), for every map that is made of derivatives.
       stop_gradient_alpha: treat alpha as constant: first-order gradients only.
       stop_gradient_range: treat each map's minimum and maximum as constants when it is scaled to [0, 1].
       low_confidence: what happens below 0.5: "none", "hard" (set to zero), "soft" (sigmoid gate of width 0.05).
     """
 
     transformer_method: str = "grad"
+    alpha: str = "mean"
     stop_gradient_alpha: bool = False
     stop_gradient_range: bool = True
     low_confidence: str = "none"
@@ -47,6 +53,8 @@ class CamConfig:
         if self.transformer_method not in TRANSFORMER_METHODS:
             known = ", ".join(TRANSFORMER_METHODS)
             raise ValueError(f"transformer_method {self.transformer_method!r} must be one of {known}")
+        if self.alpha not in ALPHA:
+            raise ValueError(f"alpha {self.alpha!r} must be one of {', '.join(ALPHA)}")
         if self.low_confidence not in LOW_CONFIDENCE:
             raise ValueError(f"low_confidence {self.low_confidence!r} must be one of {', '.join(LOW_CONFIDENCE)}")
 
@@ -71,13 +79,13 @@ def raw_maps(
     if not net.has_map:
         raise ValueError(f"{net.name} has no spatial feature map, so no activation map; choose a network that has")
     if config.transformer_method == "grad" or not net.has_attention:
-        return _grad_cam(net, variables, images, labels, config.stop_gradient_alpha)
+        return _grad_cam(net, variables, images, labels, config)
     logits, out = net.apply(variables, images)
     return _attention_map(out, labels, config.transformer_method), logits, out
 
 
 def _grad_cam(
-    net: zoo.Architecture, variables: Any, images: jax.Array, labels: jax.Array, stop_gradient_alpha: bool
+    net: zoo.Architecture, variables: Any, images: jax.Array, labels: jax.Array, config: CamConfig
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     def score(shift: jax.Array) -> tuple[jax.Array, tuple]:
         logits, out = net.apply({**variables, "perturbations": {"map": shift}}, images)
@@ -86,11 +94,12 @@ def _grad_cam(
     # The derivative is taken at the feature map, so back-propagation runs through the head alone and the one trunk
     # forward serves logits, map and alpha.
     shift = jnp.zeros((images.shape[0], *net.map_shape), images.dtype)
-    gradient, (logits, out) = jax.grad(score, has_aux=True)(shift)
-    alpha = gradient.mean(axis=(1, 2))  # [B, D]
-    if stop_gradient_alpha:
+    alpha, (logits, out) = jax.grad(score, has_aux=True)(shift)  # [B, h, w, D]
+    if config.alpha == "mean":
+        alpha = alpha.mean(axis=(1, 2), keepdims=True)
+    if config.stop_gradient_alpha:
         alpha = jax.lax.stop_gradient(alpha)
-    return jax.nn.relu(jnp.einsum("bhwd,bd->bhw", out["map"], alpha)), logits, out
+    return jax.nn.relu((out["map"] * alpha).sum(axis=-1)), logits, out
 
 
 def _attention_map(out: dict[str, jax.Array], labels: jax.Array, method: str) -> jax.Array:

@@ -37,6 +37,28 @@ def test_grad_cam_of_a_pooled_linear_head_is_the_classical_cam(key):
     np.testing.assert_allclose(logits, net.apply(variables, images)[0], atol=1e-6)
 
 
+def test_local_alpha_adds_up_to_the_logit_where_the_head_is_linear_in_every_pixel(key):
+    """Flatten + linear: sum_ijk w_ijky A_ijk is the logit less its bias, before what is negative is cut off."""
+    net = network("convnet:width=4,depth=2")
+    variables, images, labels = sample(key, net)
+    maps, logits, out = features.raw_maps(net, variables, images, labels, config=features.CamConfig(alpha="local"))
+    head = variables["params"]["head"]
+    rows = np.asarray(head["kernel"]).T[np.asarray(labels)].reshape(out["map"].shape)
+    shares = (np.asarray(out["map"]) * rows).sum(-1)
+    own = np.take_along_axis(np.asarray(logits), np.asarray(labels)[:, None], 1)[:, 0]
+    np.testing.assert_allclose(shares.sum((1, 2)), own - np.asarray(head["bias"])[np.asarray(labels)], atol=1e-5)
+    np.testing.assert_allclose(maps, np.maximum(shares, 0), atol=1e-6)
+
+
+def test_local_alpha_is_grad_cam_where_the_head_averages(key):
+    net = network("resnet18:width=4", (32, 32, 3))
+    given = sample(key, net)
+    mean, local = (
+        features.raw_maps(net, *given, config=features.CamConfig(alpha=alpha))[0] for alpha in features.ALPHA
+    )
+    np.testing.assert_allclose(local, mean, atol=1e-6)
+
+
 @pytest.mark.parametrize("spec", ["convnet:width=4,depth=2", "alexnet:width=4", "vit:width=12,depth=2,heads=2"])
 def test_alpha_is_the_mean_derivative_of_the_logit_by_finite_differences(key, spec):
     with jax.enable_x64():
