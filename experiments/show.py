@@ -1,12 +1,14 @@
 """Draw a distilled set; with networks (trained on the real data, from the cache) also what they see in it.
 
 python experiments/show.py runs/mnist5k/dm/seed0 --out pictures --networks vgg11:width=8 lenet
+python experiments/show.py mnist5k --networks vgg11:width=8 lenet    (real images)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import command
 import tyro
@@ -17,10 +19,12 @@ class ShowConfig:
     """Pictures of a distilled set.
 
     Attributes:
-      file: synthetic.npz, or the folder that holds it.
+      file: synthetic.npz, the folder that holds it, or the name of a data set for one real image of each class.
       out: folder for synthetic.png and maps.png.
       networks: networks whose activation maps are drawn; they are pre-trained on the real data if need be.
       epochs: of that pre-training.
+      augmentation: DSA tokens for it, or "none".
+      train_per_class: most real images of a class to train on; 0 uses all.
       data_dir: where prepared TFDS data lies.
       cache_dir: where trained networks are kept (default: ~/.cache/metadd_jax).
     """
@@ -29,6 +33,8 @@ class ShowConfig:
     out: str = "pictures"
     networks: tuple[str, ...] = ()
     epochs: int = 5
+    augmentation: str = "none"
+    train_per_class: int = 0
     data_dir: str | None = None
     cache_dir: str | None = None
 
@@ -44,31 +50,62 @@ def run(arguments: list[str]) -> None:
     from metadd_jax import files, pictures
 
     common.check_names(config.networks)
-    synthetic, metadata = common.load_set(config.file)
     folder = pathlib.Path(files.require_writable(config.out))
-    scale = {key: np.asarray(metadata[key], np.float32) for key in ("mean", "std")}
-    names = metadata["class_names"]
-    pictures.grid(folder / "synthetic.png", synthetic.images, synthetic.labels, class_names=names, **scale)
-    print(f"wrote {folder / 'synthetic.png'}")
+    name, synthetic, metadata, dataset = _images(config)
+    facts = {key: np.asarray(metadata[key], np.float32) for key in ("mean", "std")}
+    facts["class_names"] = metadata["class_names"]
+    pictures.grid(folder / f"{name}.png", synthetic.images, synthetic.labels, **facts)
+    print(f"wrote {folder / name}.png")
     if not config.networks:
         return
-    cache = common.open_cache(config.cache_dir)
-    dataset = mdd.data.load(metadata["dataset"], data_dir=config.data_dir, cache_dir=config.cache_dir)
+    auxiliaries = _pretrained(config, dataset)
+    first = np.unique(np.asarray(synthetic.labels), return_index=True)[1]
+    images, labels = synthetic.images[first], synthetic.labels[first]
+    stack = mdd.evaluation.map_stack(images, labels, auxiliaries)
+    shown = [auxiliary.net.label for auxiliary in auxiliaries]
+    pictures.maps(folder / "maps.png", images, labels, stack, network_names=shown, **facts)
+    print(f"wrote {folder / 'maps.png'}")
+
+
+def _images(config: ShowConfig) -> tuple[str, Any, dict[str, Any], Any]:
+    """What to call the picture, the images, the constants they go with, and the real data where it is needed."""
+    import common
+    import jax
+
+    import metadd_jax as mdd
+
+    def load(name: str) -> mdd.Dataset:
+        settings = {"cache_dir": config.cache_dir, "train_per_class": config.train_per_class}
+        return mdd.data.load(name, data_dir=config.data_dir, **settings)
+
+    if not (pathlib.Path(config.file).exists() or config.file.endswith(".npz")):
+        dataset = load(config.file)
+        facts = {"mean": dataset.arrays.mean, "std": dataset.arrays.std, "class_names": dataset.class_names}
+        return "real", mdd.evaluation.random_real(jax.random.key(0), dataset, 1), facts, dataset
+    synthetic, metadata = common.load_set(config.file)
+    if not config.networks:
+        return "synthetic", synthetic, metadata, None
+    dataset = load(metadata["dataset"])
     common.check_same_space(metadata, dataset)
+    return "synthetic", synthetic, metadata, dataset
+
+
+def _pretrained(config: ShowConfig, dataset: Any) -> list[Any]:
+    import common
+
+    import metadd_jax as mdd
+
+    cache = common.open_cache(config.cache_dir)
+    recipe = mdd.training.pretraining(config.epochs, augmentation=config.augmentation)
     nets = common.networks(config.networks, dataset)
-    recipe = mdd.training.pretraining(config.epochs)
     auxiliaries = []
     with command.bar(len(nets), "pretrain", "net") as progress:
         for net in nets:
             trained = mdd.training.pretrain(net, dataset, recipe, cache_dir=cache)
+            progress.write(f"{net.label:<28} {100 * trained.accuracy:5.1f} % on the test split")
             auxiliaries.append(mdd.distillers.freeze(net, trained.variables, dataset))
             progress.update()
-    first = np.unique(np.asarray(synthetic.labels), return_index=True)[1]
-    images, labels = synthetic.images[first], synthetic.labels[first]
-    stack = mdd.evaluation.map_stack(images, labels, auxiliaries)
-    labels_of = [net.label for net in nets]
-    pictures.maps(folder / "maps.png", images, labels, stack, class_names=names, network_names=labels_of, **scale)
-    print(f"wrote {folder / 'maps.png'}")
+    return auxiliaries
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ def test_pretrain_and_show_share_the_cache(made, capsys):
     nets = ["convnet:width=4,depth=1", "convnet:width=6,depth=1"]
     pretrain.run(["--networks", *nets, "--epochs", "1"])
     show.run([str(made), "--out", str(made / "pictures"), "--networks", *nets, "--epochs", "1"])
+    show.run(["mnist5k", "--out", str(made / "real"), "--networks", *nets, "--epochs", "1"])
+    assert {file.name for file in (made / "real").iterdir()} == {"real.png", "maps.png"}
     capsys.readouterr()
     pretrain.run(["--networks", nets[0], "--epochs", "1"])
     assert "from the cache" in capsys.readouterr().out
