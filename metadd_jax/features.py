@@ -37,14 +37,16 @@ class CamConfig:
         (Grad-CAM on the patch tokens that enter the last block), "attention" (class token to patches in the last
         layer, mean over heads), "rollout" (attention through all layers) or "attention_logits" (attention times
         the class's patch logits).
-      alpha: "mean" (Grad-CAM) or "local" (HiResCAM), for every map that is made of derivatives.
+      alpha: "local" (HiResCAM) or "mean" (Grad-CAM, what the paper is reported to use), for every map that is made of
+        derivatives. They differ only for heads that do not average over space; there Grad-CAM left 81 % (ConvNet) and
+        67 % (AlexNet) of the maps of real digits dead, HiResCAM none.
       stop_gradient_alpha: treat alpha as constant: first-order gradients only.
       stop_gradient_range: treat each map's minimum and maximum as constants when it is scaled to [0, 1].
       low_confidence: what happens below 0.5: "none", "hard" (set to zero), "soft" (sigmoid gate of width 0.05).
     """
 
     transformer_method: str = "grad"
-    alpha: str = "mean"
+    alpha: str = "local"
     stop_gradient_alpha: bool = False
     stop_gradient_range: bool = True
     low_confidence: str = "none"

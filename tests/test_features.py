@@ -66,7 +66,8 @@ def test_alpha_is_the_mean_derivative_of_the_logit_by_finite_differences(key, sp
         variables, images, labels = jax.tree.map(
             lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, sample(key, net, batch=1)
         )
-        maps, _, out = features.raw_maps(net, variables, images, labels)
+        config = features.CamConfig(alpha="mean")
+        maps, _, out = features.raw_maps(net, variables, images, labels, config=config)
 
         def logit(shift):
             perturbed = {**variables, "perturbations": {"map": shift}}
