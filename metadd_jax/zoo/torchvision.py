@@ -129,7 +129,7 @@ def to_state(net: Architecture, variables: Variables) -> dict[str, np.ndarray]:
                 f"{net.label}: {'.'.join(leaf.path)} must have shape {leaf.own_shape}, not {np.shape(value)}; "
                 "give the variables of this network"
             )
-        state[leaf.key] = np.ascontiguousarray(leaf.write(np.asarray(value, np.float32)))
+        state[leaf.key] = np.array(leaf.write(np.asarray(value, np.float32)), order="C")  # a copy, writable
     return state | dict(_buffers(state))
 
 
