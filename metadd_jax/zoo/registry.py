@@ -15,6 +15,7 @@ from metadd_jax.zoo.convnet import ConvNet
 from metadd_jax.zoo.lenet import LeNet
 from metadd_jax.zoo.mlp import MLP
 from metadd_jax.zoo.resnet import ResNet
+from metadd_jax.zoo.swin import Swin
 from metadd_jax.zoo.vgg import VGG, VGG11_STAGES
 from metadd_jax.zoo.vit import ViT
 
@@ -26,6 +27,10 @@ class _Entry(NamedTuple):
 
     module: type[nn.Module]
     fixed: dict[str, Any]
+
+
+def _vit_16(*, width: int, heads: int) -> dict[str, Any]:
+    return {"width": width, "depth": 12, "heads": heads, "mlp_ratio": 4.0}
 
 
 _RESNET18 = {"stage_sizes": (2, 2, 2, 2), "average_pooling": False}
@@ -46,6 +51,12 @@ _NETWORKS = {
     "resnet18_bn_ap": _Entry(ResNet, _RESNET18_AP | _BATCH),
     "resnet34": _Entry(ResNet, {"stage_sizes": (3, 4, 6, 3), "average_pooling": False}),
     "vit": _Entry(ViT, {}),
+    "vit_ti_16": _Entry(ViT, _vit_16(width=192, heads=3)),
+    "vit_s_16": _Entry(ViT, _vit_16(width=384, heads=6)),
+    "vit_b_16": _Entry(ViT, _vit_16(width=768, heads=12)),
+    "swin_t": _Entry(Swin, {}),
+    "swin_s": _Entry(Swin, {"depths": "2-2-18-2"}),
+    "swin_b": _Entry(Swin, {"width": 128, "depths": "2-2-18-2", "heads": 4}),
 }
 _WORDS = {"norm": layers.NORMS, "activation": tuple(layers.ACTIVATIONS), "pooling": layers.POOLINGS}
 
@@ -138,6 +149,9 @@ def _check(name: str, option: str, value: Option, default: Option | None) -> Non
     elif isinstance(default, float):
         if not (isinstance(value, int | float) and value > 0):
             raise ValueError(f"{name}: {option}={value}; give a number above 0")
+    elif isinstance(default, str):
+        if not isinstance(value, str):
+            raise ValueError(f"{name}: {option}={value}; give text such as {default}")
     elif not (_is_count(value) or value == default):
         raise ValueError(f"{name}: {option}={value}; give a whole number of at least 1")
 
