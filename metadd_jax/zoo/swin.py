@@ -1,8 +1,8 @@
 """Swin transformers (Liu et al. 2021, arXiv 2103.14030), as torchvision builds them.
 
-At 128 pixels and more (the longer side) the names swin_t, swin_s and swin_b mean torchvision's networks, weight for
-weight: patches of 4 pixels, windows of 7x7 tokens. Below, patches and windows are smaller (``default_patch``,
-``default_window``). Stochastic depth, which the published training uses, and dropout (off there) are left out.
+At ImageNet geometry the names swin_t, swin_s and swin_b mean torchvision's networks, weight for weight: patches of 4
+pixels, windows of 7x7 tokens. For small images patches and windows are smaller: ``default_patch`` and 4x4 tokens.
+Stochastic depth, which the published training uses, and dropout (off there) are left out.
 """
 
 from __future__ import annotations
@@ -29,11 +29,6 @@ def default_patch(side: int) -> int:
     128 pixels, 7x7 at 224.
     """
     return 1 if side < 64 else 2 if side < 128 else 4
-
-
-def default_window(side: int) -> int:
-    """Window side in tokens: the published 7 at 128 pixels and more, else 4, which tiles the grids 32, 16, 8, 4."""
-    return 7 if side >= 128 else 4
 
 
 class Block(nn.Module):
@@ -100,7 +95,7 @@ class Swin(nn.Module):
       depths: blocks of each stage, joined by "-", at least two stages.
       heads: attention heads of the first stage, a divisor of ``width``; each merging doubles them.
       patch: patch side in pixels, or None for ``default_patch``. Pixels that fill no patch are dropped.
-      window: window side in tokens, or None for ``default_window``.
+      window: window side in tokens; 4 tiles the grids 32, 16, 8, 4 of small images, the published one is 7.
     """
 
     num_classes: int
@@ -108,14 +103,13 @@ class Swin(nn.Module):
     depths: str = "2-2-6-2"
     heads: int = 3
     patch: int | None = None
-    window: int | None = None
+    window: int = 4
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, Any]]:
         del train
         depths = self._stages()
-        side = max(x.shape[1:3])
-        patch, window = self.patch or default_patch(side), self.window or default_window(side)
+        patch = self.patch or default_patch(max(x.shape[1:3]))
         # PyTorch's default initialisation here: with weights of 0.02 the bias would drown small patches.
         x = layers.Conv(self.width, patch, stride=patch, name="patches")(x)
         x = transformer.norm(x, _EPSILON, "patch_norm")
@@ -126,7 +120,7 @@ class Swin(nn.Module):
                 x = Merging(name=f"merging{stage}")(x)
             for index in range(blocks):
                 heads, name = self.heads << stage, f"stage{stage + 1}_block{index + 1}"
-                x = Block(heads, window, shifted=index % 2 == 1, name=name)(x)
+                x = Block(heads, self.window, shifted=index % 2 == 1, name=name)(x)
             if stage == last:
                 x = transformer.norm(x, _EPSILON, "norm")
             if stage == map_stage:

@@ -1,8 +1,8 @@
 """Vision transformers (Dosovitskiy et al. 2021) that also tell their attention and patch logits.
 
-``vit`` is the small one of this library; vit_ti_16, vit_s_16 and vit_b_16 have the published sizes, and with patches of
-16 pixels (images of 81 pixels and more, see ``default_patch``) vit_b_16 is torchvision's, weight for weight. Dropout,
-which the published training uses, is left out.
+``vit`` is the small one of this library; vit_ti_16, vit_s_16 and vit_b_16 have the published sizes. At ImageNet
+geometry their patches are of 16 pixels and vit_b_16 is torchvision's, weight for weight; for small images they follow
+``default_patch``. Dropout, which the published training uses, is left out.
 """
 
 from __future__ import annotations
