@@ -16,6 +16,7 @@ from metadd_jax.zoo.googlenet import GoogLeNet
 from metadd_jax.zoo.lenet import LeNet
 from metadd_jax.zoo.mlp import MLP
 from metadd_jax.zoo.resnet import ResNet
+from metadd_jax.zoo.swin import Swin
 from metadd_jax.zoo.vgg import STAGES, VGG
 from metadd_jax.zoo.vit import ViT
 
@@ -27,6 +28,10 @@ class _Entry(NamedTuple):
 
     module: type[nn.Module]
     fixed: dict[str, Any]
+
+
+def _vit(*, width: int, heads: int) -> dict[str, Any]:
+    return {"width": width, "depth": 12, "heads": heads, "mlp_ratio": 4.0}
 
 
 def _resnet(*stage_sizes: int, **fixed: Any) -> dict[str, Any]:
@@ -45,6 +50,16 @@ _RESNETS = {
     "resnet101": _resnet(3, 4, 23, 3, bottleneck=True),
 }
 _VGGS = {f"vgg{depth}": {"stages": stages, "imagenet": False} for depth, stages in STAGES.items()}
+_VITS = {
+    "vit_ti_16": _vit(width=192, heads=3),
+    "vit_s_16": _vit(width=384, heads=6),
+    "vit_b_16": _vit(width=768, heads=12),
+}
+_SWINS = {
+    "swin_t": {},
+    "swin_s": {"depths": "2-2-18-2"},
+    "swin_b": {"width": 128, "depths": "2-2-18-2", "heads": 4},
+}
 _GOOGLENET = {"imagenet": False, "transform_input": False}
 # The field's networks: of any size, made for small images.
 _SMALL = {
@@ -62,6 +77,8 @@ _SMALL = {
     "resnet18_bn_ap": _Entry(ResNet, _resnet(2, 2, 2, 2, average_pooling=True) | _BATCH),
     "googlenet": _Entry(GoogLeNet, _GOOGLENET),
     "vit": _Entry(ViT, {}),
+    **{name: _Entry(ViT, fixed) for name, fixed in _VITS.items()},
+    **{name: _Entry(Swin, fixed) for name, fixed in _SWINS.items()},
 }
 # torchvision's networks of the same name, for images of at least IMAGENET_SIDE pixels.
 _IMAGENET = {
@@ -70,6 +87,8 @@ _IMAGENET = {
     **{f"{name}_bn": _Entry(VGG, _imagenet(fixed)) for name, fixed in _VGGS.items()},
     **{name: _Entry(ResNet, _imagenet(fixed)) for name, fixed in _RESNETS.items()},
     "googlenet": _Entry(GoogLeNet, {"imagenet": True, "norm": "batch"}),
+    **{name: _Entry(ViT, {**fixed, "patch": 16}) for name, fixed in _VITS.items()},
+    **{name: _Entry(Swin, {**fixed, "patch": 4, "window": 7}) for name, fixed in _SWINS.items()},
 }
 _GEOMETRIES = {"small": _SMALL, "imagenet": _IMAGENET}
 IMAGENET_SIDE = 128
@@ -176,6 +195,9 @@ def _check(name: str, option: str, value: Option, default: Option | None) -> Non
     elif isinstance(default, float):
         if not (isinstance(value, int | float) and value > 0):
             raise ValueError(f"{name}: {option}={value}; give a number above 0")
+    elif isinstance(default, str):
+        if not isinstance(value, str):
+            raise ValueError(f"{name}: {option}={value}; give text such as {default}")
     elif not (_is_count(value) or value == default):
         raise ValueError(f"{name}: {option}={value}; give a whole number of at least 1")
 
