@@ -32,6 +32,7 @@ import numpy as np
 from flax import linen as nn
 
 from metadd_jax import files
+from metadd_jax.zoo import swin
 from metadd_jax.zoo import torchvision_names as families
 from metadd_jax.zoo.architecture import Architecture, Variables, shapes
 
@@ -179,14 +180,8 @@ def _buffers(state: State) -> Iterator[tuple[str, np.ndarray]]:
         if name == "running_mean":
             yield f"{layer}.num_batches_tracked", np.zeros((), np.int64)
         if name == "relative_position_bias_table":
-            yield f"{layer}.relative_position_index", _position_index((math.isqrt(len(value)) + 1) // 2)
-
-
-def _position_index(window: int) -> np.ndarray:
-    """Row of Swin's table for each pair of tokens: (dy + w - 1)(2 w - 1) + dx + w - 1, flat [w w w w] int64."""
-    y, x = np.divmod(np.arange(window * window), window)
-    down, across = (places[:, None] - places[None, :] + window - 1 for places in (y, x))
-    return (down * (2 * window - 1) + across).reshape(-1).astype(np.int64)
+            index = swin.position_index((math.isqrt(len(value)) + 1) // 2)
+            yield f"{layer}.relative_position_index", index.reshape(-1).astype(np.int64)
 
 
 def _renamed(key: str, pairs: Iterable[tuple[str, str]]) -> str:

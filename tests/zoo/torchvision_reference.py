@@ -16,7 +16,7 @@ import zlib
 import numpy as np
 
 FILE = pathlib.Path(__file__).with_name("torchvision_logits.json")
-STORED = ("alexnet", "vgg11_bn", "resnet18", "resnet50", "googlenet")
+STORED = ("alexnet", "vgg11_bn", "resnet18", "resnet50", "googlenet", "vit_b_16", "swin_t")
 CLASSES, SIDE = 5, 128
 
 
