@@ -3,8 +3,7 @@
 All of it, with the table of the largest deviations: pytest -m "slow or not slow" on this file.
 
 Gradients are compared in float64. In float32 they jump where rounding puts one ReLU or max pool on the other side of
-its kink: now and then an image of one library is off by 1e-3 to 1e-2, from its own float64 result as much as from the
-other's. The table has the float32 deviation too.
+its kink, in either library: by up to 5e-2 of the largest value. The table has the float32 deviation too.
 """
 
 import importlib.util
@@ -28,7 +27,6 @@ QUICK = [
     ("resnet18", 160),
     ("vgg11_bn", 128),
     ("googlenet:transform_input=True", 160),
-    ("swin_t", 128),
 ]
 SLOW = [
     *("alexnet", "vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
