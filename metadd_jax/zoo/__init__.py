@@ -5,8 +5,9 @@
 >>> logits, out = net.apply(variables, images)
 """
 
+from metadd_jax.zoo import torchvision
 from metadd_jax.zoo.architecture import Architecture
 from metadd_jax.zoo.preprocess import Preprocess
 from metadd_jax.zoo.registry import create, names, parse
 
-__all__ = ["Architecture", "Preprocess", "create", "names", "parse"]
+__all__ = ["Architecture", "Preprocess", "create", "names", "parse", "torchvision"]

@@ -1,4 +1,4 @@
-"""The small AlexNet of the DC family."""
+"""AlexNet: the small one of the DC family, and torchvision's (Krizhevsky 2014, arXiv 1404.5997)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from metadd_jax.zoo import layers
 
 # Channels at width 128, kernel, whether a max pool follows.
 _CONVOLUTIONS = ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True))
+# Channels at width 64, kernel, stride, padding, whether a 3x3 max pool of stride 2 follows.
+_IMAGENET_CONVOLUTIONS = (
+    (64, 11, 4, 2, True),
+    (192, 5, 1, 2, True),
+    (384, 3, 1, 1, False),
+    (256, 3, 1, 1, False),
+    (256, 3, 1, 1, True),
+)
+IMAGENET_GRID = 6  # side of the map that the first Linear layer of torchvision's network sees
 
 
 class AlexNet(nn.Module):
@@ -48,3 +57,48 @@ class AlexNet(nn.Module):
             x = maps = self.perturb("map", x)
         x = layers.flatten(x)
         return layers.linear(x, self.num_classes, name="head"), {"embedding": x, "map": maps}
+
+
+class ImageNetAlexNet(nn.Module):
+    """torchvision's ``alexnet``: five convolutions, three max pools, average to 6x6, Linear 4096, 4096, head.
+
+    No norm. Its two dropouts (p = .5, before the first and the second Linear layer) are left out: they do
+    nothing in evaluation, and a frozen or distilled network is used without them. Initialised by PyTorch's
+    defaults, as torchvision's.
+
+    Attributes:
+      num_classes: K.
+      width: channels of the first convolution; everything else scales with it.
+    """
+
+    num_classes: int
+    width: int = 64
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, Any]]:
+        del train
+        # Stages: the three maps that are pooled, before it, and the last one after it.
+        stage, pools = layers.map_stage(self._sizes(x)), 0
+        for index, (channels, kernel, stride, padding, pooled) in enumerate(_IMAGENET_CONVOLUTIONS):
+            features = layers.scaled(channels, self.width, 64)
+            x = layers.Conv(features, kernel, stride=stride, padding=padding, name=f"conv{index + 1}")(x)
+            x = nn.relu(x)
+            if pooled:
+                if pools == stage:
+                    x = maps = self.perturb("map", x)
+                x = layers.window_pool(x, 3, 2)
+                pools += 1
+        if pools == stage:
+            x = maps = self.perturb("map", x)
+        x = layers.flatten(layers.adaptive_average(x, IMAGENET_GRID))
+        hidden = layers.scaled(4096, self.width, 64)
+        x = nn.relu(layers.linear(x, hidden, name="fc1"))
+        x = nn.relu(layers.linear(x, hidden, name="fc2"))
+        return layers.linear(x, self.num_classes, name="head"), {"embedding": x, "map": maps}
+
+    def _sizes(self, x: jax.Array) -> list[tuple[int, int]]:
+        """(height, width) of the stages: the first convolution's stride is 4, each pool halves."""
+        sizes = [tuple((side + 4 - 11) // 4 + 1 for side in x.shape[1:3])]
+        for _ in range(3):
+            sizes.append(tuple(layers.pooled_side(side, 3, 2) for side in sizes[-1]))
+        return sizes

@@ -37,6 +37,7 @@ class Architecture:
       module: the Linen module, called as ``module(images, train=...) -> (logits, out)``.
       num_classes: K.
       image_shape: (H, W, C) of the images.
+      geometry: "imagenet" where the network is torchvision's of that name, else "small".
     """
 
     name: str
@@ -44,6 +45,7 @@ class Architecture:
     module: nn.Module
     num_classes: int
     image_shape: tuple[int, int, int]
+    geometry: str = "small"
 
     def init(self, key: jax.Array) -> Variables:
         """New ``params`` (and ``batch_stats``, where the network has batch norm). Works under ``vmap``."""

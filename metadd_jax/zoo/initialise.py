@@ -8,6 +8,7 @@ function that initialises.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,6 +48,8 @@ class Drawn(struct.PyTreeNode, nn.meta.AxisMetadata):
 LAWS: dict[str, Callable[[jax.Array, int], jax.Array]] = {
     "uniform": lambda key, size: jax.random.uniform(key, (size,), minval=-1.0, maxval=1.0),
     "normal": lambda key, size: jax.random.truncated_normal(key, -2.0, 2.0, (size,)),
+    # Last, so that the streams of the others stay what they were.
+    "untruncated": lambda key, size: jax.random.normal(key, (size,)),
 }
 
 
@@ -69,6 +72,21 @@ def fan_in_uniform(fan_in: int) -> Initializer:
 def truncated_normal(deviation: float) -> Initializer:
     """Normal with this standard deviation before truncation at two deviations, mean 0."""
     return _initializer("normal", deviation)
+
+
+def normal(deviation: float) -> Initializer:
+    """Normal with this standard deviation, mean 0, not truncated."""
+    return _initializer("untruncated", deviation)
+
+
+def fan_out_normal() -> Initializer:
+    """Normal with variance 2 / (k k O) for a kernel [k, k, C, O]: He et al. 2015, mode "fan out", gain of ReLU."""
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Drawn:
+        fan_out = math.prod(shape[:-2]) * shape[-1]
+        return normal(math.sqrt(2 / fan_out))(key, shape, dtype)
+
+    return init
 
 
 def draw(key: jax.Array, variables: Any) -> Any:

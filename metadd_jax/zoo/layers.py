@@ -5,6 +5,7 @@ Arrays are [B, H, W, C] float. Helpers that create parameters are called inside 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -25,7 +26,7 @@ ACTIVATIONS = {
 }
 MIN_MAP_SIDE = 4
 _GROUPS = 4
-_EPSILON = 1e-5
+EPSILON = 1e-5
 
 
 class SizeError(ValueError):
@@ -36,8 +37,8 @@ class Conv(nn.Module):
     """Convolution with a square kernel: params ``kernel`` [k, k, C, O] and, with ``use_bias``, ``bias`` [O].
 
     Own and not ``nn.Conv`` because the bias is drawn by the fan-in of the kernel, and because the way to
-    compute it is ours (``convolution.convolve``). Initialised as PyTorch does unless ``kernel_init`` says
-    otherwise.
+    compute it is ours (``convolution.convolve``). Initialised as PyTorch does unless ``kernel_init`` and
+    ``bias_init`` say otherwise.
     """
 
     features: int
@@ -46,6 +47,7 @@ class Conv(nn.Module):
     padding: int = 0
     use_bias: bool = True
     kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -61,14 +63,22 @@ class Conv(nn.Module):
         kernel = self.param("kernel", kernel_init, (self.kernel, self.kernel, x.shape[-1], self.features))
         x = convolution.convolve(x, kernel, stride=self.stride, padding=self.padding)
         if self.use_bias:
-            x = x + self.param("bias", fan_in_uniform(fan_in), (self.features,))
+            x = x + self.param("bias", self.bias_init or fan_in_uniform(fan_in), (self.features,))
         return x
 
 
-def linear(x: jax.Array, features: int, *, name: str) -> jax.Array:
-    """Fully connected layer [..., D] -> [..., features], initialised as PyTorch does."""
+def bare_conv(
+    x: jax.Array, features: int, kernel: int, *, stride: int = 1, init: Initializer | None = None, name: str
+) -> jax.Array:
+    """``Conv`` without bias that keeps the size (but for the stride); the norm behind it has the bias."""
+    settings = {"stride": stride, "padding": kernel // 2, "use_bias": False, "kernel_init": init}
+    return Conv(features, kernel, **settings, name=name)(x)
+
+
+def linear(x: jax.Array, features: int, *, kernel_init: Initializer | None = None, name: str) -> jax.Array:
+    """Fully connected layer [..., D] -> [..., features], initialised as PyTorch does unless told otherwise."""
     init = fan_in_uniform(x.shape[-1])
-    return nn.Dense(features, kernel_init=init, bias_init=init, name=name)(x)
+    return nn.Dense(features, kernel_init=kernel_init or init, bias_init=init, name=name)(x)
 
 
 def standardise(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -78,7 +88,7 @@ def standardise(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """
     centred = x - x.mean(axes, keepdims=True)
     variance = jnp.square(centred).mean(axes, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + _EPSILON)
+    return centred * jax.lax.rsqrt(variance + EPSILON)
 
 
 class FeatureNorm(nn.Module):
@@ -104,8 +114,8 @@ class FeatureNorm(nn.Module):
         return standardise(x, (1, 2, 3) if self.kind == "layer" else (1, 2)) * scale + bias
 
 
-def norm(x: jax.Array, kind: str, *, train: bool, name: str) -> jax.Array:
-    """Applies one of ``NORMS``.
+def norm(x: jax.Array, kind: str, *, train: bool, name: str, epsilon: float = EPSILON) -> jax.Array:
+    """Applies one of ``NORMS``; ``epsilon`` is batch norm's.
 
     Batch norm: momentum .9 here is PyTorch's .1; the running variance is the biased one (Flax), where PyTorch
     keeps the unbiased one: a factor n / (n - 1), n = B H W.
@@ -114,7 +124,7 @@ def norm(x: jax.Array, kind: str, *, train: bool, name: str) -> jax.Array:
         return x
     if kind == "batch":
         return nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, epsilon=_EPSILON, use_fast_variance=False, name=name
+            use_running_average=not train, momentum=0.9, epsilon=epsilon, use_fast_variance=False, name=name
         )(x)
     return FeatureNorm(kind, name=name)(x)
 
@@ -140,6 +150,52 @@ def pool(x: jax.Array, kind: str) -> jax.Array:
     # Four slices, not a reduction over windows: on CPU its gradient is several times faster.
     a, b, c, d = (x[:, i : 2 * rows : 2, j : 2 * columns : 2] for i in (0, 1) for j in (0, 1))
     return (a + b + c + d) / 4 if kind == "avg" else jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+
+
+def window_pool(x: jax.Array, kernel: int, stride: int, *, padding: int = 0, ceil: bool = False) -> jax.Array:
+    """Largest value of each kernel x kernel window; what lies outside the map counts as -inf, as in PyTorch.
+
+    ``ceil`` rounds the result's size up and not down (PyTorch's ``ceil_mode``): a last window may hang over the
+    edge, but must begin inside the map or its left padding. Equal maxima share the gradient, as in ``pool``.
+
+    Raises:
+      SizeError: if the padded map is smaller than the window.
+    """
+    for axis in (1, 2):  # the largest of a square is the largest of its rows' largest: 2 k slices, not k * k
+        side = x.shape[axis]
+        count = pooled_side(side, kernel, stride, padding=padding, ceil=ceil)
+        if count < 1:
+            raise SizeError(f"a {side} pixels wide feature map is too small to pool by {kernel}; use larger images")
+        after = max(0, (count - 1) * stride + kernel - side - padding)
+        edges = [(0, 0)] * x.ndim
+        edges[axis] = (padding, after)
+        padded = jnp.pad(x, edges, constant_values=-jnp.inf)
+        span = (count - 1) * stride + 1
+        slices = (jax.lax.slice_in_dim(padded, i, i + span, stride, axis) for i in range(kernel))
+        x = functools.reduce(jnp.maximum, slices)
+    return x
+
+
+def pooled_side(side: int, kernel: int, stride: int, *, padding: int = 0, ceil: bool = False) -> int:
+    """Length of the result of ``window_pool`` along one axis."""
+    room = side + 2 * padding - kernel
+    if not ceil:
+        return room // stride + 1
+    count = -(-room // stride) + 1
+    return count - 1 if (count - 1) * stride >= side + padding else count
+
+
+def adaptive_average(x: jax.Array, side: int) -> jax.Array:
+    """[B, h, w, C] -> [B, side, side, C]: cell i of an axis is the mean of pixels floor(i h / side) to
+    ceil((i + 1) h / side) - 1, as PyTorch's ``AdaptiveAvgPool2d``; smaller maps are thereby enlarged."""
+    for axis in (1, 2):
+        length = x.shape[axis]
+        if length == side:
+            continue
+        bounds = [(i * length // side, -(-(i + 1) * length // side)) for i in range(side)]
+        cells = [jax.lax.slice_in_dim(x, low, high, axis=axis).mean(axis, keepdims=True) for low, high in bounds]
+        x = jnp.concatenate(cells, axis)
+    return x
 
 
 def flatten(x: jax.Array) -> jax.Array:

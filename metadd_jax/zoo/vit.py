@@ -1,4 +1,9 @@
-"""A small vision transformer (Dosovitskiy et al. 2021) that also tells its attention and patch logits."""
+"""Vision transformers (Dosovitskiy et al. 2021) that also tell their attention and patch logits.
+
+``vit`` is the small one of this library; vit_ti_16, vit_s_16 and vit_b_16 have the published sizes. At ImageNet
+geometry their patches are of 16 pixels and vit_b_16 is torchvision's, weight for weight; for small images they follow
+``default_patch``. Dropout, which the published training uses, is left out.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +13,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metadd_jax.zoo import initialise, layers
+from metadd_jax.zoo import layers, transformer
 
-# Truncated at two deviations; weights, class token and positions alike. Biases start at 0.
-_normal = initialise.truncated_normal(0.02)
+_EPSILON = 1e-6
 
 
 def default_patch(side: int) -> int:
     """Patch side in pixels: 4 up to 40 pixels, 8 up to 80, 16 above (so 28 to 128 pixels give 7x7 or 8x8)."""
     return 4 if side <= 40 else 8 if side <= 80 else 16
-
-
-def _dense(x: jax.Array, features: int, name: str) -> jax.Array:
-    return nn.Dense(features, kernel_init=_normal, name=name)(x)
-
-
-def _norm(x: jax.Array, name: str) -> jax.Array:
-    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=name)(x)
 
 
 class Block(nn.Module):
@@ -36,15 +32,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[B, T, D] -> [B, T, D] and the attention [B, heads, T, T], rows summing to 1."""
-        batch, tokens, width = x.shape
-        qkv = _dense(_norm(x, "norm1"), 3 * width, "qkv").reshape(batch, tokens, 3, self.heads, width // self.heads)
-        query, key, value = (qkv[:, :, index].swapaxes(1, 2) for index in range(3))  # [B, heads, T, D / heads]
-        scores = query @ key.swapaxes(2, 3) * query.shape[-1] ** -0.5
-        attention = nn.softmax(scores)
-        mixed = (attention @ value).swapaxes(1, 2).reshape(batch, tokens, width)
-        x = x + _dense(mixed, width, "projection")
-        hidden = nn.gelu(_dense(_norm(x, "norm2"), self.mlp_width, "mlp1"), approximate=False)
-        return x + _dense(hidden, width, "mlp2"), attention
+        mixed, attention = transformer.self_attention(transformer.norm(x, _EPSILON, "norm1"), self.heads)
+        x = x + mixed
+        return x + transformer.mlp(transformer.norm(x, _EPSILON, "norm2"), self.mlp_width), attention
 
 
 class ViT(nn.Module):
@@ -77,11 +67,11 @@ class ViT(nn.Module):
         patch = self.patch or default_patch(max(height, width))
         self._check(height, width, patch)
         grid = (height // patch, width // patch)
-        x = layers.Conv(self.width, patch, stride=patch, kernel_init=_normal, name="patches")(x)
+        x = layers.Conv(self.width, patch, stride=patch, kernel_init=transformer.normal, name="patches")(x)
         x = x.reshape(batch, -1, self.width)
-        token = self.param("class_token", _normal, (1, 1, self.width))
+        token = self.param("class_token", transformer.normal, (1, 1, self.width))
         x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, self.width)), x], axis=1)
-        x = x + self.param("positions", _normal, (1, x.shape[1], self.width))
+        x = x + self.param("positions", transformer.normal, (1, x.shape[1], self.width))
         attention = []
         for block in range(self.depth):
             if block == self.depth - 1:
@@ -90,8 +80,8 @@ class ViT(nn.Module):
             mlp_width = round(self.width * self.mlp_ratio)
             x, weights = Block(self.heads, mlp_width, name=f"block{block + 1}")(x)
             attention.append(weights)
-        x = _norm(x, "norm")
-        logits = _dense(x, self.num_classes, "head")  # of every token; jit drops what nobody reads
+        x = transformer.norm(x, _EPSILON, "norm")
+        logits = transformer.dense(x, self.num_classes, "head")  # of every token; jit drops what nobody reads
         out = {
             "embedding": x[:, 0],
             "map": maps,

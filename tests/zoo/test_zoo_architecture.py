@@ -94,6 +94,32 @@ def test_default_options_leave_no_trace_in_the_label():
     assert net == zoo.create("vgg11", 10, (32, 32, 3))
 
 
+def test_from_128_pixels_on_a_name_of_torchvision_means_its_network():
+    assert [zoo.create("resnet18", 10, (side, 8, 3)).geometry for side in (127, 128)] == ["small", "imagenet"]
+    assert zoo.create("convnet", 10, (128, 128, 3)).geometry == "small"
+    large = zoo.create("vgg11_bn", 10, (128, 128, 3), width=4)
+    assert large.label == "vgg11_bn:width=4"
+    assert large == zoo.create("vgg11_bn", 10, (128, 128, 3), width=4, geometry="imagenet")
+
+
+def test_geometry_can_be_chosen_and_stands_in_the_label():
+    field = zoo.create("resnet18", 10, (128, 128, 3), geometry="small", width=4)
+    assert field.label == "resnet18:geometry=small,width=4"
+    assert zoo.parse(field.label, 10, (128, 128, 3)) == field
+    assert not field.has_batch_stats
+    published = zoo.parse("resnet18:geometry=imagenet,width=4", 10, (32, 32, 3))
+    assert published.label == "resnet18:geometry=imagenet,width=4"
+    assert published.has_batch_stats
+    assert jax.eval_shape(published.init, jax.random.key(0))["params"]["stem_conv"]["kernel"].shape == (7, 7, 3, 4)
+
+
+def test_parse_reads_true_and_false():
+    net = zoo.parse("googlenet:transform_input=True", 10, (128, 128, 3))
+    assert net.module.transform_input is True
+    assert net.label == "googlenet:transform_input=True"
+    assert zoo.parse("googlenet:transform_input=False", 10, (128, 128, 3)).label == "googlenet"
+
+
 def test_parse_reads_whole_numbers_decimals_and_words():
     net = zoo.parse("vit: width=12, mlp_ratio=0.5", 10, (32, 32, 3))
     assert (net.module.width, net.module.mlp_ratio) == (12, 0.5)
@@ -119,6 +145,12 @@ def test_parse_reads_whole_numbers_decimals_and_words():
         ("lenet", (8, 8, 1), "too small for kernel 5"),
         ("vit", (30, 32, 3), "patches of 4 pixels do not tile 30x32"),
         ("vit:width=10", (32, 32, 3), "width 10 is no multiple of 3 heads"),
+        ("vgg11:geometry=large", (32, 32, 3), "vgg11: geometry=large; choose one of small, imagenet"),
+        ("convnet:geometry=imagenet", (32, 32, 3), "convnet has no option 'geometry'"),
+        ("resnet18:norm=instance", (128, 128, 3), "resnet18 has no option 'norm'; its options are: width, geometry"),
+        ("alexnet:geometry=imagenet", (32, 32, 3), "feature map is too small to pool by 3"),
+        ("googlenet:transform_input=1", (128, 128, 3), "transform_input=1; choose one of True, False"),
+        ("googlenet:transform_input=True", (128, 128, 1), "transform_input needs 3 channels, not 1"),
     ],
 )
 def test_bad_requests_are_refused_in_one_line(spec, image_shape, message):

@@ -6,7 +6,7 @@ import pytest
 from metadd_jax import zoo
 from metadd_jax.zoo import architecture
 
-GREY, SMALL, TINY, MEDIUM = (28, 28, 1), (32, 32, 3), (64, 64, 3), (128, 128, 3)
+GREY, SMALL, TINY, MEDIUM, LARGE = (28, 28, 1), (32, 32, 3), (64, 64, 3), (128, 128, 3), (224, 224, 3)
 
 COUNTS = [
     ("mlp", 10, SMALL, 411_146),
@@ -27,6 +27,8 @@ COUNTS = [
     ("resnet18_bn_ap", 10, SMALL, 11_250_762),
     ("resnet18_bn_ap", 10, GREY, 11_213_770),
     ("resnet34", 10, SMALL, 21_282_122),
+    ("resnet50", 10, SMALL, 23_520_842),
+    ("resnet50:norm=batch", 10, SMALL, 23_520_842),
     ("convnet", 10, SMALL, 320_010),
     ("convnet", 10, GREY, 317_706),
     ("convnet", 100, SMALL, 504_420),
@@ -42,6 +44,21 @@ COUNTS = [
     ("convnet:depth=1", 10, SMALL, 331_530),
     ("convnet:depth=2", 10, SMALL, 233_610),
     ("convnet:depth=4", 10, SMALL, 452_490),
+    # torchvision's
+    ("alexnet", 1000, LARGE, 61_100_840),
+    ("vgg11", 1000, LARGE, 132_863_336),
+    ("vgg11_bn", 1000, LARGE, 132_868_840),
+    ("vgg13", 1000, LARGE, 133_047_848),
+    ("vgg16", 1000, LARGE, 138_357_544),
+    ("vgg16_bn", 1000, LARGE, 138_365_992),
+    ("vgg19", 1000, LARGE, 143_667_240),
+    ("vgg19_bn", 1000, LARGE, 143_678_248),
+    ("resnet18", 1000, LARGE, 11_689_512),
+    ("resnet18", 1000, MEDIUM, 11_689_512),
+    ("resnet34", 1000, LARGE, 21_797_672),
+    ("resnet50", 1000, LARGE, 25_557_032),
+    ("resnet101", 1000, LARGE, 44_549_160),
+    ("googlenet", 1000, LARGE, 6_624_904),
 ]
 
 EMBEDDINGS = [
@@ -58,6 +75,12 @@ EMBEDDINGS = [
     ("convnet", TINY, 2048),
     ("convnet", MEDIUM, 2048),
     ("vit", SMALL, 192),
+    ("googlenet", SMALL, 1024),
+    ("resnet50", SMALL, 2048),
+    ("alexnet", LARGE, 4096),
+    ("vgg16_bn", LARGE, 4096),
+    ("resnet101", LARGE, 2048),
+    ("googlenet", LARGE, 1024),
 ]
 
 
@@ -84,3 +107,25 @@ def test_convnet_d3_has_14_tensors():
     variables = jax.eval_shape(zoo.create("convnet", 10, SMALL).init, jax.random.key(0))
     assert set(variables) == {"params"}
     assert len(jax.tree.leaves(variables)) == 14
+
+
+@pytest.mark.parametrize(("name", "convolutions"), [("vgg13", 10), ("vgg16", 13), ("vgg19", 16)])
+def test_deeper_small_vggs_add_convolutions_to_vgg11s_structure(name, convolutions):
+    # Three channels, then the widths of the stages; each further convolution keeps its stage's width.
+    stages = {10: (2, 2, 2, 2, 2), 13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}[convolutions]
+    widths = [width for width, count in zip((64, 128, 256, 512, 512), stages, strict=True) for _ in range(count)]
+    count = sum((9 * a + 1) * b + 2 * b for a, b in zip([3, *widths], widths, strict=False)) + 513 * 10
+    assert zoo.create(name, 10, SMALL).num_params() == count
+
+
+def test_small_googlenet_is_torchvisions_but_for_the_stem():
+    def parts(image_shape):
+        variables = jax.eval_shape(zoo.create("googlenet", 10, image_shape).init, jax.random.key(0))
+        return variables["params"]
+
+    small, large = parts(SMALL), parts(LARGE)
+    assert small["stem1"]["conv"]["kernel"].shape == (3, 3, 3, 192)
+    stems = {"stem1", "stem2", "stem3"}
+    assert {name: small[name] for name in small if name not in stems} == {
+        name: large[name] for name in large if name not in stems
+    }

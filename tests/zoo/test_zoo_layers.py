@@ -31,6 +31,25 @@ def test_vit_initialisation(key):
     assert params["positions"].shape == (1, 17, 48)
 
 
+def test_torchvision_initialisations(key):
+    params = jax.jit(zoo.create("vgg11_bn", 10, (128, 128, 3), width=16).init)(key)["params"]
+    kernel = np.asarray(params["conv4_1"]["kernel"])  # [3, 3, 64, 128]
+    assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 128)), rel=0.02)
+    assert np.abs(kernel).max() > 3.5 * kernel.std()  # not truncated
+    assert np.std(params["fc2"]["kernel"]) == pytest.approx(0.01, rel=0.02)
+    assert not np.any(params["conv1_1"]["bias"]) and not np.any(params["fc1"]["bias"])
+    params = jax.jit(zoo.create("resnet50", 10, (128, 128, 3), width=16).init)(key)["params"]
+    shortcut = np.asarray(params["stage4_block1"]["shortcut_conv"]["kernel"])  # [1, 1, 256, 512]
+    assert shortcut.std() == pytest.approx(np.sqrt(2 / 512), rel=0.02)
+    assert np.abs(params["head"]["kernel"]).max() <= 512**-0.5  # PyTorch's default
+    params = jax.jit(zoo.create("googlenet", 10, (128, 128, 3), width=16).init)(key)["params"]
+    assert np.std(params["inception5b"]["branch2"]["conv"]["kernel"]) == pytest.approx(0.01, rel=0.02)
+    assert np.std(params["head"]["kernel"]) == pytest.approx(0.01, rel=0.1)
+    assert np.any(params["head"]["bias"])
+    params = jax.jit(zoo.create("alexnet", 10, (128, 128, 3), width=8).init)(key)["params"]
+    assert np.abs(params["conv2"]["kernel"]).max() == pytest.approx((25 * 8) ** -0.5, rel=0.01)
+
+
 def _expected_norm(x, kind, scale, bias):
     x = np.asarray(x, np.float64)
     if kind == "group":
@@ -77,6 +96,54 @@ def test_pool_equals_numpy(kind, height, width):
         1,
     )
     np.testing.assert_allclose(layers.pool(jnp.asarray(x), kind), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "ceil", "sides"),
+    [
+        (3, 2, 0, False, (3, 3)),
+        (3, 2, 1, False, (4, 4)),
+        (3, 2, 0, True, (3, 4)),  # the last window of 8 hangs over the edge
+        (3, 1, 1, True, (7, 8)),
+        (2, 2, 0, True, (4, 4)),
+        (2, 2, 1, True, (4, 5)),  # a window that began in the right padding of 7 is dropped
+    ],
+)
+def test_window_pool_equals_a_loop_with_minus_infinity_outside(kernel, stride, padding, ceil, sides):
+    x = np.random.default_rng(0).normal(-5, 1, size=(2, 7, 8, 3)).astype(np.float32)  # all negative: 0 would win
+    padded = np.pad(x, ((0, 0), (padding, padding + kernel), (padding, padding + kernel), (0, 0)), constant_values=-9e9)
+    expected = np.stack(
+        [
+            np.stack(
+                [padded[:, i : i + kernel, j : j + kernel].max((1, 2)) for j in range(0, sides[1] * stride, stride)],
+                1,
+            )
+            for i in range(0, sides[0] * stride, stride)
+        ],
+        1,
+    )
+    result = layers.window_pool(jnp.asarray(x), kernel, stride, padding=padding, ceil=ceil)
+    np.testing.assert_array_equal(result, expected)
+    gradient = jax.grad(lambda x: layers.window_pool(x, kernel, stride, padding=padding, ceil=ceil).sum())(
+        jnp.asarray(x)
+    )
+    # Every window hands its 1 to one pixel.
+    assert float(gradient.sum()) == expected.size
+    assert set(np.unique(gradient)) <= set(range(10))
+
+
+@pytest.mark.parametrize(("length", "side"), [(3, 6), (7, 6), (4, 7), (6, 6), (13, 6), (5, 1)])
+def test_adaptive_average_equals_a_loop(length, side):
+    x = np.random.default_rng(0).normal(size=(2, length, length + 1, 3)).astype(np.float32)
+
+    def cell(index, length):
+        return slice(index * length // side, int(np.ceil((index + 1) * length / side)))
+
+    result = layers.adaptive_average(jnp.asarray(x), side)
+    for i in range(side):
+        for j in range(side):
+            expected = x[:, cell(i, length), cell(j, length + 1)].mean((1, 2))
+            np.testing.assert_allclose(result[:, i, j], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_max_pool_sends_the_gradient_to_the_largest():

@@ -42,13 +42,24 @@ def test_shapes_of_logits_and_outputs(name, image_shape):
         ("lenet", (32, 32, 3), (5, 5, 16)),
         ("vit", (28, 28, 1), (7, 7, 192)),
         ("vit", (64, 64, 3), (8, 8, 192)),
+        ("resnet50", (32, 32, 3), (4, 4, 2048)),
+        ("googlenet", (32, 32, 3), (8, 8, 1024)),
+        ("googlenet", (28, 28, 1), (7, 7, 1024)),
+        # torchvision's
+        ("alexnet", (224, 224, 3), (6, 6, 256)),  # after the last pooling
+        ("alexnet", (128, 128, 3), (7, 7, 256)),  # 3x3 after it
+        ("vgg19", (224, 224, 3), (7, 7, 512)),
+        ("vgg11_bn", (128, 128, 3), (4, 4, 512)),
+        ("resnet18", (128, 128, 3), (4, 4, 512)),
+        ("resnet50", (224, 224, 3), (7, 7, 2048)),
+        ("googlenet", (224, 224, 3), (7, 7, 1024)),  # 6x6 if the pools rounded down
     ],
 )
 def test_map_is_the_deepest_of_at_least_4x4(name, image_shape, map_shape):
     assert zoo.create(name, 10, image_shape).map_shape == map_shape
 
 
-@pytest.mark.parametrize("name", ["mlp", "lenet", "alexnet_bn", "vgg11", "resnet18_bn_ap"])
+@pytest.mark.parametrize("name", ["mlp", "lenet", "alexnet_bn", "vgg11", "resnet18_bn_ap", "googlenet"])
 def test_forward_pass_is_finite_and_per_image(name, key):
     net = small(name, (32, 32, 1))
     variables = net.init(key)
