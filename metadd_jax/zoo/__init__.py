@@ -7,7 +7,8 @@
 
 from metadd_jax.zoo import torchvision
 from metadd_jax.zoo.architecture import Architecture
+from metadd_jax.zoo.layers import SizeError
 from metadd_jax.zoo.preprocess import Preprocess
 from metadd_jax.zoo.registry import create, names, parse
 
-__all__ = ["Architecture", "Preprocess", "create", "names", "parse", "torchvision"]
+__all__ = ["Architecture", "Preprocess", "SizeError", "create", "names", "parse", "torchvision"]

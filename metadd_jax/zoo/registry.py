@@ -117,7 +117,8 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
       The architecture; equal arguments give equal, hashable objects.
 
     Raises:
-      ValueError: if the name, an option or a value is unknown, or the images do not suit the network.
+      SizeError: (a ValueError) if the images do not suit the network.
+      ValueError: if the name, an option or a value is unknown.
     """
     if name not in _SMALL:
         raise ValueError(f"unknown network {name!r}; choose one of {', '.join(_SMALL)}")
@@ -146,7 +147,7 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
         shapes(net)
     except layers.SizeError as error:
         height, width, channels = net.image_shape
-        raise ValueError(f"{net.label} on {height}x{width}x{channels} images: {error}") from error
+        raise layers.SizeError(f"{net.label} on {height}x{width}x{channels} images: {error}") from error
     return net
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 
+import common
 import evaluate
 import export
 import jax
@@ -52,6 +53,14 @@ def test_pretrain_and_show_share_the_cache(made, capsys):
     pretrain.run(["--networks", nets[0], "--epochs", "1"])
     assert "from the cache" in capsys.readouterr().out
     assert (made / "pictures" / "maps.png").stat().st_size > 1000
+
+
+def test_names_are_checked_before_the_size_of_the_images_is_known():
+    common.check_names(("vit:patch=7", "mlp"))  # patches of 7 suit the digits, not 32 pixels
+    with pytest.raises(ValueError, match="unknown network 'vitt'"):
+        common.check_names(("mlp", "vitt"))
+    with pytest.raises(ValueError, match="has no option 'patches'"):
+        common.check_names(("vit:patches=7",))
 
 
 def test_export_to_npz_and_png(made, capsys):
