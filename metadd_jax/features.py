@@ -33,10 +33,11 @@ class CamConfig:
     """How a map is made; hashable, so usable as a static argument.
 
     Attributes:
-      transformer_method: how vision transformers are mapped (convolutional networks always by Grad-CAM): "grad"
-        (Grad-CAM on the patch tokens that enter the last block), "attention" (class token to patches in the last
-        layer, mean over heads), "rollout" (attention through all layers) or "attention_logits" (attention times
-        the class's patch logits).
+      transformer_method: how vision transformers with a class token are mapped (all other networks by Grad-CAM):
+        "rollout" (attention of the class token to the patches through all layers; the same for every label),
+        "attention" (in the last layer, mean over heads), "attention_logits" (that times the class's patch logits)
+        or "grad" (Grad-CAM on the patch tokens that enter the last block). Rollout is the default because it alone
+        lies on the object where one decides (docs/cams.md).
       alpha: "local" (HiResCAM) or "mean" (Grad-CAM, what the paper is reported to use), for every map that is made of
         derivatives. They differ only for heads that do not average over space; there Grad-CAM left 81 % (ConvNet) and
         67 % (AlexNet) of the maps of real digits dead, HiResCAM none.
@@ -45,7 +46,7 @@ class CamConfig:
       low_confidence: what happens below 0.5: "none", "hard" (set to zero), "soft" (sigmoid gate of width 0.05).
     """
 
-    transformer_method: str = "grad"
+    transformer_method: str = "rollout"
     alpha: str = "local"
     stop_gradient_alpha: bool = False
     stop_gradient_range: bool = True

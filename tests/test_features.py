@@ -66,7 +66,7 @@ def test_alpha_is_the_mean_derivative_of_the_logit_by_finite_differences(key, sp
         variables, images, labels = jax.tree.map(
             lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, sample(key, net, batch=1)
         )
-        config = features.CamConfig(alpha="mean")
+        config = features.CamConfig(alpha="mean", transformer_method="grad")
         maps, _, out = features.raw_maps(net, variables, images, labels, config=config)
 
         def logit(shift):
@@ -86,7 +86,9 @@ def test_alpha_is_the_mean_derivative_of_the_logit_by_finite_differences(key, sp
 @pytest.mark.parametrize("stop_gradient_alpha", [False, True])
 def test_the_gradient_through_the_map_to_the_pixels_by_finite_differences(key, stop_gradient_alpha):
     """Behind a ViT's map stands a whole block: alpha depends on the image, the exact gradient is second order."""
-    config = features.CamConfig(stop_gradient_alpha=stop_gradient_alpha, stop_gradient_range=False)
+    config = features.CamConfig(
+        transformer_method="grad", stop_gradient_alpha=stop_gradient_alpha, stop_gradient_range=False
+    )
     with jax.enable_x64():
         net = network("vit:width=8,depth=1,heads=2")
         variables, images, labels = jax.tree.map(
