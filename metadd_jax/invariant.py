@@ -37,7 +37,8 @@ class InvariantConfig:
       weighting: "calibrated" (once at the start, then frozen), "per_step" (rescaled at every step) or "raw".
       cap: upper bound of a calibrated weight.
       calibration_steps: how many base steps the mean gradients are measured over.
-      kl: s, the sign and size of the KL term in L_ai: +1 towards the reference, -1/2 away from it, 0 without.
+      kl: s, the sign and size of the KL term in L_ai: +1 towards the reference (the paper's formula as reported),
+        -1/2 away from it, 0 without, which did best on validation images (docs/measurements.md).
       kl_reverse: KL(p_m || p_ref) instead of KL(p_ref || p_m).
       kl_cap: upper bound of the KL of one image, needed where s < 0 makes it unbounded; 0 means no cap.
       temperature: softmax temperature T of both sides of the KL.
@@ -55,7 +56,7 @@ class InvariantConfig:
     weighting: str = "calibrated"
     cap: float = 1e4
     calibration_steps: int = 20
-    kl: float = 1.0
+    kl: float = 0.0
     kl_reverse: bool = False
     kl_cap: float = 0.0
     temperature: float = 1.0

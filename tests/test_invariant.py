@@ -109,7 +109,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(key, images, auxiliaries):
 
 
 def test_gradient_reaches_the_images_and_agrees_with_finite_differences(key, images, auxiliaries):
-    config = InvariantConfig(views="none", cam=features.CamConfig(stop_gradient_range=False))
+    config = InvariantConfig(views="none", kl=1.0, cam=features.CamConfig(stop_gradient_range=False))
     with jax.enable_x64():
         wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), auxiliaries)
         x = jnp.asarray(np.asarray(images), jnp.float64)
@@ -199,7 +199,7 @@ def test_bad_arguments_are_refused(key, images, auxiliaries):
     with pytest.raises(ValueError, match="at least 2 auxiliaries"):
         terms(auxiliaries[:1], kl=0)
     with pytest.raises(ValueError, match="reference"):
-        terms(auxiliaries)
+        terms(auxiliaries, kl=1.0)
     with pytest.raises(ValueError, match="subset=7"):
         terms(auxiliaries, kl=0, subset=7)
     with pytest.raises(ValueError, match="unknown augmentation"):

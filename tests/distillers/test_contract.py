@@ -19,7 +19,7 @@ def base(spec="convnet:width=4,depth=1", **settings):
 
 
 def wrapped(auxiliaries, **settings):
-    config = invariant.InvariantConfig(**{"views": SMALL_VIEWS, "calibration_steps": 2} | settings)
+    config = invariant.InvariantConfig(**{"views": SMALL_VIEWS, "calibration_steps": 2, "kl": 1.0} | settings)
     return distillers.metadd(base(), auxiliaries, reference=auxiliaries[0], config=config)
 
 

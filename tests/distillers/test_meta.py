@@ -146,7 +146,7 @@ def test_no_gradient_reaches_an_auxiliary_and_none_changes(key, tiny, auxiliarie
         quadratic(),
         auxiliaries,
         reference=auxiliaries[0],
-        config=invariant.InvariantConfig(weighting="raw", views="none"),
+        config=invariant.InvariantConfig(weighting="raw", views="none", kl=1.0),
     )
     synthetic, aux = method.init(key, tiny)
     copies = jax.tree.map(np.array, method.frozen)
