@@ -69,8 +69,8 @@ class DistillConfig:
     distill_seeds: int = 3
     first_seed: int = 0
     train_seeds: int = 2
-    pretrain_epochs: int = 5
-    pretrain_augmentation: str = "none"
+    pretrain_epochs: int = 12
+    pretrain_augmentation: str = "auto"
     eval_recipe: str = "short"
     eval_epochs: int = 100
     eval_augmentation: str = "auto"
@@ -119,7 +119,6 @@ PRESETS: dict[str, DistillConfig] = {
         distill_seeds=4,
         train_seeds=1,
         pretrain_epochs=5,
-        pretrain_augmentation="auto",
         metadd=InvariantConfig(views="auto", ai=3.0),
         chunk=50,
     ),

@@ -28,7 +28,7 @@ WEIGHTING = ("calibrated", "per_step", "raw")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InvariantConfig:
-    """The switches of the loss; hashable. Defaults are the choices argued for in the method notes.
+    """The switches of the loss; hashable. Defaults are argued for in the method notes, or measured.
 
     Attributes:
       ai, pos, var: strength of L_ai, L_pos and L_var; 0 leaves the term out and skips its work. With weighting
@@ -50,7 +50,7 @@ class InvariantConfig:
       cam: how maps are made.
     """
 
-    ai: float = 0.1
+    ai: float = 0.3
     pos: float = 0.1
     var: float = 0.1
     weighting: str = "calibrated"

@@ -22,7 +22,7 @@ def test_a_variant_changes_what_it_names_and_nothing_else():
         ("aj=1", "cannot read 'aj=1'.*cam.low_confidence"),
         ("cam=1", "cannot read"),
         ("strengths=1", "cannot read"),
-        ("ai=much", "write a number like 0.1"),
+        ("ai=much", "write a number like 0.3"),
         ("subset=1.5", "write a number like 0"),
         ("kl_reverse=yes", "True or False"),
         ("kl=-1", "kl_cap"),
