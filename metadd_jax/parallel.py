@@ -51,11 +51,6 @@ def choose_mode(mode: str) -> str:
     return mode
 
 
-def num_devices(mode: str) -> int:
-    """How many devices share one step in this mode."""
-    return jax.local_device_count() if choose_mode(mode) == "pmap" else 1
-
-
 def replicate(tree: Any, *, mode: str = "auto") -> Any:
     """Puts arrays where the steps of this mode leave their results: on the device, or whole on each of them.
 

@@ -73,7 +73,6 @@ def test_items_that_cannot_be_shared_evenly_are_refused():
 def test_modes():
     assert parallel.choose_mode("jit") == "jit"
     assert parallel.choose_mode("auto") == parallel.choose_mode("pmap") == "pmap"  # four devices here
-    assert (parallel.num_devices("jit"), parallel.num_devices("auto")) == (1, 4)
     with pytest.raises(ValueError, match="unknown device mode 'tpu'; use one of auto, jit, pmap"):
         parallel.choose_mode("tpu")
 
