@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
+import command
 import numpy as np
 
 import metadd_jax as mdd
@@ -43,6 +45,26 @@ def check_names(specs: tuple[str, ...]) -> None:
 def networks(specs: tuple[str, ...], dataset: mdd.Dataset) -> list[mdd.zoo.Architecture]:
     """Architectures for this data set."""
     return [mdd.zoo.parse(spec, dataset.num_classes, dataset.image_shape) for spec in specs]
+
+
+def pretrain(
+    nets: Sequence[mdd.zoo.Architecture],
+    dataset: mdd.Dataset,
+    recipe: mdd.training.Recipe,
+    cache: pathlib.Path,
+    *,
+    seed: int = 0,
+) -> list[mdd.training.Trained]:
+    """Trains networks on the real images, or takes them from the cache; shows a bar and prints each accuracy."""
+    every = []
+    with command.bar(len(nets), "pretrain", "net") as progress:
+        for net in nets:
+            progress.set_postfix_str(net.label)
+            every.append(mdd.training.pretrain(net, dataset, recipe, seed=seed, cache_dir=cache))
+            source = " (from the cache)" if every[-1].cached else ""
+            progress.write(f"{net.label:<28} {100 * every[-1].accuracy:5.1f} % on the test split{source}")
+            progress.update()
+    return every
 
 
 def check_same_space(metadata: dict[str, Any], dataset: mdd.Dataset) -> None:

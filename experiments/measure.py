@@ -61,10 +61,10 @@ def _flops(compiled: Any) -> float:
 def _images(config: BenchmarkConfig) -> mdd.Dataset:
     """Noise of the right shape: what a step costs does not depend on what the images show."""
     rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(config.num_classes), max(config.batch_size, config.ipc))
+    per_class = max(config.batch_size, config.ipc)
+    labels = np.repeat(np.arange(config.num_classes), per_class)
     images = rng.integers(0, 256, (len(labels), *config.image_shape), dtype=np.uint8)
-    first = slice(None, None, max(config.batch_size, config.ipc))
-    return mdd.data.from_arrays("noise", images, labels, images[first], labels[first])
+    return mdd.data.from_arrays("noise", images, labels, images[::per_class], labels[::per_class])
 
 
 def _network(spec: str, config: BenchmarkConfig) -> mdd.zoo.Architecture:
@@ -74,10 +74,6 @@ def _network(spec: str, config: BenchmarkConfig) -> mdd.zoo.Architecture:
 def _frozen(spec: str, config: BenchmarkConfig) -> mdd.Auxiliary:
     net = _network(spec, config)
     return mdd.Auxiliary(variables=parallel.jit(net.init)(jax.random.key(0)), map_eps=jnp.float32(1e-3), net=net)
-
-
-def _loss(config: BenchmarkConfig) -> InvariantConfig:
-    return InvariantConfig(checkpoint=config.checkpoint, weighting="raw")
 
 
 def _auxiliary(work: str, data: mdd.Dataset, config: BenchmarkConfig) -> tuple[Any, tuple, Any]:
@@ -98,8 +94,8 @@ def _step(work: str, data: mdd.Dataset, config: BenchmarkConfig) -> tuple[Any, t
     )
     if work == "dm+metadd":
         auxiliaries = [_frozen(spec, config) for spec in config.auxiliaries]
-        reference = _frozen(config.backbone, config)
-        method = mdd.distillers.metadd(method, auxiliaries, reference=reference, config=_loss(config))
+        loss = InvariantConfig(checkpoint=config.checkpoint, weighting="raw")
+        method = mdd.distillers.metadd(method, auxiliaries, config=loss)
     tx = optax.sgd(1.0, momentum=0.5)
     state = mdd.distillers.init_state(jax.random.key(0), method, tx, data)
     return mdd.distillers.make_update(method, tx), (state, mdd.data.to_device(data.arrays), method.frozen), None

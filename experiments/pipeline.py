@@ -171,16 +171,7 @@ def pretrain_all(job: Job) -> dict[str, mdd.training.Trained]:
     config = job.config
     words = augmentation(job, config.pretrain_augmentation)
     recipe = mdd.training.pretraining(config.pretrain_epochs, augmentation=words)
-    trained = {}
-    with command.bar(len(job.networks), "pretrain", "net") as progress:
-        for net in job.networks:
-            progress.set_postfix_str(net.label)
-            trained[net.label] = mdd.training.pretrain(net, job.dataset, recipe, cache_dir=job.cache)
-            progress.update()
-    for label, network in trained.items():
-        source = ", from the cache" if network.cached else ""
-        print(f"  {label:<28} {100 * network.accuracy:5.1f} % on the test split{source}")
-    return trained
+    return {trained.net.label: trained for trained in common.pretrain(job.networks, job.dataset, recipe, job.cache)}
 
 
 def methods(job: Job, auxiliaries: dict[str, mdd.Auxiliary]) -> list[mdd.distillers.Distiller]:

@@ -44,12 +44,7 @@ def run(arguments: list[str]) -> None:
     dataset = mdd.data.load(config.dataset, data_dir=config.data_dir, cache_dir=config.cache_dir)
     recipe = mdd.training.pretraining(config.epochs)
     nets = common.networks(config.networks, dataset)
-    with command.bar(len(nets), "pretrain", "net") as progress:
-        for net in nets:
-            trained = mdd.training.pretrain(net, dataset, recipe, seed=config.seed, cache_dir=cache)
-            source = " (from the cache)" if trained.cached else ""
-            progress.write(f"{net.label:<28} {100 * trained.accuracy:5.1f} % on the test split{source}")
-            progress.update()
+    common.pretrain(nets, dataset, recipe, cache, seed=config.seed)
 
 
 if __name__ == "__main__":

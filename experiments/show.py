@@ -98,14 +98,8 @@ def _pretrained(config: ShowConfig, dataset: Any) -> list[Any]:
     cache = common.open_cache(config.cache_dir)
     recipe = mdd.training.pretraining(config.epochs, augmentation=config.augmentation)
     nets = common.networks(config.networks, dataset)
-    auxiliaries = []
-    with command.bar(len(nets), "pretrain", "net") as progress:
-        for net in nets:
-            trained = mdd.training.pretrain(net, dataset, recipe, cache_dir=cache)
-            progress.write(f"{net.label:<28} {100 * trained.accuracy:5.1f} % on the test split")
-            auxiliaries.append(mdd.distillers.freeze(net, trained.variables, dataset))
-            progress.update()
-    return auxiliaries
+    every = common.pretrain(nets, dataset, recipe, cache)
+    return [mdd.distillers.freeze(trained.net, trained.variables, dataset) for trained in every]
 
 
 if __name__ == "__main__":

@@ -33,10 +33,10 @@ class CamConfig:
     """How a map is made; hashable, so usable as a static argument.
 
     Attributes:
-      transformer_method: how vision transformers with a class token are mapped (all other networks by Grad-CAM):
+      transformer_method: how vision transformers with a class token are mapped (all others by derivatives):
         "rollout" (attention of the class token to the patches through all layers; the same for every label),
         "attention" (in the last layer, mean over heads), "attention_logits" (that times the class's patch logits)
-        or "grad" (Grad-CAM on the patch tokens that enter the last block). Rollout is the default because it alone
+        or "grad" (derivatives at the patch tokens that enter the last block). Rollout is the default because it alone
         lies on the object where one decides (docs/cams.md).
       alpha: "local" (HiResCAM) or "mean" (Grad-CAM, what the paper is reported to use), for every map that is made of
         derivatives. They differ only for heads that do not average over space; there Grad-CAM left 81 % (ConvNet) and
