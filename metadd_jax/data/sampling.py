@@ -19,13 +19,16 @@ def standardise(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> jax.Array
     """Brings pixels into the value space of the set: ``(images / 255 - mean) / std``.
 
     Args:
-      images: [..., C] uint8 in [0, 255].
+      images: [..., C] uint8 in [0, 255]; floats are in the set's value space already (a whitened set) and stay as
+        they are.
       mean: [C], of pixels in [0, 1].
       std: [C], of pixels in [0, 1], positive.
 
     Returns:
       [..., C] float32.
     """
+    if jnp.issubdtype(jnp.asarray(images).dtype, jnp.floating):
+        return jnp.asarray(images, jnp.float32)
     return (jnp.asarray(images, jnp.float32) / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)
 
 

@@ -25,7 +25,8 @@ class Distiller(NamedTuple):
       sample: ``(key, data, step, *, axis_name) -> batch``: the real side of one step, drawn on the device; with an
         axis name, this device's share of the very same draw.
       loss: ``(key, synthetic, aux, batch, frozen, *, axis_name) -> (scalar, (aux, metrics))``.
-      refresh: ``(key, aux, step) -> aux``: a new random network or the next expert, before the loss.
+      refresh: ``(key, synthetic, aux, step, frozen) -> aux``: what changes before the loss without a gradient: a new
+        random network, a network trained on the set as it stands, the next expert.
       decode: ``(synthetic, aux) -> SyntheticSet``.
       frozen: a pytree that never changes (auxiliaries, teacher): an argument of the update, never in a checkpoint.
     """
@@ -69,7 +70,7 @@ def make_update(
 
     def update(state: DistillState, data: Any, frozen: Any) -> tuple[DistillState, dict[str, jax.Array]]:
         refresh_key, sample_key, loss_key = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
-        aux = method.refresh(refresh_key, state.aux, state.step)
+        aux = method.refresh(refresh_key, state.synthetic, state.aux, state.step, frozen)
         batch = method.sample(sample_key, data, state.step, axis_name=axis_name)
         gradient_of = jax.value_and_grad(method.loss, argnums=1, has_aux=True)
         (loss, (aux, metrics)), gradient = gradient_of(

@@ -54,7 +54,7 @@ def dm(
         init=lambda key, dataset: (_init_images(key, dataset, net, ipc, init), ()),
         sample=matching.sample,
         loss=matching.loss,
-        refresh=lambda key, aux, step: aux,
+        refresh=lambda key, synthetic, aux, step, frozen: aux,
         decode=lambda synthetic, aux: SyntheticSet(
             images=synthetic["images"], labels=jnp.repeat(jnp.arange(net.num_classes, dtype=jnp.int32), ipc)
         ),

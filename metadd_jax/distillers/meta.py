@@ -73,7 +73,7 @@ def metadd(
         init=init,
         sample=base.sample,
         loss=added.loss,
-        refresh=lambda key, aux, step: {**aux, "base": base.refresh(key, aux["base"], step)},
+        refresh=added.refresh,
         decode=lambda synthetic, aux: base.decode(synthetic, aux["base"]),
         frozen=frozen,
     )
@@ -107,6 +107,9 @@ class _Added:
         }
         return value + own, ({"base": base_aux, "weights": aux["weights"]}, metrics)
 
+    def refresh(self, key: jax.Array, synthetic: Any, aux: Any, step: jax.Array, frozen: Any) -> Any:
+        return {**aux, "base": self.base.refresh(key, synthetic, aux["base"], step, frozen["base"])}
+
     def terms(self, key: jax.Array, synthetic: Any, base_aux: Any, frozen: Any) -> tuple[dict, dict]:
         seen = self.base.decode(synthetic, base_aux)
         return invariant.invariant_terms(
@@ -135,15 +138,17 @@ class _Added:
     ) -> dict[str, jax.Array]:
         """The sum of ``gradients`` over the calibration's batches: their mean up to a factor that cancels."""
 
-        def body(total: dict, step: jax.Array) -> tuple[dict, None]:
+        def body(carry: tuple[dict, Any], step: jax.Array) -> tuple[tuple[dict, Any], None]:
+            total, aux = carry
             sample_key, loss_key = jax.random.split(jax.random.fold_in(_own_key(key), step))
-            aux = self.base.refresh(loss_key, base_aux, step)
+            aux = self.base.refresh(loss_key, synthetic, aux, step, frozen["base"])
             batch = self.base.sample(sample_key, arrays, step)
-            return jax.tree.map(jnp.add, total, self.gradients(loss_key, synthetic, aux, batch, frozen, None)), None
+            gradients = self.gradients(loss_key, synthetic, aux, batch, frozen, None)
+            return (jax.tree.map(jnp.add, total, gradients), aux), None
 
         size = sum(leaf.size for leaf in jax.tree.leaves(synthetic))
         zeros = {name: jnp.zeros(size) for name in ("base", *self.config.strengths)}
-        return jax.lax.scan(body, zeros, jnp.arange(self.config.calibration_steps))[0]
+        return jax.lax.scan(body, (zeros, base_aux), jnp.arange(self.config.calibration_steps))[0][0]
 
 
 def _own_key(key: jax.Array) -> jax.Array:

@@ -27,6 +27,7 @@ def fit(
     shared_key: jax.Array,
     mean: jax.Array | None = None,
     std: jax.Array | None = None,
+    learning_rate: jax.Array | None = None,
 ) -> Any:
     """Trains a freshly initialised network and returns its variables.
 
@@ -37,6 +38,7 @@ def fit(
       shared_key: chooses the augmentation token of each step. It is apart from ``key`` so that under ``vmap`` over
         keys all networks use the same token at the same step, and only that one is computed.
       mean, std: [C], for uint8 images.
+      learning_rate: [] the step size learned with a set; None takes the recipe's. The schedule stays the recipe's.
 
     Returns:
       ``params`` (+ ``batch_stats``) after the last epoch.
@@ -46,6 +48,7 @@ def fit(
     steps = -(-images.shape[0] // batch_size)
     strategy = augment.strategy(recipe.augmentation)
     tx, rate = recipes.direction(recipe), recipes.learning_rate(recipe, steps)
+    scale = 1.0 if learning_rate is None else learning_rate / recipe.learning_rate
     restart = recipes.restart_step(recipe, steps)
     variables = net.init(jax.random.fold_in(key, 0))
     run_key = jax.random.fold_in(key, 1)
@@ -68,7 +71,7 @@ def fit(
         )
         opt_state = jax.tree.map(lambda x: jnp.where(step == restart, jnp.zeros_like(x), x), opt_state)
         updates, opt_state = tx.update(gradient, opt_state, variables["params"])
-        params = jax.tree.map(lambda p, u: p - rate(step) * u, variables["params"], updates)
+        params = jax.tree.map(lambda p, u: p - scale * rate(step) * u, variables["params"], updates)
         return ({**variables, "params": params, **_as_collection(batch_stats)}, opt_state), None
 
     def epoch(carry: tuple, number: jax.Array) -> tuple[tuple, None]:

@@ -53,16 +53,18 @@ def fresh(state):
 class Member:
     """A method with its first state and its compiled chunk, made once for the whole suite."""
 
-    def __init__(self, method, dataset, *, one_device):
-        self.method, self.dataset, self.one_device, self.traces = method, dataset, one_device, 0
-        self.start = distillers.init_state(jax.random.key(0), method, TX, dataset)
+    def __init__(self, made, dataset, *, one_device):
+        # A method whose parameters want an optimiser of their own comes with it.
+        self.method, self.tx = made if type(made) is tuple else (made, TX)
+        self.dataset, self.one_device, self.traces = dataset, one_device, 0
+        self.start = distillers.init_state(jax.random.key(0), self.method, self.tx, dataset)
         self.chunk = self.compile("jit")
         self.first, self.metrics = self.run(self.start)
         self.second, _ = self.run(self.first)
 
     def compile(self, mode):
         def make(axis_name):
-            update = distillers.make_update(self.method, TX, axis_name=axis_name)
+            update = distillers.make_update(self.method, self.tx, axis_name=axis_name)
 
             def counted(*arguments):
                 self.traces += 1
@@ -102,7 +104,7 @@ def test_metrics_are_finite_and_stacked_by_step(member):
 def test_the_gradient_has_the_shape_of_the_set_and_reaches_every_image(member):
     def gradient(key, state):
         batch = member.method.sample(key, member.dataset.arrays, 0)
-        aux = member.method.refresh(key, state.aux, state.step)
+        aux = member.method.refresh(key, state.synthetic, state.aux, state.step, member.method.frozen)
         loss = jax.grad(member.method.loss, argnums=1, has_aux=True)
         return loss(key, state.synthetic, aux, batch, member.method.frozen)[0]
 
@@ -136,7 +138,7 @@ def test_nothing_is_traced_or_compiled_again(member):
 
 
 def test_one_key_gives_one_result_and_another_key_another(member):
-    again = distillers.init_state(jax.random.key(0), member.method, TX, member.dataset)
+    again = distillers.init_state(jax.random.key(0), member.method, member.tx, member.dataset)
     assert_same_bits(again, member.start)
     assert_same_bits(member.run(again), (member.first, member.metrics))
     other, _ = member.run(member.start.replace(key=jax.random.key(5)))
@@ -172,7 +174,7 @@ def test_a_killed_run_ends_like_one_never_killed(member, tmp_path):
         return distillers.distil(
             1,
             member.method,
-            TX,
+            member.tx,
             member.dataset,
             config,
             directory=directory,

@@ -27,7 +27,7 @@ def quadratic(signs=(1.0,)):
         init=lambda key, dataset: ({"images": jnp.asarray(START)}, {"seen": jnp.zeros(())}),
         sample=lambda key, data, step, *, axis_name=None: table[step % len(signs)],
         loss=loss,
-        refresh=lambda key, aux, step: {"seen": aux["seen"] + 1},
+        refresh=lambda key, synthetic, aux, step, frozen: {"seen": aux["seen"] + 1},
         decode=lambda synthetic, aux: SyntheticSet(images=synthetic["images"], labels=LABELS),
         frozen=jnp.arange(3.0),
     )
