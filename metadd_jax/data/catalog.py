@@ -32,6 +32,12 @@ IMAGENET_SUBSETS: dict[str, tuple[int, ...]] = {
 }
 """Ten ImageNet-1K classes each; the order is the order of the labels. ``imagenet_a`` to ``_e`` are GLaD's."""
 
+IMAGENET_CLASSES = 1000
+"""ImageNet-1K's index of a class is its rank among all the sorted WordNet ids."""
+
+SUBSET_SIZE = 128
+"""Side of the images of an ImageNet subset in the field (MTT, GLaD)."""
+
 _MNIST = Constants((0.1307,), (0.3081,))
 _FASHION = Constants((0.2861,), (0.3530,))
 _SVHN = Constants((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
@@ -62,13 +68,14 @@ CONSTANTS: dict[str, Constants] = {
 TFDS_NAMES: dict[str, str] = {
     "svhn": "svhn_cropped",
     "imagenet": "imagenet2012",
+    **dict.fromkeys(IMAGENET_SUBSETS, "imagenet2012"),
     "cifar100_mtt": "cifar100",
     "cifar10_frepo": "cifar10",
     "tiny_imagenet_frepo": "tiny_imagenet",
     "imagenette_frepo": "imagenette",
     "imagewoof_frepo": "imagewoof",
 }
-"""The TensorFlow Datasets name of a set whose name here differs."""
+"""The TensorFlow Datasets name of a set whose name here differs, or that it is a part of."""
 
 _DIGITS = tuple(str(digit) for digit in range(10))
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from metadd_jax import files
 from metadd_jax.data import catalog
 from metadd_jax.data.cache import RawSet
+from metadd_jax.data.decoding import to_array
 
 _TEST_SPLITS = ("test", "validation")
 _INSTALL = "do `pip install tensorflow-datasets pillow importlib_resources`"
+
+
+def root(data_dir: str | os.PathLike | None) -> pathlib.Path:
+    """The folder of TFDS sets: ``data_dir``, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def find(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
@@ -28,12 +37,11 @@ def find(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
     Raises:
       ValueError: if it is unknown, not prepared, of several configurations, or not an ArrayRecord.
     """
-    root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     tfds_name = catalog.TFDS_NAMES.get(name, name)
-    folder = root / tfds_name
+    folder = root(data_dir) / tfds_name
     versions = list(folder.glob("*/dataset_info.json")) or list(folder.glob("*/*/dataset_info.json"))
     if not versions:
-        raise ValueError(_absent(name, tfds_name, root))
+        raise ValueError(_absent(name, tfds_name, root(data_dir)))
     configs = sorted({path.parent.parent for path in versions})
     if len(configs) > 1:
         choices = ", ".join(f"{tfds_name}/{config.name}" for config in configs)
@@ -58,34 +66,64 @@ def facts(folder: pathlib.Path) -> list:
     ]
 
 
-def read(folder: pathlib.Path, *, progress: bool) -> RawSet:
+def read(folder: pathlib.Path, *, classes: Sequence[int] = (), image_size: int = 0, progress: bool) -> RawSet:
     """Decodes the training split and the test split (validation where the test labels are not public).
+
+    Args:
+      folder: a prepared set, from ``find``.
+      classes: ImageNet's indices of the classes to read, in label order; empty for all of any set.
+      image_size: side of the square that images are brought to (see ``decoding.to_array``); 0 leaves them.
+      progress: whether to show bars.
 
     Raises:
       ValueError: if a library is missing, or the set has no such splits, is no image-classification set, has
         images of several sizes, or is damaged.
     """
     try:
-        import PIL  # noqa: F401  (TFDS decodes with it)
+        import PIL  # noqa: F401
         import tensorflow_datasets as tfds
 
         builder = tfds.builder_from_directory(folder)
     except ImportError as error:
         raise ValueError(f"cannot read {folder} ({error}); {_INSTALL}") from error
+    keys = _keys(builder, folder)
+    image, names = builder.info.features[keys[0]], builder.info.features[keys[1]].names
+    if classes and len(names) != catalog.IMAGENET_CLASSES:
+        raise ValueError(
+            f"{folder} has {len(names)} classes, not ImageNet's {catalog.IMAGENET_CLASSES}; prepare it again"
+        )
+    mode = "L" if image.shape[-1] == 1 else "RGB"
+    settings = {"classes": classes, "mode": mode, "image_size": image_size}
+    # Decoded here, not by TFDS, which takes cv2 where it finds it and leaves a CMYK picture its four channels.
+    decoders = {keys[0]: tfds.decode.SkipDecoding()}
+
+    def decode(split: str) -> tuple[np.ndarray, np.ndarray]:
+        records = builder.as_data_source(split, decoders=decoders)
+        return _decode(records, keys, folder, split, progress=progress, **settings)
+
+    splits = [decode("train"), decode(_test_split(builder, decoders, keys[1]))]
+    return RawSet(*splits[0], *splits[1], class_names=np.array([names[index] for index in classes] or names))
+
+
+def _keys(builder, folder: pathlib.Path) -> tuple[str, str]:
+    """What image and label are called in a record, once they are seen to be such."""
+    import tensorflow_datasets as tfds
+
     features, keys = builder.info.features, builder.info.supervised_keys
     if keys is None or len(keys) != 2 or not isinstance(features[keys[1]], tfds.features.ClassLabel):
         raise ValueError(f"{folder} does not pair an image with one class label; choose a classification set")
-    test = _test_split(builder, keys[1])
-    splits = [_decode(builder.as_data_source(split), keys, folder, split, progress) for split in ("train", test)]
-    return RawSet(*splits[0], *splits[1], class_names=np.array(features[keys[1]].names))
+    image = features[keys[0]]
+    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
+        raise ValueError(f"{folder} holds no 8-bit images; give its arrays as .npz instead")
+    return keys
 
 
-def _test_split(builder, label_key: str) -> str:
+def _test_split(builder, decoders: dict, label_key: str) -> str:
     present = [split for split in _TEST_SPLITS if split in builder.info.splits]
     if "train" in builder.info.splits:
         for split in present:
             # Competitions hide the labels of the test split: TFDS then gives -1.
-            if builder.as_data_source(split)[0][label_key] >= 0:
+            if builder.as_data_source(split, decoders=decoders)[0][label_key] >= 0:
                 return split
     raise ValueError(
         f"{builder.name} has the splits {', '.join(builder.info.splits)}, not a train split and a labelled "
@@ -93,24 +131,52 @@ def _test_split(builder, label_key: str) -> str:
     )
 
 
-def _decode(source, keys: tuple[str, str], folder: pathlib.Path, split: str, progress: bool):
+def _decode(
+    records: Sequence[dict[str, Any]],
+    keys: tuple[str, str],
+    folder: pathlib.Path,
+    split: str,
+    *,
+    classes: Sequence[int],
+    mode: str,
+    image_size: int,
+    progress: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes into one array; where only some classes are wanted, first looks which records to decode."""
+    import PIL.Image
     from tqdm import tqdm
 
-    images, labels = None, np.empty(len(source), np.int64)
-    for i in tqdm(range(len(source)), desc=f"decode {split}", disable=not progress):
+    def read(i: int, take: Callable[[dict[str, Any]], Any]) -> Any:
         try:
-            example = source[i]
-        except (RuntimeError, OSError, IndexError, ValueError) as error:
+            return take(records[i])
+        except (RuntimeError, OSError, SyntaxError, IndexError, ValueError) as error:
             raise ValueError(f"image {i} of {split} in {folder} is damaged ({error}); prepare it again") from error
-        image, labels[i] = example[keys[0]], example[keys[1]]
+
+    def label(record: dict[str, Any]) -> int:
+        return int(record[keys[1]])
+
+    def example(record: dict[str, Any]) -> tuple[np.ndarray, int]:
+        with PIL.Image.open(io.BytesIO(record[keys[0]])) as picture:
+            return to_array(picture, mode, image_size), label(record)
+
+    kept = range(len(records))
+    if classes:
+        kept = [
+            i for i in tqdm(kept, desc=f"find classes in {split}", disable=not progress) if read(i, label) in classes
+        ]
+    images, labels = None, np.empty(len(kept), np.int64)
+    for row, i in enumerate(tqdm(kept, desc=f"decode {split}", disable=not progress)):
+        image, labels[row] = read(i, example)
         if images is None:
-            images = np.empty((len(source), *image.shape), image.dtype)
+            images = np.empty((len(kept), *image.shape), np.uint8)
         if image.shape != images.shape[1:]:
             raise ValueError(
-                f"image {i} of {split} in {folder} is {image.shape} but image 0 is {images.shape[1:]}; "
-                "resize the images to one size and give them as folders or .npz"
+                f"image {i} of {split} in {folder} is {image.shape} but image {kept[0]} is {images.shape[1:]}; "
+                "bring all to one size with image_size"
             )
-        images[i] = image
+        images[row] = image
+    if classes:
+        labels = np.array([classes.index(index) for index in labels.tolist()])
     return images, labels
 
 
@@ -124,6 +190,16 @@ def _absent(name: str, tfds_name: str, root: pathlib.Path) -> str:
         import tensorflow_datasets as tfds
     except ImportError as error:
         return f"{name!r} is not under {root}, and TensorFlow Datasets is not there ({error}); {_INSTALL}"
+    if tfds_name == "tiny_imagenet":
+        return (
+            f"{name} is not prepared under {root}; give the --data-dir that holds tiny_imagenet/, or prepare it once "
+            f"with `python experiments/prepare_tiny_imagenet.py tiny-imagenet-200.zip --data-dir {root}`"
+        )
+    if name in catalog.IMAGENET_SUBSETS:
+        return (
+            f"{name} is ten classes of ImageNet, which is not under {root}; give the --data-dir that holds "
+            "imagenet2012/ (TFDS, ArrayRecord), or ImageNet's own folder with train/CLASS/ and val/CLASS/"
+        )
     # Without the community's sets, whose list lies on the network.
     published = tfds.list_builders(with_community_datasets=False)
     if tfds_name.partition("/")[0] in published:

