@@ -23,7 +23,7 @@ def sample(key, net, batch=3):
 
 def test_grad_cam_of_a_pooled_linear_head_is_the_classical_cam(key):
     """GAP + linear: alpha_k = w_ky / (h w), so the map is ReLU(sum_k w_ky A_k) / (h w)."""
-    net = network("resnet18:width=4", (32, 32, 3))
+    net = network("resnet18:width=4", (128, 128, 3))
     variables, images, labels = sample(key, net)
     maps, logits, out = features.raw_maps(net, variables, images, labels)
     head = next(
@@ -51,7 +51,7 @@ def test_local_alpha_adds_up_to_the_logit_where_the_head_is_linear_in_every_pixe
 
 
 def test_local_alpha_is_grad_cam_where_the_head_averages(key):
-    net = network("resnet18:width=4", (32, 32, 3))
+    net = network("resnet18:width=4", (128, 128, 3))
     given = sample(key, net)
     mean, local = (
         features.raw_maps(net, *given, config=features.CamConfig(alpha=alpha))[0] for alpha in features.ALPHA

@@ -29,6 +29,8 @@ class Distiller(NamedTuple):
         random network, a network trained on the set as it stands, the next expert.
       decode: ``(synthetic, aux) -> SyntheticSet``.
       frozen: a pytree that never changes (auxiliaries, teacher): an argument of the update, never in a checkpoint.
+      report: ``(key, synthetic, aux, arrays) -> facts``, numbers by name that a run notes at its start and its end, or
+        None. Not pure: it may compile.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Distiller(NamedTuple):
     refresh: Callable[..., Any]
     decode: Callable[[Any, Any], SyntheticSet]
     frozen: Any = ()
+    report: Callable[..., dict[str, jax.Array]] | None = None
 
     def synthetic(self, state: DistillState) -> SyntheticSet:
         """The distilled set as it stands in ``state``."""

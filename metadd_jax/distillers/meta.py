@@ -76,6 +76,9 @@ def metadd(
         refresh=added.refresh,
         decode=lambda synthetic, aux: base.decode(synthetic, aux["base"]),
         frozen=frozen,
+        report=lambda key, synthetic, aux, arrays: _effect(
+            calibrate(key, synthetic, aux["base"], arrays, frozen), aux["weights"], config.calibration_steps
+        ),
     )
 
 
@@ -162,6 +165,22 @@ def _weights(vectors: dict[str, jax.Array], config: invariant.InvariantConfig) -
     return {
         name: jnp.minimum(rho * base / (jnp.linalg.norm(vectors[name]) + 1e-20), config.cap)
         for name, rho in config.strengths.items()
+    }
+
+
+def _effect(vectors: dict[str, jax.Array], weights: dict[str, jax.Array], steps: int) -> dict[str, jax.Array]:
+    """How much each weighted term pulls and whether it pulls with the base: norms of the mean gradients, cosines."""
+    base = vectors["base"]
+    terms = {name: weights[name] * vectors[name] for name in weights}
+    pulls = {**terms, "metadd": sum(terms.values(), start=jnp.zeros_like(base))}
+
+    def cosine(vector: jax.Array) -> jax.Array:
+        return base @ vector / (jnp.linalg.norm(base) * jnp.linalg.norm(vector) + 1e-20)
+
+    return {
+        "gradient_norm_base": jnp.linalg.norm(base) / steps,
+        **{f"gradient_norm_{name}": jnp.linalg.norm(vector) / steps for name, vector in pulls.items()},
+        **{f"cosine_{name}": cosine(vector) for name, vector in pulls.items()},
     }
 
 

@@ -109,14 +109,19 @@ def distil(
     done = 0 if checkpoints is None else checkpoints.latest() or 0
     if done:
         state = checkpoints.restore(done, state)
-    log.truncate_after(done)
+    log.truncate_after(done or -1)  # what a run that never saved wrote at its start is written again
     if on_chunk and done:
         on_chunk(done, {})
+    if not done and (facts := _report(seed, method, state, dataset.arrays, config)):
+        log.write(0, facts)
     for start, length, data in _chunks(done, seed, arrays, config):
         state, metrics = chunk_of(length)(state, data, frozen)
         done = start + length
         means = _finite_means(jax.device_get(metrics), start, directory)
-        log.write(done, {f"distill/{name}": value for name, value in means.items()})
+        facts = {f"distill/{name}": value for name, value in means.items()}
+        if done == config.steps:
+            facts |= _report(seed, method, state, dataset.arrays, config)
+        log.write(done, facts)
         if checkpoints is not None and (done == config.steps or _crosses(start, done, config.save_every)):
             checkpoints.save(done, state)
         if on_chunk:
@@ -136,6 +141,15 @@ def _pool(arrays: ImageArrays, seed: int, number: int, config: RunConfig) -> Ima
     if not config.stream_per_class:
         return arrays
     return sampling.stream_pool(arrays, seed, number, config.stream_per_class)
+
+
+def _report(seed: int, method: Distiller, state: DistillState, arrays: ImageArrays, config: RunConfig) -> dict:
+    if method.report is None:
+        return {}
+    # On one device, whatever the steps run on; a set that is streamed gives its first pool.
+    synthetic, aux = jax.device_put((state.synthetic, state.aux), jax.local_devices()[0])
+    facts = method.report(jax.random.key(seed), synthetic, aux, _pool(arrays, seed, 0, config))
+    return {f"report/{name}": float(value) for name, value in facts.items()}
 
 
 def _crosses(start: int, done: int, every: int) -> bool:

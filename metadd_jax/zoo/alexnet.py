@@ -41,7 +41,7 @@ class AlexNet(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, Any]]:
         first_padding = 4 if layers.is_grey_28(x) else 2
         # Stages: the three maps that are pooled, before it, and what the head sees.
-        stage = layers.map_stage(layers.halvings(x, 3, grow=2 * first_padding - 4))
+        stage = layers.map_stage(layers.halvings(x, 3, grow=2 * first_padding - 4), layers.least_map_side(x))
         pools = 0
         for index, (channels, kernel, pooled) in enumerate(_CONVOLUTIONS):
             padding = first_padding if index == 0 else kernel // 2

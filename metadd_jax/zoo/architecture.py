@@ -26,8 +26,9 @@ class Architecture:
 
     * ``embedding`` [B, D]: what the last Linear layer sees;
     * ``map`` [B, h, w, C]: the feature map for class activation maps (absent where ``has_map`` is False), the
-      deepest stage of at least 4 x 4. ``{"perturbations": {"map": ...}}`` among the variables shifts it, so
-      the gradient with respect to zeros there is d logits / d map without touching the trunk;
+      deepest stage that is fine enough (``layers.least_map_side``). ``{"perturbations": {"map": ...}}`` among
+      the variables shifts it, so the gradient with respect to zeros there is d logits / d map without touching
+      the trunk;
     * ViT only: ``attention`` [L, B, heads, T, T] (token 0 is the class token) and
       ``patch_logits`` [B, h, w, K].
 

@@ -42,7 +42,7 @@ class ConvNet(nn.Module):
         first_padding = 3 if layers.is_grey_28(x) else 1
         # Stage i is block i + 1 before its pooling; stage ``depth`` is what the head sees.
         sizes = layers.halvings(x, depth, grow=2 * first_padding - 2)
-        stage = depth if self.pooling == "none" else layers.map_stage(sizes)
+        stage = depth if self.pooling == "none" else layers.map_stage(sizes, layers.least_map_side(x))
         for block in range(depth):
             padding = first_padding if block == 0 else 1
             x = layers.Conv(self.width, 3, padding=padding, name=f"conv{block + 1}")(x)

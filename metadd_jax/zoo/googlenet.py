@@ -24,6 +24,9 @@ _INCEPTIONS = {
 }
 # Stage -> window of the max pool of stride 2 before it.
 _POOLS = {"4": 3, "5": 2}
+# The block whose end gives the map of small images: each later one looks further (and pools) on the same grid, and on
+# planted objects the map loses the place from block to block (docs/cams.md).
+_SMALL_MAP_BLOCK = "4a"
 _IMAGENET_EPSILON = 1e-3  # of batch norm, in torchvision's network
 # Mean and deviation of ImageNet per channel, and what the published weights were trained with.
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -114,22 +117,27 @@ class GoogLeNet(nn.Module):
         if self.transform_input:
             x = _published_space(x)
         x = self._stem(x, train)
-        sizes = [x.shape[1:3]]
-        for kernel in _POOLS.values():
-            sizes.append(tuple(layers.pooled_side(side, kernel, 2, ceil=True) for side in sizes[-1]))
-        map_stage = layers.map_stage(sizes)
-        for index, (stage, blocks) in enumerate(_INCEPTIONS.items()):
+        map_block = self._last_fine_block(x) if self.imagenet else _SMALL_MAP_BLOCK
+        for stage, blocks in _INCEPTIONS.items():
             if stage in _POOLS:
                 x = layers.window_pool(x, _POOLS[stage], 2, ceil=True)
             for block, channels in blocks.items():
                 scaled = tuple(layers.scaled(count, self.width, 64) for count in channels)
                 x = Inception(scaled, self.norm, self.imagenet, name=f"inception{stage}{block}")(x, train=train)
-            if index == map_stage:
-                x = maps = self.perturb("map", x)
+                if stage + block == map_block:
+                    x = maps = self.perturb("map", x)
         x = layers.global_average(x)
         kernel_init = initialise.normal(0.01) if self.imagenet else None
         logits = layers.linear(x, self.num_classes, kernel_init=kernel_init, name="head")
         return logits, {"embedding": x, "map": maps}
+
+    def _last_fine_block(self, x: jax.Array) -> str:
+        """The last block of the deepest stage whose map is at least 4x4, for ``x`` as the stem leaves it."""
+        sizes = [x.shape[1:3]]
+        for kernel in _POOLS.values():
+            sizes.append(tuple(layers.pooled_side(side, kernel, 2, ceil=True) for side in sizes[-1]))
+        stage, blocks = list(_INCEPTIONS.items())[layers.map_stage(sizes)]
+        return stage + list(blocks)[-1]
 
     def _stem(self, x: jax.Array, train: bool) -> jax.Array:
         def conv(x: jax.Array, features: int, kernel: int, name: str, stride: int = 1) -> jax.Array:

@@ -25,6 +25,7 @@ ACTIVATIONS = {
     "swish": nn.swish,
 }
 MIN_MAP_SIDE = 4
+IMAGENET_SIDE = 128  # pixels, the longer side: from here on names mean torchvision's networks
 _GROUPS = 4
 EPSILON = 1e-5
 
@@ -208,16 +209,27 @@ def global_average(x: jax.Array) -> jax.Array:
     return x.mean((1, 2))
 
 
-def map_stage(sizes: Sequence[tuple[int, int]]) -> int:
-    """Which of a network's stages gives the class activation map: the deepest one of at least 4 x 4.
+def map_stage(sizes: Sequence[tuple[int, int]], least: int = MIN_MAP_SIDE) -> int:
+    """Which of a network's stages gives the class activation map: the deepest one that is fine enough.
 
     Args:
       sizes: (height, width) of the stages' maps, shallow to deep.
+      least: how many pixels the map must have on its shorter side.
 
     Returns:
-      Index into ``sizes``; 0 where the images are so small that no stage reaches 4 x 4.
+      Index into ``sizes``; 0 where the images are so small that no stage is that fine.
     """
-    return max((stage for stage, size in enumerate(sizes) if min(size) >= MIN_MAP_SIDE), default=0)
+    return max((stage for stage, size in enumerate(sizes) if min(size) >= least), default=0)
+
+
+def least_map_side(images: jax.Array) -> int:
+    """How fine the map must be: 4 pixels, and below 128 pixels a quarter of the image.
+
+    Every place of a deeper map sees the whole of a small image, and the planted-object test finds that it no longer
+    tells where things are (docs/cams.md).
+    """
+    sides = images.shape[1:3]
+    return MIN_MAP_SIDE if max(sides) >= IMAGENET_SIDE else max(MIN_MAP_SIDE, min(sides) // 4)
 
 
 def halvings(x: jax.Array, times: int, *, grow: int = 0) -> list[tuple[int, int]]:

@@ -21,12 +21,12 @@ class LeNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, Any]]:
         del train
-        padding = 2 if layers.is_grey_28(x) else 0
+        padding, least = 2 if layers.is_grey_28(x) else 0, layers.least_map_side(x)
         x = nn.relu(layers.Conv(6, 5, padding=padding, name="conv1")(x))
         x = layers.pool(x, "max")
         x = nn.relu(layers.Conv(16, 5, name="conv2")(x))
         # The stages are the second convolution before and after its pooling.
-        on_pooled = layers.map_stage(layers.halvings(x, 1)) == 1
+        on_pooled = layers.map_stage(layers.halvings(x, 1), least) == 1
         if on_pooled:
             x = layers.pool(x, "max")
         x = maps = self.perturb("map", x)

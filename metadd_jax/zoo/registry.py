@@ -80,7 +80,7 @@ _SMALL = {
     **{name: _Entry(ViT, fixed) for name, fixed in _VITS.items()},
     **{name: _Entry(Swin, fixed) for name, fixed in _SWINS.items()},
 }
-# torchvision's networks of the same name, for images of at least IMAGENET_SIDE pixels.
+# torchvision's networks of the same name, for images of at least layers.IMAGENET_SIDE pixels.
 _IMAGENET = {
     "alexnet": _Entry(ImageNetAlexNet, {}),
     **{name: _Entry(VGG, _imagenet(fixed, "none")) for name, fixed in _VGGS.items()},
@@ -91,7 +91,6 @@ _IMAGENET = {
     **{name: _Entry(Swin, {**fixed, "patch": 4, "window": 7}) for name, fixed in _SWINS.items()},
 }
 _GEOMETRIES = {"small": _SMALL, "imagenet": _IMAGENET}
-IMAGENET_SIDE = 128
 _WORDS = {"norm": layers.NORMS, "activation": tuple(layers.ACTIVATIONS), "pooling": layers.POOLINGS}
 
 
@@ -127,7 +126,7 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
             f"{name}: num_classes={num_classes}, image_shape={tuple(image_shape)}: give a positive number of "
             "classes and (height, width, channels)"
         )
-    usual = "imagenet" if name in _IMAGENET and max(image_shape[:2]) >= IMAGENET_SIDE else "small"
+    usual = "imagenet" if name in _IMAGENET and max(image_shape[:2]) >= layers.IMAGENET_SIDE else "small"
     geometry = options.pop("geometry", usual) if name in _IMAGENET else usual
     if geometry not in _GEOMETRIES:
         raise ValueError(f"{name}: geometry={geometry}; choose one of {', '.join(_GEOMETRIES)}")

@@ -111,7 +111,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, Any]]:
-        map_stage = layers.map_stage(self._sizes(x))
+        map_stage = layers.map_stage(self._sizes(x), layers.least_map_side(x))
         init = initialise.fan_out_normal() if self.imagenet else None
         kernel, stride = (7, 2) if self.imagenet else (3, 1)
         x = layers.bare_conv(x, self.width, kernel, stride=stride, init=init, name="stem_conv")

@@ -86,8 +86,8 @@ class Merging(nn.Module):
 class Swin(nn.Module):
     """Patch embedding and norm, stages of blocks with merging between them, norm, mean over tokens, Linear.
 
-    The map is the last token grid after the norm (of smaller images, whose last grid is below 4x4, the deepest
-    stage's that is not). The head behind it is linear, so Grad-CAM there is CAM / (h w).
+    The map is the token grid of the deepest stage that is fine enough (``layers.least_map_side``). At ImageNet
+    geometry that is the last one, after the norm; the head behind it is linear, so Grad-CAM there is CAM / (h w).
 
     Attributes:
       num_classes: K.
@@ -109,12 +109,13 @@ class Swin(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, Any]]:
         del train
         depths = self._stages()
-        patch = self.patch or default_patch(max(x.shape[1:3]))
+        patch, least = self.patch or default_patch(max(x.shape[1:3])), layers.least_map_side(x)
         # PyTorch's default initialisation here: with weights of 0.02 the bias would drown small patches.
         x = layers.Conv(self.width, patch, stride=patch, name="patches")(x)
         x = transformer.norm(x, _EPSILON, "patch_norm")
         last = len(depths) - 1
-        map_stage = layers.map_stage([[-(-side // 2**stage) for side in x.shape[1:3]] for stage in range(last + 1)])
+        sizes = [tuple(-(-side // 2**stage) for side in x.shape[1:3]) for stage in range(last + 1)]
+        map_stage = layers.map_stage(sizes, least)
         for stage, blocks in enumerate(depths):
             if stage > 0:
                 x = Merging(name=f"merging{stage}")(x)

@@ -51,7 +51,8 @@ class VGG(nn.Module):
             {"kernel_init": initialise.fan_out_normal(), "bias_init": nn.initializers.zeros} if self.imagenet else {}
         )
         # Stage i is taken before its pooling; the last one is what the head averages.
-        map_stage = layers.map_stage(layers.halvings(x, len(self.stages), grow=2 * first_padding - 2))
+        sizes = layers.halvings(x, len(self.stages), grow=2 * first_padding - 2)
+        map_stage = layers.map_stage(sizes, layers.least_map_side(x))
         for stage, widths in enumerate(self.stages):
             for index, channels in enumerate(widths):
                 padding = first_padding if stage == index == 0 else 1

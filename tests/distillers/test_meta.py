@@ -189,3 +189,18 @@ def test_freeze_measures_the_typical_map_range(tiny, auxiliaries):
     mlp = zoo.parse("mlp:width=4", 3, (8, 8, 1))
     flat = distillers.freeze(mlp, mlp.init(jax.random.key(0)), tiny)
     assert float(flat.map_eps) == 1.0 and flat.net == mlp
+
+
+def test_the_report_says_how_much_each_term_pulls_and_in_which_direction(tiny, auxiliaries, gradients):
+    method = wrap(quadratic(), auxiliaries)
+    synthetic, aux = method.init(jax.random.key(0), tiny)
+    facts = method.report(jax.random.key(0), synthetic, aux, tiny.arrays)
+    base = np.float64(START - TARGET).ravel()
+    own = {name: float(aux["weights"][name]) * value.ravel() for name, value in gradients(START).items()}
+    own["metadd"] = sum(own.values())
+    np.testing.assert_allclose(facts["gradient_norm_base"], norm(base), rtol=1e-4)
+    for name, vector in own.items():
+        np.testing.assert_allclose(facts[f"gradient_norm_{name}"], norm(vector), rtol=1e-3)
+        cosine = base @ vector / (norm(base) * norm(vector))
+        np.testing.assert_allclose(facts[f"cosine_{name}"], cosine, atol=1e-3)
+    assert len(facts) == 1 + 2 * len(own)

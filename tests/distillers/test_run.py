@@ -78,6 +78,16 @@ def test_it_descends_and_logs_the_mean_of_each_chunk(dataset, tmp_path, chunk_of
     assert storage.Checkpointer(tmp_path / "checkpoints").latest() == 8
 
 
+def test_a_method_reports_at_the_start_and_at_the_end(dataset, tmp_path, chunk_of):
+    method = toy()._replace(report=lambda key, synthetic, aux, arrays: {"size": jnp.abs(synthetic["x"]).max()})
+    config = distillers.RunConfig(steps=8, chunk=2, save_every=4, device_mode="jit")
+    state = distillers.distil(3, method, TX, dataset, config, directory=tmp_path, chunk_of=chunk_of)
+    logged = lines(tmp_path)
+    assert [line["step"] for line in logged] == [0, 2, 4, 6, 8]
+    assert [("report/size" in line) for line in logged] == [True, False, False, False, True]
+    assert logged[-1]["report/size"] == pytest.approx(float(np.abs(state.synthetic["x"]).max()))
+
+
 def test_a_finished_run_does_nothing_more(dataset, tmp_path, chunk_of):
     first = run(dataset, tmp_path, chunk_of=chunk_of)
     text = (tmp_path / "metrics.jsonl").read_text()

@@ -31,20 +31,20 @@ def test_shapes_of_logits_and_outputs(name, image_shape):
 @pytest.mark.parametrize(
     ("name", "image_shape", "map_shape"),
     [
-        ("convnet", (32, 32, 3), (4, 4, 128)),
-        ("convnet", (28, 28, 3), (7, 7, 128)),  # 3x3 after the last pooling
-        ("alexnet", (32, 32, 3), (4, 4, 192)),
+        ("convnet", (32, 32, 3), (8, 8, 128)),
+        ("convnet", (28, 28, 3), (7, 7, 128)),
+        ("convnet", (16, 16, 3), (4, 4, 128))("alexnet", (32, 32, 3), (8, 8, 192)),
         ("alexnet", (28, 28, 3), (7, 7, 192)),
-        ("vgg11", (32, 32, 3), (4, 4, 512)),
+        ("vgg11", (32, 32, 3), (8, 8, 256)),
         ("vgg11", (128, 128, 3), (4, 4, 512)),
         ("resnet18", (16, 16, 3), (4, 4, 256)),
         ("resnet18_ap", (28, 28, 1), (7, 7, 256)),
-        ("lenet", (32, 32, 3), (5, 5, 16)),
+        ("lenet", (32, 32, 3), (10, 10, 16)),
         ("vit", (28, 28, 1), (7, 7, 192)),
         ("vit", (64, 64, 3), (8, 8, 192)),
-        ("resnet50", (32, 32, 3), (4, 4, 2048)),
-        ("googlenet", (32, 32, 3), (8, 8, 1024)),
-        ("googlenet", (28, 28, 1), (7, 7, 1024)),
+        ("resnet50", (32, 32, 3), (8, 8, 1024)),
+        ("googlenet", (32, 32, 3), (16, 16, 512)),
+        ("googlenet", (28, 28, 1), (14, 14, 512)),
         # torchvision's
         ("alexnet", (224, 224, 3), (6, 6, 256)),  # after the last pooling
         ("alexnet", (128, 128, 3), (7, 7, 256)),  # 3x3 after it
@@ -55,7 +55,7 @@ def test_shapes_of_logits_and_outputs(name, image_shape):
         ("googlenet", (224, 224, 3), (7, 7, 1024)),  # 6x6 if the pools rounded down
     ],
 )
-def test_map_is_the_deepest_of_at_least_4x4(name, image_shape, map_shape):
+def test_map_is_the_deepest_that_is_fine_enough(name, image_shape, map_shape):
     assert zoo.create(name, 10, image_shape).map_shape == map_shape
 
 
@@ -75,9 +75,9 @@ def test_forward_pass_is_finite_and_per_image(name, key):
 
 
 def test_gradient_at_the_map_of_an_averaging_head_is_the_head_row(key):
-    net = small("resnet18", (32, 32, 1))
+    net = small("resnet18", (128, 128, 1))
     variables = net.init(key)
-    images = jax.random.normal(key, (2, 32, 32, 1))
+    images = jax.random.normal(key, (2, 128, 128, 1))
     zeros = jnp.zeros((2, *net.map_shape))
 
     def logit(shift):
@@ -89,9 +89,9 @@ def test_gradient_at_the_map_of_an_averaging_head_is_the_head_row(key):
 
 
 def test_shift_of_the_last_map_moves_the_logits_as_the_linear_head_says(key):
-    net = small("convnet", (32, 32, 1))
+    net = zoo.create("convnet", 5, (8, 8, 1), width=4, depth=1)  # the head sees the map itself
     variables = net.init(key)
-    images = jax.random.normal(key, (2, 32, 32, 1))
+    images = jax.random.normal(key, (2, 8, 8, 1))
     shift = jax.random.normal(jax.random.key(1), (2, *net.map_shape))
     apply = jax.jit(net.apply)
     logits, out = apply(variables, images)
