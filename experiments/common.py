@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -54,10 +55,11 @@ def pretrain(
     cache: pathlib.Path,
     *,
     seed: int = 0,
+    description: str = "pretrain",
 ) -> list[mdd.training.Trained]:
     """Trains networks on the real images, or takes them from the cache; shows a bar and prints each accuracy."""
     every = []
-    with command.bar(len(nets), "pretrain", "net") as progress:
+    with command.bar(len(nets), description, "net") as progress:
         for net in nets:
             progress.set_postfix_str(net.label)
             every.append(mdd.training.pretrain(net, dataset, recipe, seed=seed, cache_dir=cache))
@@ -67,12 +69,39 @@ def pretrain(
     return every
 
 
+def real_data(metadata: dict[str, Any], *, name: str | None = None, **places: str | None) -> mdd.Dataset:
+    """The real data that a set was made from, in the set's own value space.
+
+    Args:
+      name: another data set to judge it on.
+      places: ``data_dir`` and ``cache_dir``.
+
+    Raises:
+      ValueError: if the data is absent or of another value space.
+    """
+    settings = {key: metadata.get(key, 0) for key in ("image_size", "train_per_class", "validation_fraction")}
+    dataset = mdd.data.load(
+        name or metadata["dataset"], zca=metadata["value_space"] == "zca", **settings, **places
+    )
+    check_same_space(metadata, dataset)
+    return dataset
+
+
+def relabelled_evaluation(data: str, epochs: int, *, augmentation: str = "none") -> mdd.training.Recipe:
+    """SRe2L's way to judge, for another number of epochs; it has views of its own, so ``augmentation`` is left out."""
+    del augmentation
+    recipe = mdd.training.sre2l_evaluation(data)
+    return dataclasses.replace(recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs - 1))
+
+
 def check_same_space(metadata: dict[str, Any], dataset: mdd.Dataset) -> None:
     """Refuses to judge a set with real images of other constants: the numbers would mean nothing.
 
     Raises:
       ValueError: naming both constants.
     """
+    if dataset.whitening is not None and not np.allclose(metadata["zca_mean"], dataset.whitening.mean, atol=1e-5):
+        raise ValueError(f"the set was whitened for other images than those of {dataset.name}; judge it on its own data")
     for name in ("mean", "std"):
         ours, theirs = np.asarray(metadata[name]), np.asarray(getattr(dataset.arrays, name))
         if ours.shape != theirs.shape or not np.allclose(ours, theirs, atol=1e-4):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 import command
+import options
 import presets
 
 
@@ -17,7 +18,7 @@ def run(arguments: list[str]) -> None:
     """Parses the command line, does the job, prints the table."""
     name = arguments[0] if arguments and not arguments[0].startswith("-") else "mnist5k"
     config = command.parse(
-        presets.DistillConfig,
+        options.DistillConfig,
         arguments[1:] if arguments[:1] == [name] else arguments,
         default=presets.preset(name),
         program="distill.py [PRESET]",
@@ -42,10 +43,10 @@ def run(arguments: list[str]) -> None:
         label: distillers.freeze(network.net, network.variables, job.dataset, config=config.metadd.cam)
         for label, network in trained.items()
     }
-    distilled = pipeline.distil_all(job, pipeline.methods(job, auxiliaries))
+    distilled = pipeline.distil_all(job, *pipeline.all_methods(job, trained, auxiliaries))
     pipeline.draw(job, distilled, auxiliaries)
     sets = {**pipeline.baselines(job), **distilled}
-    rows = pipeline.judge(job, sets)
+    rows = pipeline.judge(job, sets, auxiliaries[job.backbone.label])
     base, *ours = distilled
     markdown = report.write(
         job.directory,

@@ -50,8 +50,7 @@ def run(arguments: list[str]) -> None:
     synthetic, metadata = common.load_set(config.file)
     name = config.dataset or metadata["dataset"]
     common.open_cache(config.cache_dir)
-    dataset = mdd.data.load(name, data_dir=config.data_dir, cache_dir=config.cache_dir)
-    common.check_same_space(metadata, dataset)
+    dataset = common.real_data(metadata, name=name, data_dir=config.data_dir, cache_dir=config.cache_dir)
     words = mdd.data.augmentation(name) if config.augmentation == "auto" else config.augmentation
     nets = common.networks(config.networks, dataset)
     with command.bar(len(nets), "judge", "net") as progress:

@@ -11,19 +11,18 @@ from typing import Any
 import command
 import common
 import jax
+import methods
 import numpy as np
 import optax
-from presets import DistillConfig, variant
+from options import DistillConfig
+from presets import variant
 
 import metadd_jax as mdd
-from metadd_jax import augment, files, pictures
-from metadd_jax.data import catalog
+from metadd_jax import augment, exchange, files, pictures
 from metadd_jax.distillers.run import compile_chunks
 from metadd_jax.evaluation import report
 
-METHODS = ("dm",)
 BASELINES = ("random", "kmeans")
-RECIPES = {"short": mdd.training.short_evaluation, "dc": mdd.training.dc_evaluation}
 # Settings that do not change a number: a run may go on under other values of these.
 FREE = ("run_dir", "overwrite", "data_dir", "cache_dir", "at_once", "save_every")
 
@@ -59,10 +58,7 @@ def prepare(config: DistillConfig) -> Job:
     Raises:
       ValueError: one line that says what to mend.
     """
-    if config.method not in METHODS:
-        raise ValueError(f"unknown method {config.method!r}; use one of {', '.join(METHODS)}")
-    if config.eval_recipe not in RECIPES:
-        raise ValueError(f"unknown recipe {config.eval_recipe!r}; use one of {', '.join(RECIPES)}")
+    methods.check(config)
     if config.ipc < 1 or config.distill_seeds < 1 or config.train_seeds < 1:
         raise ValueError(
             f"ipc={config.ipc}, distill_seeds={config.distill_seeds} and train_seeds={config.train_seeds} "
@@ -73,8 +69,9 @@ def prepare(config: DistillConfig) -> Job:
     common.check_names((config.backbone, *config.seen, *config.unseen))
     run_config(config)
     views = [setting.views for setting in settings(config).values()]
-    for words in {config.augmentation, config.eval_augmentation, config.pretrain_augmentation, *views} - {"auto"}:
+    for words in {config.augmentation, config.pretrain_augmentation, *views} - {"auto"}:
         augment.strategy(words)
+    methods.evaluation_recipe(config)
     directory = files.require_writable(config.run_dir or "runs/mnist5k")
     common.open_cache(config.cache_dir)
     inspect(directory, config)
@@ -82,6 +79,8 @@ def prepare(config: DistillConfig) -> Job:
         config.dataset,
         data_dir=config.data_dir,
         cache_dir=config.cache_dir,
+        image_size=config.image_size,
+        zca=config.zca,
         train_per_class=config.train_per_class,
         validation_fraction=config.validation_fraction,
         on_device=not config.stream_per_class,
@@ -102,6 +101,7 @@ def prepare(config: DistillConfig) -> Job:
         tuple(network(spec) for spec in config.seen),
         tuple(network(spec) for spec in config.unseen),
     )
+    methods.check_backbone(config, job.backbone)
     labels = [net.label for net in job.networks]
     if len(set(labels)) < len(labels):
         raise ValueError(f"a network is listed twice: {', '.join(labels)}")
@@ -161,36 +161,32 @@ def _clear(directory: pathlib.Path) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
-def augmentation(job: Job, words: str) -> str:
-    """ "auto" becomes the data set's own DSA tokens."""
-    return catalog.augmentation(job.config.dataset) if words == "auto" else words
-
-
 def pretrain_all(job: Job) -> dict[str, mdd.training.Trained]:
-    """Trains every network of the table on the real images (or takes it from the cache)."""
-    config = job.config
-    words = augmentation(job, config.pretrain_augmentation)
+    """Trains every network of the table on the real images (or takes it from the cache); sre2l's teacher is one."""
+    config, networks = job.config, list(job.networks)
+    every = []
+    if config.method == "sre2l":
+        every = [methods.squeeze(config, job.backbone, job.dataset, job.cache)]
+        networks.remove(job.backbone)
+    words = methods.augmentation(config, config.pretrain_augmentation)
     recipe = mdd.training.pretraining(config.pretrain_epochs, augmentation=words)
-    return {trained.net.label: trained for trained in common.pretrain(job.networks, job.dataset, recipe, job.cache)}
+    every += common.pretrain(networks, job.dataset, recipe, job.cache)
+    return {trained.net.label: trained for trained in every}
 
 
-def methods(job: Job, auxiliaries: dict[str, mdd.Auxiliary]) -> list[mdd.distillers.Distiller]:
-    """The bare base method, the same one under MetaDD, and under each variant of its loss."""
+def all_methods(
+    job: Job, trained: dict[str, mdd.training.Trained], auxiliaries: dict[str, mdd.Auxiliary]
+) -> tuple[list[mdd.distillers.Distiller], optax.GradientTransformation]:
+    """The bare base method, the same one under MetaDD, and under each variant of its loss; and their optimiser."""
     config = job.config
-    base = mdd.distillers.dm(
-        job.backbone,
-        ipc=config.ipc,
-        batch_size=config.batch_size,
-        augmentation=augmentation(job, config.augmentation),
-        class_batch=config.class_batch,
-    )
+    base, tx = methods.make(config, job.backbone, job.dataset, job.cache, trained[job.backbone.label])
     seen, reference = [auxiliaries[net.label] for net in job.seen], auxiliaries[job.backbone.label]
     every = [base]
     for name, setting in settings(config).items():
-        invariant = dataclasses.replace(setting, views=augmentation(job, setting.views))
+        invariant = dataclasses.replace(setting, views=methods.augmentation(config, setting.views))
         method = mdd.distillers.metadd(base, seen, reference=reference, config=invariant)
         every.append(method._replace(name=method.name + name))
-    return every
+    return every, tx
 
 
 def settings(config: DistillConfig) -> dict[str, mdd.invariant.InvariantConfig]:
@@ -199,6 +195,10 @@ def settings(config: DistillConfig) -> dict[str, mdd.invariant.InvariantConfig]:
     Raises:
       ValueError: for a variant that cannot be read.
     """
+    if not config.wrapped:
+        if config.variants:
+            raise ValueError("--variants are settings of MetaDD, which --no-wrapped leaves out; drop one of the two")
+        return {}
     return {"": config.metadd} | {f",{text}": variant(config.metadd, text) for text in config.variants}
 
 
@@ -207,10 +207,11 @@ def seeds(config: DistillConfig) -> range:
     return range(config.first_seed, config.first_seed + config.distill_seeds)
 
 
-def distil_all(job: Job, every: list[mdd.distillers.Distiller]) -> dict[str, list[mdd.SyntheticSet]]:
+def distil_all(
+    job: Job, every: list[mdd.distillers.Distiller], tx: optax.GradientTransformation
+) -> dict[str, list[mdd.SyntheticSet]]:
     """Distils ``distill_seeds`` sets with each method, going on where an earlier start was stopped."""
     config = job.config
-    tx = optax.sgd(config.image_lr, momentum=config.image_momentum)
     sets: dict[str, list[mdd.SyntheticSet]] = {}
     for method in every:
         chunk_of = compile_chunks(method, tx, run_config(config))
@@ -238,14 +239,12 @@ def distil_all(job: Job, every: list[mdd.distillers.Distiller]) -> dict[str, lis
 
 def metadata(job: Job, method: str, seed: int) -> dict[str, Any]:
     """What a reader of an exported set must know."""
-    arrays = job.dataset.arrays
     return {
         "dataset": job.config.dataset,
+        **{name: getattr(job.config, name) for name in ("image_size", "train_per_class", "validation_fraction")},
         "dataset_fingerprint": job.dataset.fingerprint,
         "class_names": list(job.dataset.class_names),
-        "value_space": "standardised",
-        "mean": np.asarray(arrays.mean).tolist(),
-        "std": np.asarray(arrays.std).tolist(),
+        **exchange.value_space(job.dataset),
         "method": method,
         "backbone": job.backbone.label,
         "ipc": job.config.ipc,
@@ -264,10 +263,11 @@ def baselines(job: Job) -> dict[str, list[mdd.SyntheticSet]]:
     }
 
 
-def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]]) -> list[dict[str, Any]]:
-    """Accuracy rows of every set under every network."""
+def judge(
+    job: Job, sets: dict[str, list[mdd.SyntheticSet]], teacher: mdd.Auxiliary
+) -> list[dict[str, Any]]:
+    """Accuracy rows of every set under every network; the recipes of sre2l take their labels from ``teacher``."""
     config = job.config
-    recipe = RECIPES[config.eval_recipe](config.eval_epochs, augmentation=augmentation(job, config.eval_augmentation))
     every = [
         (name, seed, synthetic)
         for name, group in sets.items()
@@ -280,8 +280,9 @@ def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]]) -> list[dict[str, A
             job.dataset,
             job.networks,
             seeds=config.train_seeds,
-            recipe=recipe,
+            recipe=methods.evaluation_recipe(config),
             split=config.evaluate_on,
+            teacher=teacher if methods.relabels(config) else None,
             at_once=config.at_once,
             on_network=lambda label: progress.update(),
         )
@@ -319,23 +320,20 @@ def _average(facts: list[dict[str, Any]]) -> dict[str, Any]:
 
 def draw(job: Job, sets: dict[str, list[mdd.SyntheticSet]], auxiliaries: dict[str, mdd.Auxiliary]) -> None:
     """``synthetic.png`` and ``maps.png`` in the folder of each distilled set."""
-    arrays, seen = job.dataset.arrays, [auxiliaries[net.label] for net in job.seen]
-    common = {
-        "mean": np.asarray(arrays.mean),
-        "std": np.asarray(arrays.std),
-        "class_names": job.dataset.class_names,
-    }
+    seen = [auxiliaries[net.label] for net in job.seen]
+    space, names = exchange.value_space(job.dataset), job.dataset.class_names
     for name, group in sets.items():
         if name in BASELINES:
             continue
         for seed, synthetic in zip(seeds(job.config), group, strict=True):
             folder = job.directory / name / f"seed{seed}"
-            pictures.grid(folder / "synthetic.png", synthetic.images, synthetic.labels, **common)
+            pixels = exchange.to_pixels(synthetic.images, space)
+            pictures.grid(folder / "synthetic.png", pixels, synthetic.labels, class_names=names)
             first = np.arange(0, len(synthetic.labels), job.config.ipc)  # one image of each class
-            images, labels = synthetic.images[first], synthetic.labels[first]
-            stack = mdd.evaluation.map_stack(images, labels, seen)
+            labels, shown = synthetic.labels[first], [net.name for net in job.seen]
+            stack = mdd.evaluation.map_stack(synthetic.images[first], labels, seen)
             pictures.maps(
-                folder / "maps.png", images, labels, stack, network_names=[net.name for net in job.seen], **common
+                folder / "maps.png", pixels[first], labels, stack, network_names=shown, class_names=names
             )
 
 
@@ -349,7 +347,7 @@ def notes(job: Job) -> list[str]:
         f"mean ± standard deviation over the distillation seeds {numbers} (random and k-means rows: as many draws) "
         f"of the mean of {config.train_seeds} trainings each; last epoch, no choice on the test split.",
         "",
-        f"DM: {config.steps} steps, {config.batch_size} real images a class, backbone {job.backbone.label}. Judged by "
-        f"the recipe {config.eval_recipe!r}, {config.eval_epochs} epochs, augmentation "
-        f"{augmentation(job, config.eval_augmentation)}. jax {facts['jax']}, {facts['device']}, {facts['machine']}.",
+        f"{methods.describe(config)}, backbone {job.backbone.label}. Judged by the recipe {config.eval_recipe!r}, "
+        f"{config.eval_epochs} epochs, {methods.describe_evaluation(config)}. jax {facts['jax']}, {facts['device']}, "
+        f"{facts['machine']}.",
     ]

@@ -47,23 +47,22 @@ def run(arguments: list[str]) -> None:
     import numpy as np
 
     import metadd_jax as mdd
-    from metadd_jax import files, pictures
+    from metadd_jax import exchange, files, pictures
 
     common.check_names(config.networks)
     folder = pathlib.Path(files.require_writable(config.out))
     name, synthetic, metadata, dataset = _images(config)
-    facts = {key: np.asarray(metadata[key], np.float32) for key in ("mean", "std")}
-    facts["class_names"] = metadata["class_names"]
-    pictures.grid(folder / f"{name}.png", synthetic.images, synthetic.labels, **facts)
+    pixels, names = exchange.to_pixels(synthetic.images, metadata), metadata["class_names"]
+    pictures.grid(folder / f"{name}.png", pixels, synthetic.labels, class_names=names)
     print(f"wrote {folder / name}.png")
     if not config.networks:
         return
     auxiliaries = _pretrained(config, dataset)
     first = np.unique(np.asarray(synthetic.labels), return_index=True)[1]
-    images, labels = synthetic.images[first], synthetic.labels[first]
-    stack = mdd.evaluation.map_stack(images, labels, auxiliaries)
+    labels = synthetic.labels[first]
+    stack = mdd.evaluation.map_stack(synthetic.images[first], labels, auxiliaries)
     shown = [auxiliary.net.label for auxiliary in auxiliaries]
-    pictures.maps(folder / "maps.png", images, labels, stack, network_names=shown, **facts)
+    pictures.maps(folder / "maps.png", pixels[first], labels, stack, network_names=shown, class_names=names)
     print(f"wrote {folder / 'maps.png'}")
 
 

@@ -31,8 +31,6 @@ def grid(
     images: ArrayLike,
     labels: ArrayLike,
     *,
-    mean: ArrayLike,
-    std: ArrayLike,
     class_names: Sequence[str],
     scores: ArrayLike | None = None,
 ) -> None:
@@ -40,10 +38,9 @@ def grid(
 
     Args:
       file: the PNG to write.
-      images: [N, H, W, C] standardised, C = 1 or 3. At most 10 images of a class and, in rows, the first 100
+      images: [N, H, W, C] pixels in [0, 1] (see ``exchange.to_pixels``; beyond is cut), C = 1 or 3. At most 10 images of a class and, in rows, the first 100
         classes are drawn.
       labels: [N] in [0, K).
-      mean, std: [C], the constants of standardisation.
       class_names: K names.
       scores: [N] a number under each image (a loss, a confidence), or None.
 
@@ -68,7 +65,7 @@ def grid(
         above=_LINE if named_above else 0,
         below=_LINE if scores is not None else 0,
     )
-    pixels = _to_unit(images, mean, std)
+    pixels = np.clip(images, 0, 1)
     for row, column, index in cells:
         paper.put(row, column, pixels[index])
         if named_above:
@@ -87,8 +84,6 @@ def maps(
     labels: ArrayLike,
     stack: ArrayLike,
     *,
-    mean: ArrayLike,
-    std: ArrayLike,
     class_names: Sequence[str],
     network_names: Sequence[str],
     threshold: float = 0.5,
@@ -98,10 +93,9 @@ def maps(
 
     Args:
       file: the PNG to write.
-      images: [B, H, W, C] standardised; the first 10 are drawn, one a row.
+      images: [B, H, W, C] pixels in [0, 1]; the first 10 are drawn, one a row.
       labels: [B] in [0, K).
       stack: [M, B, H, W] class activation maps in [0, 1].
-      mean, std: [C], the constants of standardisation.
       class_names: K names.
       network_names: M names.
       threshold: a place counts as seen where the map reaches this (0..1).
@@ -117,7 +111,7 @@ def maps(
         raise ValueError(
             f"maps {stack.shape} do not fit {networks} networks and images {images.shape}; need [M, B, H, W]"
         )
-    pixels, stack = _to_unit(images, mean, std)[:_MAX_MAPS], stack[:, :_MAX_MAPS]
+    pixels, stack = np.clip(images, 0, 1)[:_MAX_MAPS], stack[:, :_MAX_MAPS]
     grey = pixels.mean(axis=-1)
     high = stack >= threshold
     meta = high.all(axis=0)
@@ -266,10 +260,6 @@ def _checked(images: ArrayLike, labels: ArrayLike, class_names: Sequence[str]) -
     if not np.isin(labels, np.arange(len(class_names))).all():
         raise ValueError(f"labels reach {labels.max()} but there are {len(class_names)} class names; name every class")
     return images, labels, [str(name) for name in class_names]
-
-
-def _to_unit(images: np.ndarray, mean: ArrayLike, std: ArrayLike) -> np.ndarray:
-    return np.clip(images * np.asarray(std, np.float32) + np.asarray(mean, np.float32), 0, 1)
 
 
 def _near_square(count: int) -> int:

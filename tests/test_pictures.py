@@ -6,7 +6,6 @@ import pytest
 from metadd_jax import pictures
 
 image_module = pytest.importorskip("matplotlib.image")
-MEAN, STD = [0.2], [0.5]
 
 
 def read(file):
@@ -29,16 +28,16 @@ def enlarged(unit, scale):
 
 
 def make_images(count, classes, side=8, channels=1):
-    unit = np.random.default_rng(0).integers(0, 256, (count, side, side, channels)) / 255
-    return unit, (unit - MEAN) / STD, np.arange(count) * classes // count
+    pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, channels)) / 255
+    return pixels, np.arange(count) * classes // count
 
 
 def test_a_grid_shows_every_image_crisp_in_the_row_of_its_class(tmp_path):
-    unit, images, labels = make_images(6, 3)
-    pictures.grid(tmp_path / "grid.png", images, labels, mean=MEAN, std=STD, class_names=["a", "b", "c"])
+    images, labels = make_images(6, 3)
+    pictures.grid(tmp_path / "grid.png", images, labels, class_names=["a", "b", "c"])
     picture = read(tmp_path / "grid.png")
     height, width = picture.shape[0] // 3, picture.shape[1] // 2
-    for index, image in enumerate(unit):
+    for index, image in enumerate(images):
         row, column = divmod(index, 2)
         cell = picture[row * height : (row + 1) * height + 6, column * width :]
         assert contains(cell, enlarged(image, 12))
@@ -46,16 +45,16 @@ def test_a_grid_shows_every_image_crisp_in_the_row_of_its_class(tmp_path):
 
 @pytest.mark.parametrize(("side", "scale"), [(28, 3), (32, 3), (64, 2), (224, 1)])
 def test_images_are_enlarged_by_whole_factors(tmp_path, side, scale):
-    unit, images, labels = make_images(1, 1, side=side, channels=3)
-    pictures.grid(tmp_path / "one.png", images, labels, mean=MEAN, std=STD, class_names=["a"])
+    images, labels = make_images(1, 1, side=side, channels=3)
+    pictures.grid(tmp_path / "one.png", images, labels, class_names=["a"])
     assert side * scale >= 64
-    assert contains(read(tmp_path / "one.png"), enlarged(unit[0], scale))
+    assert contains(read(tmp_path / "one.png"), enlarged(images[0], scale))
 
 
 def test_one_image_a_class_makes_a_near_square(tmp_path):
-    _, images, labels = make_images(10, 10)
+    images, labels = make_images(10, 10)
     names = [str(label) for label in range(10)]
-    pictures.grid(tmp_path / "g.png", images, labels, mean=MEAN, std=STD, class_names=names, scores=np.arange(10.0))
+    pictures.grid(tmp_path / "g.png", images, labels, class_names=names, scores=np.arange(10.0))
     height, width = read(tmp_path / "g.png").shape[:2]
     assert 5 * 96 < width < 5 * 110 and 2 * 96 < height < 2 * 150
 
@@ -63,18 +62,18 @@ def test_one_image_a_class_makes_a_near_square(tmp_path):
 def test_values_outside_the_range_are_cut_and_many_images_are_left_out(tmp_path):
     images = np.full((30, 8, 8, 1), 100.0)
     images[15:] = -100
-    pictures.grid(tmp_path / "g.png", images, np.repeat([0, 1], 15), mean=MEAN, std=STD, class_names=["a", "b"])
+    pictures.grid(tmp_path / "g.png", images, np.repeat([0, 1], 15), class_names=["a", "b"])
     picture = read(tmp_path / "g.png")
     assert contains(picture, enlarged(np.zeros((8, 8, 1)), 12))
     assert 10 * 96 < picture.shape[1] < 11 * 110
 
 
 def test_maps_paint_meta_blue_and_heterogeneous_orange(tmp_path):
-    images = np.full((2, 8, 8, 1), -0.4)  # Black: what is seen is the colour itself.
+    images = np.zeros((2, 8, 8, 1))  # Black: what is seen is the colour itself.
     stack = np.zeros((2, 2, 8, 8))
     stack[0, 0, :4], stack[1, 0, 2:6] = 1, 0.6  # Network 0 sees rows 0..3, network 1 rows 2..5.
     names = {"class_names": ["a", "b"], "network_names": ["one", "two"]}
-    pictures.maps(tmp_path / "m.png", images, [0, 1], stack, mean=MEAN, std=STD, title="t", **names)
+    pictures.maps(tmp_path / "m.png", images, [0, 1], stack, title="t", **names)
     picture = read(tmp_path / "m.png")
     top = np.argmax((picture == 0).all(-1).sum(1) > 96)  # Where the first black image begins.
     row = picture[top : top + 96]
@@ -90,8 +89,8 @@ def test_maps_paint_meta_blue_and_heterogeneous_orange(tmp_path):
 
 
 def test_shapes_that_do_not_fit_are_refused(tmp_path):
-    _, images, labels = make_images(4, 2)
-    constants = {"mean": MEAN, "std": STD, "class_names": ["a", "b"]}
+    images, labels = make_images(4, 2)
+    constants = {"class_names": ["a", "b"]}
     with pytest.raises(ValueError, match=r"labels \(3,\); give"):
         pictures.grid(tmp_path / "g.png", images, labels[:3], **constants)
     with pytest.raises(ValueError, match="labels reach 2 but there are 2 class names"):

@@ -1,0 +1,190 @@
+"""The base methods by name: what each must know before it starts, how it is made, and its optimiser."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import common
+import optax
+from options import DistillConfig
+
+import metadd_jax as mdd
+from metadd_jax import files
+from metadd_jax.data import catalog
+from metadd_jax.distillers import Distiller, recover_optimiser, trajectory_optimiser
+from metadd_jax.training import recipes
+
+MATCHING, TRAJECTORIES = ("dm", "dc", "dsa"), ("mtt", "tesla", "tesla_code")
+METHODS = (*MATCHING, *TRAJECTORIES, "sre2l")
+_TEACHER_PREFIX = "sre2l_"
+EVALUATIONS: dict[str, Callable[..., mdd.training.Recipe]] = {
+    "short": recipes.short_evaluation,
+    "dc": recipes.dc_evaluation,
+    **{
+        _TEACHER_PREFIX + data: functools.partial(common.relabelled_evaluation, data)
+        for data in ("cifar", "tiny", "imagenet")
+    },
+}
+
+
+def check(config: DistillConfig) -> None:
+    """Finds what cannot work before any data is read.
+
+    Raises:
+      ValueError: one line that says what to mend.
+    """
+    if config.method not in METHODS:
+        raise ValueError(f"unknown method {config.method!r}; use one of {', '.join(METHODS)}")
+    if config.eval_recipe not in EVALUATIONS:
+        raise ValueError(f"unknown recipe {config.eval_recipe!r}; use one of {', '.join(EVALUATIONS)}")
+    if relabels(config) and config.method != "sre2l":
+        raise ValueError(f"--eval-recipe {config.eval_recipe} wants the labels of a teacher; it goes with --method sre2l")
+    if config.method == "sre2l" and config.sre2l.squeeze not in ("cifar", "tiny", "short"):
+        raise ValueError(f"unknown --sre2l.squeeze {config.sre2l.squeeze!r}; use one of cifar, tiny, short")
+    if config.zca and config.method == "sre2l":
+        raise ValueError("sre2l clips to what a picture can hold, which a whitened image has not; leave --zca out")
+    settings = config.mtt
+    if config.method in TRAJECTORIES and settings.max_start_epoch - 1 + settings.expert_epochs > settings.epochs:
+        raise ValueError(
+            f"--mtt.max-start-epoch {settings.max_start_epoch} and --mtt.expert-epochs {settings.expert_epochs} reach "
+            f"epoch {settings.max_start_epoch - 1 + settings.expert_epochs} of experts of {settings.epochs} epochs; "
+            "raise --mtt.epochs or lower one of them"
+        )
+
+
+def check_backbone(config: DistillConfig, backbone: mdd.zoo.Architecture) -> None:
+    """The same, once the data's shape is known."""
+    if config.method == "sre2l" and not backbone.has_batch_stats:
+        raise ValueError(f"sre2l needs a teacher with batch norm, which {backbone.label} has not; use e.g. resnet18_bn")
+    if config.method in TRAJECTORIES and backbone.has_batch_stats:
+        raise ValueError(f"{config.method} needs a network without batch norm, not {backbone.label}; use e.g. convnet")
+    if config.method == "sre2l" and config.sre2l.weights and backbone.geometry != "imagenet":
+        raise ValueError(
+            f"--sre2l.weights are torchvision's, but {backbone.label} at {backbone.image_shape} is the field's network; "
+            "leave them out or use images of at least 128 pixels"
+        )
+
+
+def relabels(config: DistillConfig) -> bool:
+    """Whether judged networks learn from the labels of the sre2l teacher."""
+    return config.eval_recipe.startswith(_TEACHER_PREFIX)
+
+
+def augmentation(config: DistillConfig, words: str) -> str:
+    """ "auto" becomes the data set's own DSA tokens."""
+    return catalog.augmentation(config.dataset) if words == "auto" else words
+
+
+def evaluation_recipe(config: DistillConfig) -> mdd.training.Recipe:
+    """How judged networks train."""
+    words = augmentation(config, config.eval_augmentation)
+    return EVALUATIONS[config.eval_recipe](config.eval_epochs, augmentation=words)
+
+
+def describe(config: DistillConfig) -> str:
+    """The base method in a few words, for the head of the results."""
+    head = f"{config.method}: {config.steps} steps"
+    if config.method in MATCHING:
+        return f"{head}, {config.batch_size} real images a class"
+    if config.method == "sre2l":
+        return f"{head}, teacher {config.sre2l.weights or f'trained by {config.sre2l.squeeze!r}'}"
+    own = config.mtt
+    return f"{head}, {own.experts} experts of {own.epochs} epochs, {own.syn_steps} student steps"
+
+
+def describe_evaluation(config: DistillConfig) -> str:
+    """What judged networks see, in a few words."""
+    if relabels(config):
+        return "labels of the sre2l teacher for every set, the real images included"
+    return f"augmentation {augmentation(config, config.eval_augmentation)}"
+
+
+def squeeze(config: DistillConfig, backbone: mdd.zoo.Architecture, dataset: mdd.Dataset, cache: Any) -> Any:
+    """SRe2L's teacher: trained (or taken from the cache), or with the weights of a file."""
+    settings = config.sre2l
+    if settings.weights:
+        return mdd.training.measure(backbone, mdd.zoo.torchvision.load(backbone, settings.weights), dataset)
+    if settings.squeeze == "short":
+        words = augmentation(config, config.pretrain_augmentation)
+        recipe = recipes.pretraining(settings.squeeze_epochs or config.pretrain_epochs, augmentation=words)
+    else:
+        recipe = recipes.sre2l_squeeze(settings.squeeze)
+        recipe = dataclasses.replace(recipe, epochs=settings.squeeze_epochs or recipe.epochs)
+    return common.pretrain([backbone], dataset, recipe, cache, description="squeeze")[0]
+
+
+def experts(config: DistillConfig, backbone: mdd.zoo.Architecture, dataset: mdd.Dataset, cache: Any) -> Any:
+    """Expert trajectories on the device, trained or taken from the cache."""
+    settings = config.mtt
+    words = augmentation(config, config.augmentation)
+    recipe = recipes.expert_training(settings.epochs, augmentation=words)
+    numbers = {name: getattr(settings, name) for name in ("experts", "at_once", "half")}
+    facts = f"{backbone!r} {dataset.fingerprint} {recipes.facts(recipe)} {sorted(numbers.items())}"
+    folder = cache / "experts" / f"{backbone.name}-{files.hash_arrays(text=facts)[:20]}"
+    with common.command.bar(settings.experts, "experts", "net") as progress:
+        trained = mdd.training.train_experts(
+            folder, backbone, dataset, recipe, on_shard=lambda done: progress.update(done - progress.n), **numbers
+        )
+        progress.update(settings.experts - progress.n)
+    return mdd.training.device_experts(trained, snapshots=settings.max_start_epoch + settings.expert_epochs)
+
+
+def make(
+    config: DistillConfig, backbone: mdd.zoo.Architecture, dataset: mdd.Dataset, cache: Any, teacher: Any
+) -> tuple[Distiller, optax.GradientTransformation]:
+    """The bare method and what updates its set.
+
+    Args:
+      teacher: what ``squeeze`` gave, for sre2l.
+    """
+    if config.method == "sre2l":
+        return _sre2l(config, teacher), recover_optimiser(
+            config.image_lr, config.steps, dataset.arrays.mean, dataset.arrays.std
+        )
+    if config.method in TRAJECTORIES:
+        tx = trajectory_optimiser(
+            config.image_lr, config.mtt.lr_lr, lr_teacher=config.mtt.lr_teacher, momentum=config.image_momentum
+        )
+        return _trajectory(config, backbone, experts(config, backbone, dataset, cache)), tx
+    return _matching(config, backbone), optax.sgd(config.image_lr, momentum=config.image_momentum)
+
+
+def _matching(config: DistillConfig, backbone: mdd.zoo.Architecture) -> Distiller:
+    usual = "noise" if config.method == "dc" else "real"
+    common_settings: dict[str, Any] = {
+        "ipc": config.ipc,
+        "batch_size": config.batch_size,
+        "class_batch": config.class_batch,
+        "init": usual if config.init == "auto" else config.init,
+    }
+    if config.method != "dc":
+        common_settings["augmentation"] = augmentation(config, config.augmentation)
+    if config.method == "dm":
+        return mdd.distillers.dm(backbone, **common_settings)
+    own = {
+        "outer": config.dc.outer or None,
+        "inner": None if config.dc.inner < 0 else config.dc.inner,
+        "distance": config.dc.distance,
+        "batch_norm": config.dc.batch_norm,
+    }
+    factory = mdd.distillers.dc if config.method == "dc" else mdd.distillers.dsa
+    return factory(backbone, **common_settings, **own)
+
+
+def _trajectory(config: DistillConfig, backbone: mdd.zoo.Architecture, trained: Any) -> Distiller:
+    names = ("syn_steps", "expert_epochs", "max_start_epoch", "lr_teacher", "batch_syn", "raw_lr")
+    settings: dict[str, Any] = {name: getattr(config.mtt, name) for name in names}
+    settings |= {"ipc": config.ipc, "augmentation": augmentation(config, config.augmentation)}
+    if config.method == "mtt":
+        return mdd.distillers.mtt(backbone, trained, checkpoint=config.mtt.checkpoint, **settings)
+    variant = "code" if config.method == "tesla_code" else "paper"
+    return mdd.distillers.tesla(backbone, trained, variant=variant, soft_labels=config.mtt.soft_labels, **settings)
+
+
+def _sre2l(config: DistillConfig, teacher: Any) -> Distiller:
+    names = ("r_bn", "crop", "flip", "roll", "group_size")
+    settings = {name: getattr(config.sre2l, name) for name in names}
+    return mdd.distillers.sre2l(teacher.net, teacher.variables, ipc=config.ipc, **settings)

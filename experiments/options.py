@@ -1,0 +1,178 @@
+"""Every option of the main job, with its unit and its default (the embedded digits)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from metadd_jax.invariant import InvariantConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GradientMatching:
+    """What DC and DSA have beside the options of all methods.
+
+    Attributes:
+      outer: matchings under one network; 0 for the published number of this ipc.
+      inner: epochs that the network trains on the set between two matchings; -1 for the published number.
+      distance: "ours" (row-wise cosine), "mse" or "cos".
+      batch_norm: statistics of batch-norm networks: "improved" or "published".
+    """
+
+    outer: int = 0
+    inner: int = -1
+    distance: str = "ours"
+    batch_norm: str = "improved"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrajectoryMatching:
+    """What MTT and TESLA have beside the options of all methods.
+
+    Attributes:
+      experts: networks trained on the real data.
+      epochs: epochs of an expert.
+      at_once: experts that train together; less needs less memory.
+      half: store the steps between an expert's snapshots in half precision.
+      syn_steps: steps of the student on the synthetic images.
+      expert_epochs: how far the target lies ahead of the start, in epochs.
+      max_start_epoch: students start at epochs 0 to this less 1.
+      lr_teacher: the student's step size before it is learned.
+      lr_lr: learning rate of the student's step size.
+      batch_syn: synthetic images of one student step; 0 for all.
+      raw_lr: learn the step size itself, as published, and not its logarithm, which keeps it positive.
+      checkpoint: compute student steps again in the backward pass: less memory, more time (MTT).
+      soft_labels: the expert labels the images anew at every step (TESLA).
+    """
+
+    experts: int = 10
+    epochs: int = 10
+    at_once: int = 5
+    half: bool = False
+    syn_steps: int = 10
+    expert_epochs: int = 2
+    max_start_epoch: int = 5
+    lr_teacher: float = 0.01
+    lr_lr: float = 1e-5
+    batch_syn: int = 0
+    raw_lr: bool = False
+    checkpoint: bool = True
+    soft_labels: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SqueezeRecover:
+    """What SRe2L has beside the options of all methods; its teacher is the backbone.
+
+    Attributes:
+      weights: a file of torchvision's weights (.safetensors or .pth) for the teacher; none trains it.
+      squeeze: how the teacher is trained: "cifar" or "tiny" (published), or "short" (AdamW, as the auxiliaries).
+      squeeze_epochs: passes over the real data; 0 for the published number.
+      r_bn: weight of the batch-norm statistics.
+      crop: random resized crops of what the teacher sees.
+      flip: mirror it with probability 1/2.
+      roll: lowest and highest toroidal shift in pixels.
+      group_size: most images whose statistics are taken together.
+    """
+
+    weights: str | None = None
+    squeeze: str = "cifar"
+    squeeze_epochs: int = 0
+    r_bn: float = 0.01
+    crop: bool = False
+    flip: bool = False
+    roll: tuple[int, int] = (0, 4)
+    group_size: int = 100
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Distil a data set with and without MetaDD and judge both across architectures.
+
+    Attributes:
+      dataset: "mnist5k" (embedded), a TFDS name, an .npz file, or a folder with train/CLASS/ and test/CLASS/.
+      data_dir: where prepared TFDS data lies (TFDS's default: ~/tensorflow_datasets).
+      cache_dir: where decoded images and trained networks are kept (default: ~/.cache/metadd_jax).
+      image_size: side in pixels to which pictures of a folder or a TFDS set are brought; 0 leaves them.
+      zca: whiten the images, as MTT does.
+      train_per_class: most training images of a class to use, for quick runs on a large set; 0 uses all.
+      validation_fraction: share of the training images set aside for choosing settings; 0 for none.
+      evaluate_on: "test", or "validation" for choosing settings.
+      ipc: images per class.
+      method: the base method: dm, dc, dsa, mtt, tesla, tesla_code (its published program) or sre2l.
+      wrapped: also distil with the base method under MetaDD; False leaves it bare.
+      backbone: network that distils, e.g. "convnet:width=32,depth=3"; for sre2l the teacher, with batch norm.
+      seen: auxiliary networks that MetaDD looks through.
+      unseen: further networks for the table.
+      steps: updates of the synthetic images.
+      batch_size: real images per class and step (dm, dc, dsa).
+      init: what the images start from: "real", "noise", or "auto" (dc: noise, dm and dsa: real).
+      image_lr: learning rate of the synthetic images (SGD; sre2l: Adam).
+      image_momentum: momentum of the synthetic images (not sre2l).
+      augmentation: DSA tokens joined by "_", "none", or "auto" (by data set: digits are not flipped).
+      class_batch: classes matched at once; more is faster on accelerators and needs more memory.
+      distill_seeds: sets distilled per method, each from its own seed.
+      first_seed: seed of the first set; the others follow (settings are chosen on some seeds and measured on others).
+      train_seeds: trainings of each network on each set.
+      pretrain_epochs: passes over the real data for the auxiliaries and the whole-data row.
+      pretrain_augmentation: DSA tokens for that pre-training, "none", or "auto".
+      eval_recipe: how judged networks train: "short" (AdamW, for CPUs), "dc" (the DC family's published protocol; a set
+        with a learned step size uses it), or by the labels of the sre2l teacher "sre2l_cifar", "sre2l_tiny",
+        "sre2l_imagenet".
+      eval_epochs: passes over a distilled set when it is judged ("dc": 300, or 1000 with DSA).
+      eval_augmentation: DSA tokens for the judged trainings, "none", "auto", or "dc_" and DC's own tokens; the sre2l
+        recipes have views of their own.
+      at_once: judged networks that train together; less needs less memory.
+      dc: options of dc and dsa.
+      mtt: options of mtt and tesla.
+      sre2l: options of sre2l.
+      metadd: the switches of the architecture-invariant loss.
+      variants: further settings of that loss to distil and judge beside it, as changes to ``metadd``: "ai=0.3,kl=0".
+      chunk: updates per dispatch.
+      save_every: updates between checkpoints.
+      device_mode: "auto" (pmap on more than one device), "jit" or "pmap".
+      stream_per_class: 0 keeps the images on the device; n sends n random images a class per chunk.
+      run_dir: the run's folder (default: runs/PRESET).
+      overwrite: start anew in a folder that holds a run.
+    """
+
+    dataset: str = "mnist5k"
+    data_dir: str | None = None
+    cache_dir: str | None = None
+    image_size: int = 0
+    zca: bool = False
+    train_per_class: int = 0
+    validation_fraction: float = 0.0
+    evaluate_on: str = "test"
+    ipc: int = 1
+    method: str = "dm"
+    wrapped: bool = True
+    backbone: str = "convnet:width=16"
+    seen: tuple[str, ...] = ("vgg11:width=8", "alexnet:width=8")
+    unseen: tuple[str, ...] = ("resnet18:width=4", "lenet", "mlp")
+    steps: int = 200
+    batch_size: int = 64
+    init: str = "auto"
+    image_lr: float = 1.0
+    image_momentum: float = 0.5
+    augmentation: str = "auto"
+    class_batch: int = 1
+    distill_seeds: int = 3
+    first_seed: int = 0
+    train_seeds: int = 2
+    pretrain_epochs: int = 12
+    pretrain_augmentation: str = "auto"
+    eval_recipe: str = "short"
+    eval_epochs: int = 100
+    eval_augmentation: str = "auto"
+    at_once: int = 12
+    dc: GradientMatching = GradientMatching()
+    mtt: TrajectoryMatching = TrajectoryMatching()
+    sre2l: SqueezeRecover = SqueezeRecover()
+    metadd: InvariantConfig = InvariantConfig(views="auto")
+    variants: tuple[str, ...] = ()
+    chunk: int = 25
+    save_every: int = 100
+    device_mode: str = "auto"
+    stream_per_class: int = 0
+    run_dir: str | None = None
+    overwrite: bool = False
