@@ -48,7 +48,7 @@ def fit(
     images, labels = jnp.asarray(images), jnp.asarray(labels)  # NumPy arrays cannot be indexed in a scan
     batch_size = min(recipe.batch_size, images.shape[0])
     steps = -(-images.shape[0] // batch_size)
-    strategy = augment.strategy(recipe.augmentation)
+    augmented = augment.training_augmentation(recipe.augmentation)
     tx, rate = recipes.direction(recipe), recipes.learning_rate(recipe, steps)
     scale = 1.0 if learning_rate is None else learning_rate / recipe.learning_rate
     restart = recipes.restart_step(recipe, steps)
@@ -61,13 +61,7 @@ def fit(
         batch = images[indices]
         if images.dtype == jnp.uint8:
             batch = sampling.standardise(batch, mean, std)
-        batch = augment.augment(
-            jax.random.fold_in(run_key, step),
-            batch,
-            strategy,
-            siamese=False,
-            op_key=jax.random.fold_in(shared_key, step),
-        )
+        batch = augmented(jax.random.fold_in(run_key, step), jax.random.fold_in(shared_key, step), batch)
         gradient, batch_stats = jax.grad(_loss, has_aux=True)(
             variables["params"], net, variables, batch, labels[indices], weights
         )
