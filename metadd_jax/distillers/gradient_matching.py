@@ -194,14 +194,13 @@ class _Matching:
         del frozen
         classes = self.net.num_classes
         variables = self._with_statistics(aux["network"], batch) if self.net.has_batch_stats else aux["network"]
-
         strategy = augment.strategy(self.augmentation)
 
         def class_distance(items: tuple) -> jax.Array:
             view_key, label, real, weights, own = items
             real = sampling.standardise(real, batch["mean"], batch["std"])
             views = (augment.augment(view_key, x, strategy, siamese=True) for x in (real, own))
-            return self._distance(variables, label, *views, weights, axis_name)
+            return self._class_distance(variables, label, *views, weights, axis_name)
 
         # A plain scan runs only the drawn augmentation of each class; under vmap all of them run.
         images = synthetic["images"].reshape(classes, self.ipc, *self.net.image_shape)
@@ -209,8 +208,14 @@ class _Matching:
         distances = jax.lax.map(class_distance, items, batch_size=self.class_batch if self.class_batch > 1 else None)
         return distances.sum(), ({"network": variables}, {})
 
-    def _distance(
-        self, variables: Any, label: jax.Array, real: jax.Array, own: jax.Array, weights: jax.Array, axis_name: Any
+    def _class_distance(
+        self,
+        variables: Any,
+        label: jax.Array,
+        real: jax.Array,
+        own: jax.Array,
+        weights: jax.Array,
+        axis_name: str | None,
     ) -> jax.Array:
         total = self._summed_gradient(variables, real, label, weights)
         total, count = parallel.psum_if((total, weights.sum()), axis_name)
