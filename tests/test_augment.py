@@ -207,3 +207,52 @@ def test_strategy_texts():
         augment.strategy("crop_noise")
     with pytest.raises(ValueError, match="mode 'X'"):
         augment.strategy("crop", mode="X")
+
+
+def each(text, images, seed=0):
+    return np.asarray(augment.training_augmentation(text)(jax.random.key(seed), jax.random.key(9), jnp.asarray(images)))
+
+
+def test_dc_draws_one_op_for_each_image_uniformly():
+    """Equal images: those that were cropped are shifted copies, those with noise differ by next to nothing."""
+    one = pictures(1, 12, 12, 1)
+    seen = each("dc_crop_noise", np.repeat(one, 4000, axis=0))
+    difference = np.abs(seen - one).max(axis=(1, 2, 3))
+    noisy = (difference > 1e-5) & (difference < 0.01)  # a shift by nothing leaves rounding alone
+    assert noisy.mean() == pytest.approx(0.5, abs=0.03)
+    assert (seen[noisy] - one).std() == pytest.approx(0.001, rel=0.01)
+    padded = np.pad(one[0], ((4, 4), (4, 4), (0, 0)), constant_values=one.mean())
+    shifts = [padded[i : i + 12, j : j + 12] for i in range(9) for j in range(9)]
+    nearest = [np.argmin([np.abs(x - shift).max() for shift in shifts]) for x in seen[~noisy]]
+    assert all(np.abs(x - shifts[k]).max() < 1e-5 for x, k in zip(seen[~noisy], nearest, strict=True))
+    assert len(set(nearest)) == 81  # every shift from -4 to 4, both ways
+
+
+def test_dc_scales_to_four_fifths_and_six_and_turns_by_45_degrees():
+    """A picture of the coordinates tells what was done: an affine map of them, exactly, away from the border."""
+    y, x = np.meshgrid(np.arange(33.0) - 16, np.arange(33.0) - 16, indexing="ij")
+    images = np.repeat(np.stack([y, x], -1)[None], 500, axis=0).astype(np.float32)
+    scaled, turned = each("dc_scale", images)[:, 17:19, 17:19], each("dc_rotate", images)[:, 17:19, 17:19]
+    factors = 1 / np.stack([scaled[:, 0, 0, 0], scaled[:, 0, 0, 1]])
+    assert (factors > 0.8).all() and (factors < 1.2).all()
+    assert factors.min() < 0.81 and factors.max() > 1.19 and abs(np.corrcoef(factors)[0, 1]) < 0.15
+    np.testing.assert_allclose(np.linalg.norm(turned[:, 0, 0], axis=-1), 2**0.5, rtol=1e-4)
+    angles = np.rad2deg(np.arctan2(turned[:, 0, 0, 0], turned[:, 0, 0, 1])) - 45
+    assert -45 <= angles.min() < -44 and 44 < angles.max() <= 45
+
+
+def test_dc_fills_with_the_mean_of_the_batch_and_keeps_a_flat_picture():
+    flat = np.ones((6, 9, 9, 3), np.float32) * np.array([-2.0, 0.0, 3.0], np.float32)
+    np.testing.assert_allclose(each("dc_crop_scale_rotate", flat), flat, atol=1e-6)
+    slope = jax.grad(lambda x: augment.augment_each(jax.random.key(0), x, ("crop", "rotate")).sum())(jnp.asarray(flat))
+    assert np.isfinite(slope).all() and np.abs(slope).max() > 0
+
+
+def test_the_words_of_a_recipe_choose_the_scheme():
+    images, key, op_key = pictures(4, 8, 8, 1), jax.random.key(3), jax.random.key(4)
+    as_dsa = augment.augment(key, images, augment.strategy(DIGITS), siamese=False, op_key=op_key)
+    np.testing.assert_array_equal(augment.training_augmentation(DIGITS)(key, op_key, images), as_dsa)
+    with pytest.raises(ValueError, match=r"'flip' in 'dc_flip'; after 'dc_' use crop, scale, rotate, noise"):
+        augment.training_augmentation("dc_flip")
+    with pytest.raises(ValueError, match="unknown augmentation 'dc'"):  # no scheme for Siamese matching
+        augment.strategy("dc_crop")

@@ -1,7 +1,9 @@
 """Distillation methods: pure functions behind one contract, and MetaDD, which wraps any of them."""
 
 from metadd_jax.distillers.base import Distiller, init_state, make_update
+from metadd_jax.distillers.distances import gradient_distance
 from metadd_jax.distillers.distribution_matching import dm
+from metadd_jax.distillers.gradient_matching import dc, dsa
 from metadd_jax.distillers.meta import freeze, metadd
 from metadd_jax.distillers.run import NotFiniteError, RunConfig, compile_chunks, distil
 
@@ -10,9 +12,12 @@ __all__ = [
     "NotFiniteError",
     "RunConfig",
     "compile_chunks",
+    "dc",
     "distil",
     "dm",
+    "dsa",
     "freeze",
+    "gradient_distance",
     "init_state",
     "make_update",
     "metadd",

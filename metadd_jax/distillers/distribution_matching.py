@@ -15,10 +15,9 @@ import jax.numpy as jnp
 
 from metadd_jax import augment, parallel, zoo
 from metadd_jax.data import sampling
+from metadd_jax.distillers import class_images
 from metadd_jax.distillers.base import Distiller
-from metadd_jax.structs import Dataset, ImageArrays, SyntheticSet
-
-INITS = ("real", "noise")
+from metadd_jax.structs import ImageArrays
 
 
 def dm(
@@ -44,20 +43,15 @@ def dm(
     Raises:
       ValueError: for a setting out of range, or (in ``init``) a class with fewer than ``ipc`` images.
     """
-    if ipc < 1 or batch_size < 1 or class_batch < 1:
-        raise ValueError(f"ipc={ipc}, batch_size={batch_size} and class_batch={class_batch} must be at least 1")
-    if init not in INITS:
-        raise ValueError(f"init {init!r} must be one of {', '.join(INITS)}")
+    class_images.check_settings(ipc=ipc, batch_size=batch_size, class_batch=class_batch, init=init)
     matching = _Matching(net, ipc, batch_size, augment.strategy(augmentation), class_batch)
     return Distiller(
         name="dm",
-        init=lambda key, dataset: (_init_images(key, dataset, net, ipc, init), ()),
+        init=lambda key, dataset: (class_images.initial(key, dataset, net, ipc=ipc, init=init), ()),
         sample=matching.sample,
         loss=matching.loss,
         refresh=lambda key, synthetic, aux, step, frozen: aux,
-        decode=lambda synthetic, aux: SyntheticSet(
-            images=synthetic["images"], labels=jnp.repeat(jnp.arange(net.num_classes, dtype=jnp.int32), ipc)
-        ),
+        decode=lambda synthetic, aux: class_images.as_set(synthetic["images"], net.num_classes),
     )
 
 
@@ -77,17 +71,9 @@ class _Matching:
         del step
         if self.net.has_batch_stats and axis_name is not None:
             raise ValueError(f"dm with batch-norm network {self.net.name} runs on one device; use its instance norm")
-        start, share = parallel.own_share(self.batch_size, axis_name)
-
-        def draw(class_key: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-            indices, weights = sampling.class_indices(class_key, data, label, self.batch_size)
-            indices = jax.lax.dynamic_slice_in_dim(indices, start, share)
-            return jnp.asarray(data.images)[indices], jax.lax.dynamic_slice_in_dim(weights, start, share)
-
-        classes = self.net.num_classes
-        images, weights = jax.vmap(draw)(jax.random.split(key, classes), jnp.arange(classes))
-        # Pixels stay uint8 until their class is embedded: a quarter of the memory.
-        return {"images": images, "weights": weights, "mean": data.mean, "std": data.std}
+        return class_images.draw(
+            key, data, num_classes=self.net.num_classes, batch_size=self.batch_size, axis_name=axis_name
+        )
 
     def loss(
         self, key: jax.Array, synthetic: dict, aux: Any, batch: dict, frozen: Any, *, axis_name: str | None = None
@@ -134,14 +120,3 @@ def _distance(real: jax.Array, weights: jax.Array, synthetic: jax.Array, axis_na
     total, count = parallel.psum_if(((real * weights[:, None]).sum(axis=0), weights.sum()), axis_name)
     target = jax.lax.stop_gradient(total / count)
     return jnp.sum((target - synthetic.mean(axis=0)) ** 2)
-
-
-def _init_images(key: jax.Array, dataset: Dataset, net: zoo.Architecture, ipc: int, init: str) -> dict[str, jax.Array]:
-    if dataset.image_shape != net.image_shape or dataset.num_classes != net.num_classes:
-        raise ValueError(
-            f"{net.name} takes {net.image_shape} images of {net.num_classes} classes, but {dataset.name} has "
-            f"{dataset.image_shape} and {dataset.num_classes}; create the network for this data set"
-        )
-    if init == "noise":
-        return {"images": jax.random.normal(key, (ipc * net.num_classes, *net.image_shape))}
-    return {"images": sampling.random_per_class(key, dataset.arrays, ipc)[0]}

@@ -28,8 +28,9 @@ def fit(
     mean: jax.Array | None = None,
     std: jax.Array | None = None,
     learning_rate: jax.Array | None = None,
+    variables: Any | None = None,
 ) -> Any:
-    """Trains a freshly initialised network and returns its variables.
+    """Trains a network, freshly initialised unless ``variables`` are given, and returns its variables.
 
     Args:
       key: initialisation, order of the images and augmentation parameters of this network.
@@ -39,6 +40,7 @@ def fit(
         keys all networks use the same token at the same step, and only that one is computed.
       mean, std: [C], for uint8 images.
       learning_rate: [] the step size learned with a set; None takes the recipe's. The schedule stays the recipe's.
+      variables: ``params`` (+ ``batch_stats``) to go on from; the optimiser starts anew.
 
     Returns:
       ``params`` (+ ``batch_stats``) after the last epoch.
@@ -46,11 +48,11 @@ def fit(
     images, labels = jnp.asarray(images), jnp.asarray(labels)  # NumPy arrays cannot be indexed in a scan
     batch_size = min(recipe.batch_size, images.shape[0])
     steps = -(-images.shape[0] // batch_size)
-    strategy = augment.strategy(recipe.augmentation)
+    augmented = augment.training_augmentation(recipe.augmentation)
     tx, rate = recipes.direction(recipe), recipes.learning_rate(recipe, steps)
     scale = 1.0 if learning_rate is None else learning_rate / recipe.learning_rate
     restart = recipes.restart_step(recipe, steps)
-    variables = net.init(jax.random.fold_in(key, 0))
+    variables = net.init(jax.random.fold_in(key, 0)) if variables is None else variables
     run_key = jax.random.fold_in(key, 1)
 
     def train_step(carry: tuple, item: tuple) -> tuple[tuple, None]:
@@ -59,13 +61,7 @@ def fit(
         batch = images[indices]
         if images.dtype == jnp.uint8:
             batch = sampling.standardise(batch, mean, std)
-        batch = augment.augment(
-            jax.random.fold_in(run_key, step),
-            batch,
-            strategy,
-            siamese=False,
-            op_key=jax.random.fold_in(shared_key, step),
-        )
+        batch = augmented(jax.random.fold_in(run_key, step), jax.random.fold_in(shared_key, step), batch)
         gradient, batch_stats = jax.grad(_loss, has_aux=True)(
             variables["params"], net, variables, batch, labels[indices], weights
         )

@@ -31,7 +31,8 @@ class Recipe:
       weight_decay: on all parameters.
       schedule: "step" (x 0.1 from epoch ``drop_epoch`` on, momentum restarted there) or "cosine" (to 0).
       drop_epoch: first epoch (from 0) of the lower rate.
-      augmentation: DSA tokens joined by "_"; one token per batch, individual parameters per image.
+      augmentation: DSA tokens joined by "_" (one token per batch, individual parameters per image), "none", or "dc_"
+        and DC's own tokens (one per image): see ``augment.training_augmentation``.
     """
 
     epochs: int
@@ -55,7 +56,7 @@ class Recipe:
                 f"epochs={self.epochs} and batch_size={self.batch_size} must be at least 1 and "
                 f"learning_rate={self.learning_rate} above 0"
             )
-        augment.strategy(self.augmentation)
+        augment.training_augmentation(self.augmentation)
 
 
 def dc_evaluation(epochs: int, *, augmentation: str = "none", learning_rate: float = 0.01) -> Recipe:
@@ -63,7 +64,8 @@ def dc_evaluation(epochs: int, *, augmentation: str = "none", learning_rate: flo
 
     The published loop runs ``epochs`` + 1 passes and multiplies the rate by 0.1 once, after pass number
     ``epochs // 2 + 1`` (counted from 0), where the optimiser is made anew, so its momentum restarts. 300 epochs
-    without augmentation, 1000 with DSA. The accuracy that counts is that of the last pass.
+    without augmentation, 1000 with DSA and where DC augments (MNIST "dc_crop_scale_rotate", ConvNet with batch norm
+    "dc_crop_noise"). The accuracy that counts is that of the last pass.
     """
     return Recipe(
         epochs=epochs + 1,

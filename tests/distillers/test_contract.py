@@ -18,9 +18,14 @@ def base(spec="convnet:width=4,depth=1", **settings):
     return distillers.dm(net, **{"ipc": 2, "batch_size": 8, "augmentation": SMALL_VIEWS} | settings)
 
 
-def wrapped(auxiliaries, **settings):
+def matching(method, spec="convnet:width=4,depth=1", **settings):
+    net = zoo.parse(spec, num_classes=3, image_shape=(8, 8, 1))
+    return method(net, **{"ipc": 2, "batch_size": 8, "outer": 2, "inner": 2} | settings)
+
+
+def wrapped(auxiliaries, method=None, **settings):
     config = invariant.InvariantConfig(**{"views": SMALL_VIEWS, "calibration_steps": 2, "kl": 1.0} | settings)
-    return distillers.metadd(base(), auxiliaries, reference=auxiliaries[0], config=config)
+    return distillers.metadd(method or base(), auxiliaries, reference=auxiliaries[0], config=config)
 
 
 def with_vit(auxiliaries, dataset):
@@ -37,6 +42,10 @@ MEMBERS = {
     "metadd calibrated": lambda a, d: wrapped(a, weighting="calibrated"),
     "metadd per step": lambda a, d: wrapped(a, weighting="per_step", kl=0.0, ai=0.0),
     "metadd raw, attention, subset": with_vit,
+    "dc": lambda a, d: matching(distillers.dc, class_batch=2),
+    "dc, running statistics": lambda a, d: matching(distillers.dc, "convnet_bn:width=4,depth=1"),
+    "dsa": lambda a, d: matching(distillers.dsa, augmentation=SMALL_VIEWS),
+    "metadd over dsa": lambda a, d: wrapped(a, matching(distillers.dsa, augmentation=SMALL_VIEWS), kl=0.0),
 }
 
 compiled = []

@@ -76,6 +76,14 @@ def test_the_dc_protocol_on_one_batch(published):
         assert not close(params, by_hand(every, recipe, restart=drop), 1e-4)
 
 
+def test_a_network_that_is_given_goes_on_from_where_it_is():
+    recipe = recipes.Recipe(epochs=2, learning_rate=0.5, momentum=0.0)
+    key = jax.random.key(0)
+    once = training.fit(key, Linear(), IMAGES, LABELS, recipe, shared_key=key)
+    twice = training.fit(key, Linear(), IMAGES, LABELS, recipe, shared_key=key, variables=once)["params"]
+    assert close(twice, by_hand([np.arange(5)] * 4, recipe))
+
+
 def test_the_last_batch_is_ragged_and_every_image_is_seen_once():
     """Whatever the order of 5 images in batches of 2, 2 and 1: some order gives exactly this result."""
     recipe = recipes.Recipe(epochs=1, batch_size=2, learning_rate=0.5, weight_decay=0.02)

@@ -1,0 +1,78 @@
+"""What the methods that train pixels class by class share: their start, their labels, the real images of each class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metadd_jax import parallel, zoo
+from metadd_jax.data import sampling
+from metadd_jax.structs import Dataset, ImageArrays, SyntheticSet
+
+INITS = ("real", "noise")
+
+
+def check_settings(*, ipc: int, batch_size: int, class_batch: int, init: str) -> None:
+    """Refuses settings that no data could serve.
+
+    Raises:
+      ValueError: naming the setting and what it may be.
+    """
+    if ipc < 1 or batch_size < 1 or class_batch < 1:
+        raise ValueError(f"ipc={ipc}, batch_size={batch_size} and class_batch={class_batch} must be at least 1")
+    if init not in INITS:
+        raise ValueError(f"init {init!r} must be one of {', '.join(INITS)}")
+
+
+def initial(key: jax.Array, dataset: Dataset, net: zoo.Architecture, *, ipc: int, init: str) -> dict[str, jax.Array]:
+    """The trained parameterisation before the first update: ``images`` [K * ipc, H, W, C] float32, class-major.
+
+    Args:
+      key: typed PRNG key.
+      dataset: the real data.
+      net: the backbone, which must take the images of ``dataset``.
+      ipc: images per class.
+      init: "real" (distinct random real images, standardised) or "noise" (standard normal).
+
+    Raises:
+      ValueError: if ``net`` was made for other data, or (init "real") a class has fewer than ``ipc`` images.
+    """
+    if dataset.image_shape != net.image_shape or dataset.num_classes != net.num_classes:
+        raise ValueError(
+            f"{net.name} takes {net.image_shape} images of {net.num_classes} classes, but {dataset.name} has "
+            f"{dataset.image_shape} and {dataset.num_classes}; create the network for this data set"
+        )
+    if init == "noise":
+        return {"images": jax.random.normal(key, (ipc * net.num_classes, *net.image_shape))}
+    return {"images": sampling.random_per_class(key, dataset.arrays, ipc)[0]}
+
+
+def as_set(images: jax.Array, num_classes: int) -> SyntheticSet:
+    """The set of ``images`` [K * ipc, H, W, C] with the labels that their order implies."""
+    ipc = images.shape[0] // num_classes
+    return SyntheticSet(images=images, labels=jnp.repeat(jnp.arange(num_classes, dtype=jnp.int32), ipc))
+
+
+def draw(
+    key: jax.Array, data: ImageArrays, *, num_classes: int, batch_size: int, axis_name: str | None = None
+) -> dict[str, Any]:
+    """Draws distinct real images of every class; with an axis name, this device's share of the very same draw.
+
+    Returns:
+      ``images`` [K, b, H, W, C] as stored (pixels stay uint8 until their class is used: a quarter of the memory),
+      ``weights`` [K, b] float32, 1 for an image and 0 for padding, and the ``mean`` and ``std`` to standardise by.
+
+    Raises:
+      ValueError: if the devices cannot share ``batch_size`` evenly.
+    """
+    start, share = parallel.own_share(batch_size, axis_name)
+
+    def draw_one(class_key: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+        indices, weights = sampling.class_indices(class_key, data, label, batch_size)
+        indices = jax.lax.dynamic_slice_in_dim(indices, start, share)
+        return jnp.asarray(data.images)[indices], jax.lax.dynamic_slice_in_dim(weights, start, share)
+
+    images, weights = jax.vmap(draw_one)(jax.random.split(key, num_classes), jnp.arange(num_classes))
+    return {"images": images, "weights": weights, "mean": data.mean, "std": data.std}

@@ -1,0 +1,49 @@
+"""How far two gradients of one network are from each other (Zhao, Mopuri and Bilen, ICLR 2021)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+DISTANCES = ("ours", "mse", "cos")
+_TINY = 1e-6
+
+
+def gradient_distance(real: Any, synthetic: Any, *, kind: str = "ours") -> jax.Array:
+    """How far two gradients of the same network are from each other.
+
+    Args:
+      real: gradient with respect to ``params``, a pytree.
+      synthetic: another of the same structure.
+      kind: "ours" (the DC paper's): 1 - cosine of each output unit's weights, summed over units and tensors. A unit
+        is an index of the last axis: an output channel of a convolution [k, k, C, O], an output of a Linear layer
+        [D, O], a channel of a layer norm [H, W, C]. Tensors of one axis (biases, scales) contribute nothing.
+        "mse": squared distance of the two as flat vectors; "cos": 1 - cosine of them; both with biases and scales.
+
+    Returns:
+      [] at least 0; "ours" at most twice the number of units, "cos" at most 2. A cosine with a zero vector is 0.
+
+    Raises:
+      ValueError: if ``kind`` is unknown.
+    """
+    if kind not in DISTANCES:
+        raise ValueError(f"distance {kind!r} must be one of {', '.join(DISTANCES)}")
+    pairs = list(zip(jax.tree.leaves(real), jax.tree.leaves(synthetic), strict=True))
+    if kind == "ours":
+        units = [tuple(x.reshape(-1, x.shape[-1]) for x in pair) for pair in pairs if pair[0].ndim > 1]
+        return sum((_one_minus_cosine(a, b).sum() for a, b in units), start=jnp.zeros(()))
+    a, b = (jnp.concatenate([x.ravel() for x in side]) for side in zip(*pairs, strict=True))
+    return jnp.sum((a - b) ** 2) if kind == "mse" else _one_minus_cosine(a, b)
+
+
+def _one_minus_cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Down the first axis."""
+    return 1 - (a * b).sum(axis=0) / (_norm(a) * _norm(b) + _TINY)
+
+
+def _norm(a: jax.Array) -> jax.Array:
+    # A unit that no image excites has the gradient zero, and the root's slope there would be infinite.
+    squares = (a * a).sum(axis=0)
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
