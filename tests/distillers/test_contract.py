@@ -18,9 +18,9 @@ def base(spec="convnet:width=4,depth=1", **settings):
     return distillers.dm(net, **{"ipc": 2, "batch_size": 8, "augmentation": SMALL_VIEWS} | settings)
 
 
-def wrapped(auxiliaries, **settings):
+def wrapped(auxiliaries, over=None, **settings):
     config = invariant.InvariantConfig(**{"views": SMALL_VIEWS, "calibration_steps": 2, "kl": 1.0} | settings)
-    return distillers.metadd(base(), auxiliaries, reference=auxiliaries[0], config=config)
+    return distillers.metadd(over or base(), auxiliaries, reference=auxiliaries[0], config=config)
 
 
 def with_vit(auxiliaries, dataset):
@@ -30,6 +30,17 @@ def with_vit(auxiliaries, dataset):
     return wrapped([auxiliaries[0], extra], weighting="raw", subset=3, kl=0.0, cam=cam)
 
 
+def trajectories(method, **settings):
+    net = zoo.parse("mlp:width=8", num_classes=3, image_shape=(8, 8, 1))
+    walk = np.cumsum(np.random.default_rng(0).normal(0, 0.1, (3, 4, net.num_params())), axis=1)
+    return method(
+        net, walk.astype(np.float32), ipc=2, syn_steps=3, expert_epochs=2, max_start_epoch=2, batch_syn=4,
+        augmentation=SMALL_VIEWS, **settings,
+    )  # fmt: skip
+
+
+TRAJECTORY_TX = distillers.trajectory_optimiser(1.0, 1e-5, lr_teacher=0.01)
+
 MEMBERS = {
     "dm": lambda auxiliaries, dataset: base(),
     "dm two classes at once, from noise": lambda a, d: base(class_batch=2, init="noise", augmentation="none"),
@@ -37,6 +48,12 @@ MEMBERS = {
     "metadd calibrated": lambda a, d: wrapped(a, weighting="calibrated"),
     "metadd per step": lambda a, d: wrapped(a, weighting="per_step", kl=0.0, ai=0.0),
     "metadd raw, attention, subset": with_vit,
+    "mtt": lambda a, d: (trajectories(distillers.mtt), TRAJECTORY_TX),
+    "tesla, soft labels, raw rate": lambda a, d: (
+        trajectories(distillers.tesla, soft_labels=True, raw_lr=True),
+        TRAJECTORY_TX,
+    ),
+    "metadd over mtt": lambda a, d: (wrapped(a, over=trajectories(distillers.mtt)), TRAJECTORY_TX),
 }
 
 compiled = []

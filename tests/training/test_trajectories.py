@@ -108,7 +108,7 @@ def test_they_are_mapped_and_put_on_the_device_in_part(experts):
     np.testing.assert_array_equal(some, np.stack([experts.read(i, 4)[:2] for i in range(3)]))
     assert isinstance(some, jax.Array)
     assert training.device_experts(experts).shape == (EXPERTS, EPOCHS + 1, NET.num_params())
-    with pytest.raises(ValueError, match="experts=6 and snapshots=0, but .* holds 5 experts of 4 snapshots"):
+    with pytest.raises(ValueError, match=r"experts=6 and snapshots=0, but .* holds 5 experts of 4 snapshots"):
         training.device_experts(experts, experts=6)
 
 
