@@ -271,6 +271,17 @@ def test_metadd_leaves_the_step_size_alone(tiny, auxiliaries):
     assert not np.allclose(after[1].images, after[0].images, atol=1e-5)
 
 
+def test_metadd_weighs_its_terms_by_the_images_gradient_alone(tiny, auxiliaries):
+    """The step size has another gradient in its raw form and the images the same: so the weights are the same."""
+    config = invariant.InvariantConfig(views="none", calibration_steps=2, pos=0.0, var=0.0)
+    raw, log = (
+        distillers.metadd(make(raw_lr=raw_lr), auxiliaries[:1], config=config).init(jax.random.key(0), tiny)[1]
+        for raw_lr in (True, False)
+    )
+    np.testing.assert_allclose(raw["weights"]["ai"], log["weights"]["ai"], rtol=1e-4)
+    assert raw["weights"]["ai"] > 0
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
