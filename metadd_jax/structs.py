@@ -39,7 +39,7 @@ class ImageArrays:
     """Real images of one split, sorted by class, ready to be drawn from on the device.
 
     Attributes:
-      images: [N, H, W, C] uint8 in [0, 255], class-major.
+      images: [N, H, W, C] uint8 in [0, 255], or float32 already in the set's value space (whitened); class-major.
       labels: [N] int32 in [0, K), non-decreasing.
       offsets: [K] int32, index of the first image of each class.
       counts: [K] int32, number of images of each class; classes may differ in size.
@@ -57,6 +57,20 @@ class ImageArrays:
     max_count: int = struct.field(pytree_node=False)
 
 
+class Whitening(NamedTuple):
+    """A ZCA transform of flattened images in [0, 1]: ``whitened = (x - mean) @ matrix`` (see ``data.whitening``).
+
+    Attributes:
+      mean: [D] float32, D = H * W * C.
+      matrix: [D, D] float32, symmetric.
+      inverse: [D, D] float32, symmetric: ``x = whitened @ inverse + mean``.
+    """
+
+    mean: np.ndarray
+    matrix: np.ndarray
+    inverse: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """A real image-classification data set.
@@ -68,6 +82,7 @@ class Dataset:
       validation: images carved from the training split by seed, or None.
       class_names: K names in label order.
       fingerprint: SHA-256 (hex) of the images, labels and constants of all splits.
+      whitening: how the images were whitened, or None. Whitened images are float32, their constants mean 0 and std 1.
     """
 
     name: str
@@ -76,6 +91,7 @@ class Dataset:
     validation: ImageArrays | None
     class_names: tuple[str, ...]
     fingerprint: str
+    whitening: Whitening | None = None
 
     @property
     def num_classes(self) -> int:

@@ -13,6 +13,7 @@ from metadd_jax.data.sampling import (
     unstandardise,
 )
 from metadd_jax.data.sources import load
+from metadd_jax.data.whitening import fit_whitening, unwhiten_images, whiten, whiten_images
 
 __all__ = [
     "CLASS_NAMES",
@@ -24,6 +25,7 @@ __all__ = [
     "channel_statistics",
     "class_indices",
     "draw_class",
+    "fit_whitening",
     "from_arrays",
     "gather",
     "load",
@@ -33,4 +35,7 @@ __all__ = [
     "stream_pool",
     "to_device",
     "unstandardise",
+    "unwhiten_images",
+    "whiten",
+    "whiten_images",
 ]

@@ -14,6 +14,7 @@ import numpy as np
 from metadd_jax.data import catalog, folders, prepared
 from metadd_jax.data.arrays import check_labels, from_arrays, stratified_split, to_device
 from metadd_jax.data.cache import RawSet, cached
+from metadd_jax.data.whitening import whiten
 from metadd_jax.structs import Dataset
 
 # Fixed, so that everybody has the same test split: no option reaches them.
@@ -30,6 +31,7 @@ def load(
     train_per_class: int = 0,
     validation_fraction: float = 0.0,
     seed: int = 0,
+    zca: bool = False,
     progress: bool = True,
     on_device: bool = True,
 ) -> Dataset:
@@ -55,6 +57,7 @@ def load(
       train_per_class: most training images of a class to use; 0 uses all (see ``from_arrays``).
       validation_fraction: share of each training class to set aside, in [0, 1) (see ``from_arrays``).
       seed: which images are set aside; the test split does not depend on it.
+      zca: whiten the images by ZCA with MTT's settings (see ``whitening.whiten``), fitted anew at every call.
       progress: whether to show a bar while images are decoded.
       on_device: put all splits on the default device, once; False leaves NumPy arrays on the host, for sets larger
         than the device (see ``sampling.stream_pool``).
@@ -77,6 +80,8 @@ def load(
         validation_fraction=validation_fraction,
         seed=seed,
     )
+    if zca:
+        dataset = whiten(dataset)
     if not on_device:
         return dataset
     splits = {split: getattr(dataset, split) for split in ("arrays", "test", "validation")}

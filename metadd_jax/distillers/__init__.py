@@ -6,6 +6,7 @@ from metadd_jax.distillers.distribution_matching import dm
 from metadd_jax.distillers.gradient_matching import dc, dsa
 from metadd_jax.distillers.meta import freeze, metadd
 from metadd_jax.distillers.run import NotFiniteError, RunConfig, compile_chunks, distil
+from metadd_jax.distillers.trajectory_matching import mtt, tesla, trajectory_optimiser
 
 __all__ = [
     "Distiller",
@@ -21,4 +22,7 @@ __all__ = [
     "init_state",
     "make_update",
     "metadd",
+    "mtt",
+    "tesla",
+    "trajectory_optimiser",
 ]

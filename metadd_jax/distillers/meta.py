@@ -149,8 +149,7 @@ class _Added:
             gradients = self.gradients(loss_key, synthetic, aux, batch, frozen, None)
             return (jax.tree.map(jnp.add, total, gradients), aux), None
 
-        size = sum(leaf.size for leaf in jax.tree.leaves(synthetic))
-        zeros = {name: jnp.zeros(size) for name in ("base", *self.config.strengths)}
+        zeros = {name: jnp.zeros_like(_flat(synthetic)) for name in ("base", *self.config.strengths)}
         return jax.lax.scan(body, (zeros, base_aux), jnp.arange(self.config.calibration_steps))[0][0]
 
 
@@ -185,4 +184,5 @@ def _effect(vectors: dict[str, jax.Array], weights: dict[str, jax.Array], steps:
 
 
 def _flat(tree: Any) -> jax.Array:
-    return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+    # Without scalars: a learned step size is no part of the images, and its gradient dwarfs theirs (MTT: 25 times).
+    return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree) if leaf.ndim])

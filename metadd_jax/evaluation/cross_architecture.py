@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,24 +70,42 @@ def train_and_test(
       at_once: networks that train together; less needs less memory.
     """
     images = jnp.stack([jnp.asarray(s.images) for s in sets])
-    labels = jnp.stack([jnp.asarray(s.labels if s.soft_labels is None else s.soft_labels) for s in sets])
+    labels = _labels(sets, net.num_classes)
+    rates = _learning_rates(sets, recipe)
 
-    def one(seed: jax.Array, index: jax.Array, images: jax.Array, labels: jax.Array, arrays: ImageArrays) -> jax.Array:
+    def one(seed: jax.Array, index: jax.Array, images: Any, labels: Any, rates: Any, arrays: ImageArrays) -> jax.Array:
         own = jax.random.fold_in(key, seed)
-        variables = fit(own, net, images[index], labels[index], recipe, shared_key=key)
+        rate = None if rates is None else rates[index]
+        variables = fit(own, net, images[index], labels[index], recipe, shared_key=key, learning_rate=rate)
         right, total = count_correct(net, variables, arrays)
         return right / total
 
-    batched = parallel.jit(jax.vmap(one, in_axes=(0, 0, None, None, None)))
+    batched = parallel.jit(jax.vmap(one, in_axes=(0, 0, None, None, None, None)))
     jobs = np.stack(np.meshgrid(np.arange(len(sets)), np.arange(seeds), indexing="ij"), axis=-1).reshape(-1, 2)
     size = -(-len(jobs) // -(-len(jobs) // at_once))  # even groups, so that all have one compiled shape
     results = []
     for start in range(0, len(jobs), size):
         group = jobs[start : start + size]
         padded = np.concatenate([group, np.repeat(group[-1:], size - len(group), axis=0)])
-        values = batched(jnp.asarray(padded[:, 1]), jnp.asarray(padded[:, 0]), images, labels, arrays)
+        values = batched(jnp.asarray(padded[:, 1]), jnp.asarray(padded[:, 0]), images, labels, rates, arrays)
         results.append(np.asarray(values)[: len(group)])
     return np.concatenate(results).reshape(len(sets), seeds)
+
+
+def _labels(sets: Sequence[SyntheticSet], num_classes: int) -> jax.Array:
+    """[S, N] int32, or [S, N, K] probabilities as soon as one set has soft labels."""
+    if all(s.soft_labels is None for s in sets):
+        return jnp.stack([jnp.asarray(s.labels) for s in sets])
+    soft = [jax.nn.one_hot(s.labels, num_classes) if s.soft_labels is None else s.soft_labels for s in sets]
+    return jnp.stack([jnp.asarray(labels) for labels in soft])
+
+
+def _learning_rates(sets: Sequence[SyntheticSet], recipe: recipes.Recipe) -> jax.Array | None:
+    """[len(sets)] step sizes: the learned one of a set that has it, else the recipe's; None if all are the recipe's."""
+    learned = [s.learning_rate for s in sets]
+    if recipe.optimiser != "sgd" or all(rate is None for rate in learned):
+        return None
+    return jnp.asarray([recipe.learning_rate if rate is None else rate for rate in learned], jnp.float32)
 
 
 def cross_architecture(
@@ -106,7 +125,8 @@ def cross_architecture(
     Args:
       synthetic: a set, or a sequence of sets of the same shape that are evaluated together.
       networks: architectures, each trained from scratch ``seeds`` times.
-      recipe: default: the DC family's protocol at 300 epochs without augmentation.
+      recipe: default: the DC family's protocol at 300 epochs without augmentation. A set with a learned step size (MTT,
+        TESLA) trains with it in place of an SGD recipe's, as published; AdamW keeps its own.
       split: "test", or "validation" for choosing settings.
       on_network: called with each architecture's label when it is done.
 

@@ -3,6 +3,8 @@
 ``numpy.load(file, allow_pickle=False)`` gives ``images`` [N, H, W, C] float32 in the value space that the
 JSON names (standardised: (x / 255 - mean) / std), ``labels`` [N] int64, ``mean`` and ``std`` [C] float32 and,
 where the set has them, ``soft_labels`` [N, K] float32 (probabilities) and ``learning_rate`` [] float32.
+A whitened set (value space "zca") also holds ``zca_mean`` [D] and ``zca_inverse`` [D, D] float32, D = H * W * C:
+its pixels in [0, 1] are ``images.reshape(N, D) @ zca_inverse + zca_mean``.
 """
 
 from __future__ import annotations
@@ -27,8 +29,11 @@ _DTYPES = {
     "std": np.float32,
     "soft_labels": np.float32,
     "learning_rate": np.float32,
+    "zca_mean": np.float32,
+    "zca_inverse": np.float32,
 }
 _ALWAYS = ("images", "labels", "mean", "std")
+_WHITENING = ("zca_mean", "zca_inverse")  # too large for the JSON
 
 
 def export_npz(
@@ -44,7 +49,8 @@ def export_npz(
       file: the ``.npz`` to write; ``<stem>.json`` goes beside it.
       synthetic: the set.
       metadata: written to the JSON as it is, with the layout, versions and the SHA-256 of the arrays added.
-        ``mean``, ``std``, ``class_names`` and ``value_space`` are required; the method, seed and ipc usual.
+        ``mean``, ``std``, ``class_names`` and ``value_space`` are required (see ``pixels.value_space``); the method,
+        seed and ipc usual. ``zca_mean`` and ``zca_inverse`` of a whitened set go into the npz instead.
       overwrite: replace existing files.
 
     Raises:
@@ -63,7 +69,8 @@ def export_npz(
         "sha256": _hash(arrays),
     }
     # The JSON first: an npz under its name is then never without the facts needed to read it.
-    files.write_json(file.with_suffix(".json"), metadata | added)
+    facts = {name: value for name, value in metadata.items() if name not in _WHITENING}
+    files.write_json(file.with_suffix(".json"), facts | added)
     with files.atomic_path(file) as temporary:
         np.savez(temporary, **arrays)
 
@@ -72,7 +79,7 @@ def load_npz(file: str | os.PathLike) -> tuple[structs.SyntheticSet, dict[str, A
     """Reads what ``export_npz`` wrote and proves it whole.
 
     Returns:
-      The set and the content of its JSON file.
+      The set and its metadata: the content of the JSON file, and for a whitened set ``zca_mean`` and ``zca_inverse``.
 
     Raises:
       ValueError: if a file is missing, truncated, foreign or changed, or if the set is unfit; files stay as
@@ -94,12 +101,13 @@ def load_npz(file: str | os.PathLike) -> tuple[structs.SyntheticSet, dict[str, A
         soft_labels=jnp.asarray(arrays["soft_labels"]) if "soft_labels" in arrays else None,
         learning_rate=jnp.asarray(arrays["learning_rate"]) if "learning_rate" in arrays else None,
     )
+    metadata |= {name: arrays[name] for name in _WHITENING if name in arrays}
     checks.check_set(file, synthetic, metadata)
     return synthetic, metadata
 
 
 def _to_arrays(synthetic: structs.SyntheticSet, metadata: dict[str, Any]) -> dict[str, np.ndarray]:
-    values = vars(synthetic) | {name: metadata[name] for name in ("mean", "std")}
+    values = vars(synthetic) | {name: metadata.get(name) for name in ("mean", "std", *_WHITENING)}
     return {name: np.asarray(values[name]).astype(dtype) for name, dtype in _DTYPES.items() if values[name] is not None}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 from typing import Any
@@ -19,7 +20,8 @@ def check_set(source: Any, synthetic: structs.SyntheticSet, metadata: dict[str, 
     Args:
       source: what the error names: the file, or "the set".
       synthetic: the set.
-      metadata: must hold ``mean`` and ``std`` ([C]), ``class_names`` (K names) and ``value_space``.
+      metadata: must hold ``mean`` and ``std`` ([C]), ``class_names`` (K names) and ``value_space``; with "zca" also
+        ``zca_mean`` and ``zca_inverse`` (see ``check_whitening``).
 
     Raises:
       ValueError: naming what is missing, misshapen, out of range or not finite.
@@ -30,6 +32,8 @@ def check_set(source: Any, synthetic: structs.SyntheticSet, metadata: dict[str, 
     images, labels = np.asarray(synthetic.images), np.asarray(synthetic.labels)
     classes = len(metadata["class_names"])
     _check_shapes(source, images, labels, metadata)
+    if metadata["value_space"] == "zca":
+        check_whitening(source, images.shape, metadata)
     if not np.isin(labels, np.arange(classes)).all():
         raise ValueError(
             f"{source} has labels {labels.min()} to {labels.max()} but {classes} class names; "
@@ -43,6 +47,28 @@ def check_set(source: Any, synthetic: structs.SyntheticSet, metadata: dict[str, 
         _check_finite(source, "soft labels", soft)
     if synthetic.learning_rate is not None:
         _check_finite(source, "learning rates", np.asarray(synthetic.learning_rate))
+
+
+def check_whitening(source: Any, shape: tuple[int, ...], metadata: dict[str, Any]) -> None:
+    """Checks that a whitened set comes with what undoes the whitening.
+
+    Args:
+      source: what the error names.
+      shape: of the images, [N, H, W, C].
+      metadata: must hold ``zca_mean`` [D] and ``zca_inverse`` [D, D], D = H * W * C.
+
+    Raises:
+      ValueError: if they are missing, of another size or not finite: nothing can be guessed from whitened images.
+    """
+    size = math.prod(shape[1:])
+    for name, wanted in {"zca_mean": (size,), "zca_inverse": (size, size)}.items():
+        if name not in metadata:
+            raise ValueError(f"{source} is whitened but {name} is missing; add it from the data set's whitening")
+        if np.shape(metadata[name]) != wanted:
+            raise ValueError(
+                f"{source} has images {shape} and {name} {np.shape(metadata[name])}; {name} must be {wanted}"
+            )
+        _check_finite(source, f"numbers of {name}", np.asarray(metadata[name]))
 
 
 def refuse_existing(*paths: pathlib.Path, overwrite: bool) -> None:

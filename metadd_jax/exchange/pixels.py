@@ -8,12 +8,50 @@ import re
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from metadd_jax import files, structs
+from metadd_jax.data import whitening
 from metadd_jax.exchange import checks
 from metadd_jax.storage import folder
 
 HALF_STEP = 0.5 / 255  # Half of one of the 256 grey levels.
+
+
+def to_pixels(images: ArrayLike, metadata: dict[str, Any]) -> np.ndarray:
+    """Brings images of a set out of its value space.
+
+    Args:
+      images: [N, H, W, C] float.
+      metadata: of the set; ``value_space`` "standardised" with ``mean`` and ``std`` ([C]), or "zca" with ``zca_mean``
+        [D] and ``zca_inverse`` [D, D], D = H * W * C.
+
+    Returns:
+      [N, H, W, C] float32 pixels, in [0, 1] but for what distillation pushed beyond; not clipped.
+
+    Raises:
+      ValueError: for another value space, or if what undoes it is missing or of another size.
+    """
+    space = metadata.get("value_space")
+    if space == "standardised":
+        return np.asarray(images, np.float32) * np.asarray(metadata["std"]) + np.asarray(metadata["mean"])
+    if space != "zca":
+        raise ValueError(f"value space {space!r} has no pixels; give a standardised or a zca set")
+    checks.check_whitening("the set", np.shape(images), metadata)
+    return whitening.unwhiten_images(images, metadata["zca_mean"], metadata["zca_inverse"])
+
+
+def value_space(dataset: structs.Dataset) -> dict[str, Any]:
+    """The part of a set's metadata that says how to undo the value space of ``dataset`` (see ``to_pixels``)."""
+    facts = {name: np.asarray(getattr(dataset.arrays, name)).tolist() for name in ("mean", "std")}
+    if dataset.whitening is None:
+        return {"value_space": "standardised", **facts}
+    return {
+        "value_space": "zca",
+        **facts,
+        "zca_mean": dataset.whitening.mean,
+        "zca_inverse": dataset.whitening.inverse,
+    }
 
 
 def export_png_folder(
@@ -31,8 +69,8 @@ def export_png_folder(
     Args:
       directory: the folder to make; an empty one may exist. Loaders sort folder names as strings, hence the
         zero padding.
-      synthetic: the set, 1 or 3 channels, standardised.
-      metadata: see ``checks.check_set``; ``value_space`` must be "standardised".
+      synthetic: the set, 1 or 3 channels.
+      metadata: see ``checks.check_set``; it must say how to undo the value space (see ``to_pixels``).
       overwrite: replace a folder that is not empty.
 
     Returns:
@@ -46,11 +84,9 @@ def export_png_folder(
     directory = pathlib.Path(directory).expanduser().absolute()
     empty = directory.is_dir() and not any(directory.iterdir())
     checks.check_set("the set", synthetic, metadata)
-    if metadata["value_space"] != "standardised":
-        raise ValueError(f"value space {metadata['value_space']!r} has no pixels; export a standardised set")
     if synthetic.images.shape[-1] not in (1, 3):
         raise ValueError(f"PNG files hold 1 or 3 channels, the set has {synthetic.images.shape[-1]}; export an npz")
-    unit = np.asarray(synthetic.images) * np.asarray(metadata["std"]) + np.asarray(metadata["mean"])
+    unit = to_pixels(synthetic.images, metadata)
     pixels = np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
     names = [_folder_name(label, name) for label, name in enumerate(metadata["class_names"])]
     with folder.whole_folder(directory, overwrite=overwrite or empty) as partial:

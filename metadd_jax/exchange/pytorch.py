@@ -33,7 +33,9 @@ def export_torch(
     Args:
       file: the ``.pt`` to write.
       synthetic: the set; ``soft_labels`` and ``learning_rate`` are added under these names where present.
-      metadata: see ``checks.check_set``; ``mean``, ``std`` and ``class_names`` are written too.
+      metadata: see ``checks.check_set``; ``mean``, ``std`` and ``class_names`` are written too. A whitened set brings
+        ``zca_mean`` [D] and ``zca_inverse`` [D, D], D in the order of a flattened [C, H, W] image: its pixels in [0, 1]
+        are ``images.flatten(1) @ zca_inverse + zca_mean``.
       overwrite: replace an existing file.
 
     Raises:
@@ -54,6 +56,10 @@ def export_torch(
     for name in ("soft_labels", "learning_rate"):
         if getattr(synthetic, name) is not None:
             content[name] = torch.tensor(np.asarray(getattr(synthetic, name), np.float32))
+    if metadata["value_space"] == "zca":
+        order = _channels_first_order(synthetic.images.shape[1:])
+        content["zca_mean"] = torch.tensor(np.asarray(metadata["zca_mean"], np.float32)[order])
+        content["zca_inverse"] = torch.tensor(np.asarray(metadata["zca_inverse"], np.float32)[np.ix_(order, order)])
     with files.atomic_path(file) as temporary:
         torch.save(content, temporary)
 
@@ -69,7 +75,9 @@ def load_torch(
 
     Args:
       file: a DC-family file (the last run is taken) or ``images*.pt`` with ``labels*.pt`` beside it.
-      mean, std: [C], the constants the peer standardised with; their files do not say.
+      mean, std: [C], the constants the peer standardised with; their files do not say. Nor do they say that a set is
+        whitened: then update the metadata by ``pixels.value_space`` of the whitened data set. A file of
+        ``export_torch`` says both.
       class_names: K names in label order.
 
     Returns:
@@ -96,6 +104,14 @@ def load_torch(
         "source": str(file),
     }
     synthetic = from_channels_first(file, np.asarray(images), np.asarray(labels))
+    if isinstance(content, dict) and "zca_inverse" in content:
+        order = np.argsort(_channels_first_order(synthetic.images.shape[1:]))
+        zca_mean, zca_inverse = np.asarray(content["zca_mean"]), np.asarray(content["zca_inverse"])
+        metadata |= {
+            "value_space": "zca",
+            "zca_mean": zca_mean[order],
+            "zca_inverse": zca_inverse[np.ix_(order, order)],
+        }
     checks.check_set(file, synthetic, metadata)
     return synthetic, metadata
 
@@ -118,6 +134,11 @@ def from_channels_first(source: Any, images: np.ndarray, labels: np.ndarray) -> 
         labels=jnp.asarray(hard[order]),
         soft_labels=None if soft is None else jnp.asarray(soft[order]),
     )
+
+
+def _channels_first_order(shape: tuple[int, int, int]) -> np.ndarray:
+    """Where each number of a flattened [C, H, W] image stands in the flattened [H, W, C] image of ``shape``."""
+    return np.arange(np.prod(shape)).reshape(shape).transpose(2, 0, 1).ravel()
 
 
 def _read(file: pathlib.Path) -> Any:

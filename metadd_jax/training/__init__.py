@@ -1,16 +1,23 @@
-"""Training networks from scratch: recipes, one fit, pre-training with a cache."""
+"""Training networks from scratch: recipes, one fit, pre-training with a cache, expert trajectories."""
 
+from metadd_jax.training.experts import train_experts
 from metadd_jax.training.fit import count_correct, fit
 from metadd_jax.training.pretrain import Trained, pretrain
-from metadd_jax.training.recipes import Recipe, dc_evaluation, pretraining, short_evaluation
+from metadd_jax.training.recipes import Recipe, dc_evaluation, expert_training, pretraining, short_evaluation
+from metadd_jax.training.trajectories import Trajectories, device_experts, load_experts
 
 __all__ = [
     "Recipe",
     "Trained",
+    "Trajectories",
     "count_correct",
     "dc_evaluation",
+    "device_experts",
+    "expert_training",
     "fit",
+    "load_experts",
     "pretrain",
     "pretraining",
     "short_evaluation",
+    "train_experts",
 ]

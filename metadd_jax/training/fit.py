@@ -5,6 +5,7 @@ Many seeds or many sets train at once by ``jax.vmap`` over ``fit`` (see ``evalua
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ def fit(
     std: jax.Array | None = None,
     learning_rate: jax.Array | None = None,
     variables: Any | None = None,
+    record: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Trains a network, freshly initialised unless ``variables`` are given, and returns its variables.
 
@@ -41,9 +43,11 @@ def fit(
       mean, std: [C], for uint8 images.
       learning_rate: [] the step size learned with a set; None takes the recipe's. The schedule stays the recipe's.
       variables: ``params`` (+ ``batch_stats``) to go on from; the optimiser starts anew.
+      record: what to keep of the variables before the first and after each epoch.
 
     Returns:
-      ``params`` (+ ``batch_stats``) after the last epoch.
+      ``params`` (+ ``batch_stats``) after the last epoch; with ``record`` a pair of them and the records, stacked
+      [epochs + 1, ...].
     """
     images, labels = jnp.asarray(images), jnp.asarray(labels)  # NumPy arrays cannot be indexed in a scan
     batch_size = min(recipe.batch_size, images.shape[0])
@@ -70,15 +74,19 @@ def fit(
         params = jax.tree.map(lambda p, u: p - scale * rate(step) * u, variables["params"], updates)
         return ({**variables, "params": params, **_as_collection(batch_stats)}, opt_state), None
 
-    def epoch(carry: tuple, number: jax.Array) -> tuple[tuple, None]:
+    def epoch(carry: tuple, number: jax.Array) -> tuple[tuple, Any]:
         order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 2), number), images.shape[0])
         padding = steps * batch_size - images.shape[0]
         indices = jnp.concatenate([order, order[:padding]]).reshape(steps, batch_size)
         weights = (jnp.arange(steps * batch_size) < images.shape[0]).astype(jnp.float32).reshape(steps, batch_size)
-        return jax.lax.scan(train_step, carry, (number * steps + jnp.arange(steps), indices, weights))
+        carry, _ = jax.lax.scan(train_step, carry, (number * steps + jnp.arange(steps), indices, weights))
+        return carry, record and record(carry[0])
 
-    (variables, _), _ = jax.lax.scan(epoch, (variables, tx.init(variables["params"])), jnp.arange(recipe.epochs))
-    return variables
+    start = (variables, tx.init(variables["params"]))
+    (trained, _), records = jax.lax.scan(epoch, start, jnp.arange(recipe.epochs))
+    if record is None:
+        return trained
+    return trained, jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), record(variables), records)
 
 
 def _loss(params: Any, net: Any, variables: Any, images: Any, labels: Any, weights: Any) -> tuple[jax.Array, Any]:

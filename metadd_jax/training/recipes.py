@@ -75,6 +75,14 @@ def dc_evaluation(epochs: int, *, augmentation: str = "none", learning_rate: flo
     )
 
 
+def expert_training(epochs: int, *, augmentation: str) -> Recipe:
+    """How MTT and TESLA train experts: plain SGD at 0.01 (no momentum, no decay), batch 256; published: 50 epochs, DSA.
+
+    Cazenavette et al., "Dataset Distillation by Matching Training Trajectories" (CVPR 2022), and its published code.
+    """
+    return Recipe(epochs=epochs, momentum=0.0, weight_decay=0.0, augmentation=augmentation)
+
+
 def short_evaluation(epochs: int, *, augmentation: str = "none") -> Recipe:
     """A recipe for judging on a CPU: AdamW at 2e-3, cosine to 0, batch 256.
 

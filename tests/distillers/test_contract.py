@@ -23,9 +23,9 @@ def matching(method, spec="convnet:width=4,depth=1", **settings):
     return method(net, **{"ipc": 2, "batch_size": 8, "outer": 2, "inner": 2} | settings)
 
 
-def wrapped(auxiliaries, method=None, **settings):
+def wrapped(auxiliaries, over=None, **settings):
     config = invariant.InvariantConfig(**{"views": SMALL_VIEWS, "calibration_steps": 2, "kl": 1.0} | settings)
-    return distillers.metadd(method or base(), auxiliaries, reference=auxiliaries[0], config=config)
+    return distillers.metadd(over or base(), auxiliaries, reference=auxiliaries[0], config=config)
 
 
 def with_vit(auxiliaries, dataset):
@@ -34,6 +34,17 @@ def with_vit(auxiliaries, dataset):
     extra = distillers.freeze(vit, vit.init(jax.random.key(3)), dataset, config=cam)
     return wrapped([auxiliaries[0], extra], weighting="raw", subset=3, kl=0.0, cam=cam)
 
+
+def trajectories(method, **settings):
+    net = zoo.parse("mlp:width=8", num_classes=3, image_shape=(8, 8, 1))
+    walk = np.cumsum(np.random.default_rng(0).normal(0, 0.1, (3, 4, net.num_params())), axis=1)
+    return method(
+        net, walk.astype(np.float32), ipc=2, syn_steps=3, expert_epochs=2, max_start_epoch=2, batch_syn=4,
+        augmentation=SMALL_VIEWS, **settings,
+    )  # fmt: skip
+
+
+TRAJECTORY_TX = distillers.trajectory_optimiser(1.0, 1e-5, lr_teacher=0.01)
 
 MEMBERS = {
     "dm": lambda auxiliaries, dataset: base(),
@@ -45,7 +56,13 @@ MEMBERS = {
     "dc": lambda a, d: matching(distillers.dc, class_batch=2),
     "dc, running statistics": lambda a, d: matching(distillers.dc, "convnet_bn:width=4,depth=1"),
     "dsa": lambda a, d: matching(distillers.dsa, augmentation=SMALL_VIEWS),
-    "metadd over dsa": lambda a, d: wrapped(a, matching(distillers.dsa, augmentation=SMALL_VIEWS), kl=0.0),
+    "metadd over dsa": lambda a, d: wrapped(a, over=matching(distillers.dsa, augmentation=SMALL_VIEWS), kl=0.0),
+    "mtt": lambda a, d: (trajectories(distillers.mtt), TRAJECTORY_TX),
+    "tesla, soft labels, raw rate": lambda a, d: (
+        trajectories(distillers.tesla, soft_labels=True, raw_lr=True),
+        TRAJECTORY_TX,
+    ),
+    "metadd over mtt": lambda a, d: (wrapped(a, over=trajectories(distillers.mtt)), TRAJECTORY_TX),
 }
 
 compiled = []

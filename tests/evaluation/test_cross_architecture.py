@@ -1,5 +1,7 @@
 """Cross-architecture evaluation: sets together are sets alone, seeds are paired, mistakes stop early."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,8 +84,32 @@ def test_the_validation_split_is_its_own_measure(sets, dataset, networks):
 def test_soft_labels_take_the_place_of_labels(sets, dataset, networks, together):
     hard = sets[0]
     one_hot = hard.replace(labels=1 - hard.labels, soft_labels=jax.nn.one_hot(hard.labels, 2))
-    values = train_and_test(jax.random.key(3), [one_hot], networks[0], dataset.test, seeds=3, recipe=RECIPE)
-    np.testing.assert_allclose(values[0], together[0][0].accuracies, atol=1e-6)
+    flat = hard.replace(soft_labels=jnp.full((len(hard.labels), 2), 0.5))
+    # The third set has none, and trains beside them on its hard labels.
+    values = train_and_test(jax.random.key(3), [one_hot, flat, hard], networks[0], dataset.test, seeds=3, recipe=RECIPE)
+    for row in (values[0], values[2]):
+        np.testing.assert_allclose(row, together[0][0].accuracies, atol=1e-6)
+    assert not np.allclose(values[1], values[2])
+
+
+def test_a_learned_step_size_takes_the_place_of_the_recipes(sets, dataset, networks, together):
+    """Each set trains with its own; the one without keeps the recipe's; AdamW ignores it."""
+    key = jax.random.key(3)
+    group = [
+        sets[0].replace(learning_rate=jnp.float32(0.004)),
+        sets[0],
+        sets[0].replace(learning_rate=jnp.float32(0.4)),
+    ]
+    values = train_and_test(key, group, networks[0], dataset.test, seeds=3, recipe=RECIPE)
+    for rate, row in zip((0.004, 0.05, 0.4), values, strict=True):
+        recipe = dataclasses.replace(RECIPE, learning_rate=rate)
+        expected = train_and_test(key, [sets[0]], networks[0], dataset.test, seeds=3, recipe=recipe)[0]
+        np.testing.assert_allclose(row, expected, atol=1e-6)
+    np.testing.assert_allclose(values[1], together[0][0].accuracies, atol=1e-6)
+    assert not np.allclose(values[0], values[2])
+    adamw = dataclasses.replace(RECIPE, optimiser="adamw", learning_rate=0.01)
+    both = train_and_test(key, group[:2], networks[0], dataset.test, seeds=1, recipe=adamw)
+    np.testing.assert_array_equal(both[0], both[1])
 
 
 def test_mistakes_stop_before_training(sets, dataset, networks):

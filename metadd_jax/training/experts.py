@@ -1,0 +1,173 @@
+"""Trains experts for MTT and TESLA in groups under ``vmap``, and goes on where an earlier start was stopped.
+
+Cazenavette et al., "Dataset Distillation by Matching Training Trajectories" (CVPR 2022). The folder is whole or
+absent: it grows as ``<folder>.unfinished`` and is renamed when the last shard is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metadd_jax import files, parallel, zoo
+from metadd_jax.storage import folder as folders
+from metadd_jax.structs import Dataset
+from metadd_jax.training import recipes
+from metadd_jax.training.fit import fit
+from metadd_jax.training.trajectories import (
+    FORMAT,
+    Trajectories,
+    encode,
+    flatten,
+    load_experts,
+    refuse_difference,
+    shard_names,
+)
+
+
+def train_experts(
+    folder: str | os.PathLike,
+    net: zoo.Architecture,
+    dataset: Dataset,
+    recipe: recipes.Recipe,
+    *,
+    experts: int,
+    seed: int = 0,
+    at_once: int = 10,
+    half: bool = False,
+    on_shard: Callable[[int], None] | None = None,
+) -> Trajectories:
+    """Trains experts on the training split, or takes them from ``folder`` if they lie there.
+
+    Args:
+      folder: the folder to make. It takes 4 experts (T + 1) P bytes for T epochs and P parameters (100 experts of 50
+        epochs, ConvNet on CIFAR-10: 6.5 GB), half of it for long trajectories in half precision.
+      recipe: usually ``recipes.expert_training``.
+      experts: how many networks.
+      seed: expert e is initialised and trained from ``fold_in(key(seed), e)``; which token augments a step is the
+        same for all experts.
+      at_once: networks that train together and share a shard; the device holds all their snapshots, 4 (T + 1) P bytes
+        each.
+      half: keep the start in float32 and of each epoch the step from the snapshot before *as stored*, in float16. So
+        rounding does not add up over epochs: each number of a snapshot is off by at most 2^-11 of its step in that
+        epoch, plus 2^-25, plus float32's own rounding.
+      on_shard: called with the number of experts done after each group.
+
+    Raises:
+      ValueError: if a number is below 1, the network has batch norm (an expert is its parameters alone), a weight is
+        not finite, or what lies in ``folder`` is damaged, foreign or of another request.
+    """
+    if experts < 1 or at_once < 1:
+        raise ValueError(f"experts={experts} and at_once={at_once} must be at least 1")
+    if net.has_batch_stats:
+        raise ValueError(f"{net.label} has batch norm, whose statistics an expert does not keep; use its instance norm")
+    folder = pathlib.Path(folder).expanduser().absolute()
+    facts = _facts(net, dataset, recipe, experts=experts, seed=seed, at_once=at_once, half=half)
+    if not os.path.lexists(folder):
+        unfinished = folder.with_name(f"{folder.name}.unfinished")
+        manifest = _begin(unfinished, facts)
+        train = _trainer(net, dataset, recipe, jax.random.key(seed))
+        for number, first in enumerate(range(0, experts, at_once)):
+            last = min(first + at_once, experts)
+            if not _is_whole(unfinished, manifest, shard_names(number, half)):
+                arrays = encode(train(first, last), half)
+                manifest["files"] |= _write(unfinished, shard_names(number, half), arrays)
+                files.write_json(unfinished / folders.MANIFEST, manifest)
+            if on_shard:
+                on_shard(last)
+        os.rename(unfinished, folder)
+    trajectories = load_experts(folder, net, dataset)
+    refuse_difference(folder, trajectories.manifest, facts)
+    return trajectories
+
+
+def _trainer(net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, key: jax.Array) -> Callable:
+    """``(first, last) -> [last - first, T + 1, P]`` float32: the trajectories of these experts, on the host."""
+
+    def one(number: jax.Array, key: jax.Array, arrays: Any) -> jax.Array:
+        return fit(
+            jax.random.fold_in(key, number),
+            net,
+            arrays.images,
+            arrays.labels,
+            recipe,
+            shared_key=key,
+            mean=arrays.mean,
+            std=arrays.std,
+            record=lambda variables: flatten(variables["params"]),
+        )[1]
+
+    together = parallel.jit(jax.vmap(one, in_axes=(0, None, None)))
+
+    def train(first: int, last: int) -> np.ndarray:
+        snapshots = np.asarray(together(jnp.arange(first, last), key, dataset.arrays))
+        broken = np.flatnonzero(~np.isfinite(snapshots).all(axis=(1, 2)))
+        if broken.size:
+            raise ValueError(
+                f"expert {first + broken[0]} does not stay finite; lower the learning rate {recipe.learning_rate}"
+            )
+        return snapshots
+
+    return train
+
+
+def _facts(net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, **settings: Any) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "label": net.label,
+        "network": repr(net),
+        "parameters": net.num_params(),
+        "dataset": dataset.name,
+        "dataset_fingerprint": dataset.fingerprint,
+        "recipe": dataclasses.asdict(recipe),
+        **settings,
+    }
+
+
+def _begin(unfinished: pathlib.Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of the folder in which the same request was interrupted, or that of a new one."""
+    place = unfinished / folders.MANIFEST
+    if place.is_file():
+        manifest = files.read_json(place)
+        refuse_difference(unfinished, manifest, facts)
+        for leftover in unfinished.glob(".*"):  # what a killed process was writing
+            leftover.unlink()
+        return manifest
+    if os.path.lexists(unfinished) and any(unfinished.iterdir()):
+        raise ValueError(f"{unfinished} was not written by metadd_jax (no {folders.MANIFEST}); move it away")
+    files.require_writable(unfinished)
+    manifest = facts | {"files": {}}
+    files.write_json(place, manifest)
+    return manifest
+
+
+def _write(unfinished: pathlib.Path, names: list[str], arrays: list[np.ndarray]) -> dict[str, Any]:
+    """Writes one shard; returns its entries of the manifest."""
+    entries = {}
+    for name, array in zip(names, arrays, strict=True):
+        with files.atomic_path(unfinished / name) as temporary:
+            np.save(temporary, array)
+        entries[name] = {
+            "shape": list(array.shape),
+            "dtype": str(array.dtype),
+            "bytes": (unfinished / name).stat().st_size,
+            "sha256": files.hash_file(unfinished / name),
+        }
+    return entries
+
+
+def _is_whole(unfinished: pathlib.Path, manifest: dict[str, Any], names: list[str]) -> bool:
+    """Whether a shard was finished before, byte for byte."""
+    return all(
+        name in manifest["files"]
+        and (unfinished / name).is_file()
+        and files.hash_file(unfinished / name) == manifest["files"][name]["sha256"]
+        for name in names
+    )
