@@ -80,9 +80,7 @@ def real_data(metadata: dict[str, Any], *, name: str | None = None, **places: st
       ValueError: if the data is absent or of another value space.
     """
     settings = {key: metadata.get(key, 0) for key in ("image_size", "train_per_class", "validation_fraction")}
-    dataset = mdd.data.load(
-        name or metadata["dataset"], zca=metadata["value_space"] == "zca", **settings, **places
-    )
+    dataset = mdd.data.load(name or metadata["dataset"], zca=metadata["value_space"] == "zca", **settings, **places)
     check_same_space(metadata, dataset)
     return dataset
 
@@ -101,7 +99,9 @@ def check_same_space(metadata: dict[str, Any], dataset: mdd.Dataset) -> None:
       ValueError: naming both constants.
     """
     if dataset.whitening is not None and not np.allclose(metadata["zca_mean"], dataset.whitening.mean, atol=1e-5):
-        raise ValueError(f"the set was whitened for other images than those of {dataset.name}; judge it on its own data")
+        raise ValueError(
+            f"the set was whitened for other images than those of {dataset.name}; judge it on its own data"
+        )
     for name in ("mean", "std"):
         ours, theirs = np.asarray(metadata[name]), np.asarray(getattr(dataset.arrays, name))
         if ours.shape != theirs.shape or not np.allclose(ours, theirs, atol=1e-4):

@@ -41,7 +41,9 @@ def check(config: DistillConfig) -> None:
     if config.eval_recipe not in EVALUATIONS:
         raise ValueError(f"unknown recipe {config.eval_recipe!r}; use one of {', '.join(EVALUATIONS)}")
     if relabels(config) and config.method != "sre2l":
-        raise ValueError(f"--eval-recipe {config.eval_recipe} wants the labels of a teacher; it goes with --method sre2l")
+        raise ValueError(
+            f"--eval-recipe {config.eval_recipe} wants the labels of a teacher; it goes with --method sre2l"
+        )
     if config.method == "sre2l" and config.sre2l.squeeze not in ("cifar", "tiny", "short"):
         raise ValueError(f"unknown --sre2l.squeeze {config.sre2l.squeeze!r}; use one of cifar, tiny, short")
     if config.zca and config.method == "sre2l":
@@ -63,7 +65,7 @@ def check_backbone(config: DistillConfig, backbone: mdd.zoo.Architecture) -> Non
         raise ValueError(f"{config.method} needs a network without batch norm, not {backbone.label}; use e.g. convnet")
     if config.method == "sre2l" and config.sre2l.weights and backbone.geometry != "imagenet":
         raise ValueError(
-            f"--sre2l.weights are torchvision's, but {backbone.label} at {backbone.image_shape} is the field's network; "
+            f"--sre2l.weights are torchvision's, and {backbone.label} at {backbone.image_shape} is the field's network; "
             "leave them out or use images of at least 128 pixels"
         )
 

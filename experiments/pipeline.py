@@ -263,9 +263,7 @@ def baselines(job: Job) -> dict[str, list[mdd.SyntheticSet]]:
     }
 
 
-def judge(
-    job: Job, sets: dict[str, list[mdd.SyntheticSet]], teacher: mdd.Auxiliary
-) -> list[dict[str, Any]]:
+def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]], teacher: mdd.Auxiliary) -> list[dict[str, Any]]:
     """Accuracy rows of every set under every network; the recipes of sre2l take their labels from ``teacher``."""
     config = job.config
     every = [
@@ -332,9 +330,7 @@ def draw(job: Job, sets: dict[str, list[mdd.SyntheticSet]], auxiliaries: dict[st
             first = np.arange(0, len(synthetic.labels), job.config.ipc)  # one image of each class
             labels, shown = synthetic.labels[first], [net.name for net in job.seen]
             stack = mdd.evaluation.map_stack(synthetic.images[first], labels, seen)
-            pictures.maps(
-                folder / "maps.png", pixels[first], labels, stack, network_names=shown, class_names=names
-            )
+            pictures.maps(folder / "maps.png", pixels[first], labels, stack, network_names=shown, class_names=names)
 
 
 def notes(job: Job) -> list[str]:

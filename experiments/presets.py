@@ -10,7 +10,6 @@ from options import DistillConfig
 
 from metadd_jax.invariant import InvariantConfig
 
-
 PRESETS: dict[str, DistillConfig] = {
     "mnist5k": DistillConfig(),
     "smoke": DistillConfig(

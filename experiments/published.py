@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from options import DistillConfig, GradientMatching, SqueezeRecover, TrajectoryMatching
+from options import DistillConfig, SqueezeRecover, TrajectoryMatching
 
 from metadd_jax.distillers.gradient_matching import loops
 from metadd_jax.invariant import InvariantConfig

@@ -38,8 +38,8 @@ def grid(
 
     Args:
       file: the PNG to write.
-      images: [N, H, W, C] pixels in [0, 1] (see ``exchange.to_pixels``; beyond is cut), C = 1 or 3. At most 10 images of a class and, in rows, the first 100
-        classes are drawn.
+      images: [N, H, W, C] pixels in [0, 1] (see ``exchange.to_pixels``; what lies beyond is cut), C = 1 or 3. At most
+        10 images of a class and, in rows, the first 100 classes are drawn.
       labels: [N] in [0, K).
       class_names: K names.
       scores: [N] a number under each image (a loss, a confidence), or None.

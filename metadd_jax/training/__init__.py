@@ -2,7 +2,7 @@
 
 from metadd_jax.training.experts import train_experts
 from metadd_jax.training.fit import count_correct, fit
-from metadd_jax.training.pretrain import Trained, pretrain
+from metadd_jax.training.pretrain import Trained, measure, pretrain
 from metadd_jax.training.recipes import Recipe, dc_evaluation, expert_training, pretraining, short_evaluation
 from metadd_jax.training.trajectories import Trajectories, device_experts, load_experts
 
@@ -16,6 +16,7 @@ __all__ = [
     "expert_training",
     "fit",
     "load_experts",
+    "measure",
     "pretrain",
     "pretraining",
     "short_evaluation",

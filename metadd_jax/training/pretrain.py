@@ -61,10 +61,15 @@ def pretrain(
     def train(key: jax.Array, arrays: Any) -> Any:
         return fit(key, net, arrays.images, arrays.labels, recipe, shared_key=key, mean=arrays.mean, std=arrays.std)
 
-    variables = parallel.jit(train)(key, dataset.arrays)
-    right, total = parallel.jit(lambda v, arrays: count_correct(net, v, arrays))(variables, dataset.test)
-    accuracy = right / total
+    trained = measure(net, parallel.jit(train)(key, dataset.arrays), dataset)
     if folder is not None:
         # A parallel run may have trained the same network meanwhile.
-        storage.save_tree(folder, {"variables": variables, "accuracy": accuracy}, overwrite=True)
-    return Trained(net, variables, float(accuracy), False)
+        kept = {"variables": trained.variables, "accuracy": jnp.asarray(trained.accuracy, jnp.float32)}
+        storage.save_tree(folder, kept, overwrite=True)
+    return trained
+
+
+def measure(net: zoo.Architecture, variables: Any, dataset: Dataset) -> Trained:
+    """A network whose weights come from elsewhere (``zoo.torchvision.load``), with its accuracy on the test split."""
+    right, total = parallel.jit(lambda v, arrays: count_correct(net, v, arrays))(variables, dataset.test)
+    return Trained(net, variables, float(right / total), False)
