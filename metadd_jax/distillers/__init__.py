@@ -4,6 +4,7 @@ from metadd_jax.distillers.base import Distiller, init_state, make_update
 from metadd_jax.distillers.distribution_matching import dm
 from metadd_jax.distillers.meta import freeze, metadd
 from metadd_jax.distillers.run import NotFiniteError, RunConfig, compile_chunks, distil
+from metadd_jax.distillers.squeeze_recover import recover_optimiser, sre2l
 
 __all__ = [
     "Distiller",
@@ -16,4 +17,6 @@ __all__ = [
     "init_state",
     "make_update",
     "metadd",
+    "recover_optimiser",
+    "sre2l",
 ]
