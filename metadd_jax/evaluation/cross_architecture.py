@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metadd_jax import parallel, zoo
-from metadd_jax.structs import Dataset, ImageArrays, SyntheticSet
+from metadd_jax.structs import Auxiliary, Dataset, ImageArrays, SyntheticSet
 from metadd_jax.training import recipes
 from metadd_jax.training.fit import count_correct, fit
 
@@ -58,6 +58,7 @@ def train_and_test(
     seeds: int,
     recipe: recipes.Recipe,
     at_once: int = 32,
+    teacher: Auxiliary | None = None,
 ) -> np.ndarray:
     """Trains ``net`` from scratch ``seeds`` times on each set; accuracies [S, seeds] on ``arrays``.
 
@@ -67,24 +68,32 @@ def train_and_test(
     Args:
       sets: S sets of the same shape.
       at_once: networks that train together; less needs less memory.
+      teacher: labels every batch of every set in place of the sets' own labels (see ``training.relabel``).
     """
     images = jnp.stack([jnp.asarray(s.images) for s in sets])
     labels = jnp.stack([jnp.asarray(s.labels if s.soft_labels is None else s.soft_labels) for s in sets])
 
-    def one(seed: jax.Array, index: jax.Array, images: jax.Array, labels: jax.Array, arrays: ImageArrays) -> jax.Array:
+    def one(
+        seed: jax.Array,
+        index: jax.Array,
+        images: jax.Array,
+        labels: jax.Array,
+        arrays: ImageArrays,
+        teacher: Auxiliary | None,
+    ) -> jax.Array:
         own = jax.random.fold_in(key, seed)
-        variables = fit(own, net, images[index], labels[index], recipe, shared_key=key)
+        variables = fit(own, net, images[index], labels[index], recipe, shared_key=key, teacher=teacher)
         right, total = count_correct(net, variables, arrays)
         return right / total
 
-    batched = parallel.jit(jax.vmap(one, in_axes=(0, 0, None, None, None)))
+    batched = parallel.jit(jax.vmap(one, in_axes=(0, 0, None, None, None, None)))
     jobs = np.stack(np.meshgrid(np.arange(len(sets)), np.arange(seeds), indexing="ij"), axis=-1).reshape(-1, 2)
     size = -(-len(jobs) // -(-len(jobs) // at_once))  # even groups, so that all have one compiled shape
     results = []
     for start in range(0, len(jobs), size):
         group = jobs[start : start + size]
         padded = np.concatenate([group, np.repeat(group[-1:], size - len(group), axis=0)])
-        values = batched(jnp.asarray(padded[:, 1]), jnp.asarray(padded[:, 0]), images, labels, arrays)
+        values = batched(jnp.asarray(padded[:, 1]), jnp.asarray(padded[:, 0]), images, labels, arrays, teacher)
         results.append(np.asarray(values)[: len(group)])
     return np.concatenate(results).reshape(len(sets), seeds)
 
@@ -99,6 +108,7 @@ def cross_architecture(
     recipe: recipes.Recipe | None = None,
     split: str = "test",
     at_once: int = 32,
+    teacher: Auxiliary | None = None,
     on_network: Callable[[str], None] | None = None,
 ) -> list[Row] | list[list[Row]]:
     """The cross-architecture table of one set (a list of rows) or of several (a list of lists).
@@ -108,6 +118,8 @@ def cross_architecture(
       networks: architectures, each trained from scratch ``seeds`` times.
       recipe: default: the DC family's protocol at 300 epochs without augmentation.
       split: "test", or "validation" for choosing settings.
+      teacher: labels every batch of every set in place of the sets' own labels, baselines included (SRe2L's
+        post-training, with ``recipes.sre2l_evaluation``).
       on_network: called with each architecture's label when it is done.
 
     Raises:
@@ -126,7 +138,9 @@ def cross_architecture(
             _check(net, candidate, dataset)
     tables: list[list[Row]] = [[] for _ in sets]
     for net in networks:
-        accuracies = train_and_test(key, sets, net, arrays, seeds=seeds, recipe=recipe, at_once=at_once)
+        accuracies = train_and_test(
+            key, sets, net, arrays, seeds=seeds, recipe=recipe, at_once=at_once, teacher=teacher
+        )
         for table, row in zip(tables, accuracies, strict=True):
             table.append(Row(net.label, tuple(float(value) for value in row)))
         if on_network:

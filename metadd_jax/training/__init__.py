@@ -2,7 +2,14 @@
 
 from metadd_jax.training.fit import count_correct, fit
 from metadd_jax.training.pretrain import Trained, pretrain
-from metadd_jax.training.recipes import Recipe, dc_evaluation, pretraining, short_evaluation
+from metadd_jax.training.recipes import (
+    Recipe,
+    dc_evaluation,
+    pretraining,
+    short_evaluation,
+    sre2l_evaluation,
+    sre2l_squeeze,
+)
 
 __all__ = [
     "Recipe",
@@ -13,4 +20,6 @@ __all__ = [
     "pretrain",
     "pretraining",
     "short_evaluation",
+    "sre2l_evaluation",
+    "sre2l_squeeze",
 ]
