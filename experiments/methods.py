@@ -65,7 +65,7 @@ def check_backbone(config: DistillConfig, backbone: mdd.zoo.Architecture) -> Non
         raise ValueError(f"{config.method} needs a network without batch norm, not {backbone.label}; use e.g. convnet")
     if config.method == "sre2l" and config.sre2l.weights and backbone.geometry != "imagenet":
         raise ValueError(
-            f"--sre2l.weights are torchvision's, and {backbone.label} at {backbone.image_shape} is the field's network; "
+            f"--sre2l.weights are torchvision's; {backbone.label} at {backbone.image_shape} is the field's network; "
             "leave them out or use images of at least 128 pixels"
         )
 

@@ -7,6 +7,7 @@ project's user asked for it; its state stays unstacked (in_axes None), so a chec
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -115,3 +116,44 @@ def own_share(size: int, axis_name: str | None) -> tuple[jax.Array | int, int]:
         raise ValueError(f"a batch of {size} does not split over {devices} devices; use a multiple of {devices}")
     share = size // devices
     return jax.lax.axis_index(axis_name) * share, share
+
+
+def own_items(items: Any, axis_name: str | None) -> tuple[Any, jax.Array]:
+    """This device's part of arrays [n, ...] and weights for it, for independent work that need not divide evenly.
+
+    Returns:
+      The part, ceil(n / devices) items, and 1 for each of them or 0 where it only fills up.
+    """
+    size = len(jax.tree.leaves(items)[0])
+    if axis_name is None:
+        return items, jnp.ones(size)
+    share = -(-size // jax.lax.axis_size(axis_name))
+    places = jax.lax.axis_index(axis_name) * share + jnp.arange(share)
+    return jax.tree.map(lambda leaf: leaf[jnp.minimum(places, size - 1)], items), (places < size).astype(jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def sum_gradient(tree: Any, axis_name: str | None) -> Any:
+    """The tree itself; its gradient is the sum of the devices' gradients.
+
+    With ``sum_value`` at the end, a loss whose terms are spread over the devices has on each of them the value and the
+    gradient of the whole.
+    """
+    del axis_name
+    return tree
+
+
+def _sum_gradient_backward(axis_name: str | None, _: None, gradient: Any) -> tuple[Any]:
+    return (psum_if(gradient, axis_name),)
+
+
+sum_gradient.defvjp(lambda tree, axis_name: (tree, None), _sum_gradient_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def sum_value(tree: Any, axis_name: str | None) -> Any:
+    """The sum over the devices, whose gradient reaches each device's own part once (see ``sum_gradient``)."""
+    return psum_if(tree, axis_name)
+
+
+sum_value.defvjp(lambda tree, axis_name: (psum_if(tree, axis_name), None), lambda axis_name, _, gradient: (gradient,))

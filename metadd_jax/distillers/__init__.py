@@ -6,6 +6,7 @@ from metadd_jax.distillers.distribution_matching import dm
 from metadd_jax.distillers.gradient_matching import dc, dsa
 from metadd_jax.distillers.meta import freeze, metadd
 from metadd_jax.distillers.run import NotFiniteError, RunConfig, compile_chunks, distil
+from metadd_jax.distillers.squeeze_recover import recover_optimiser, sre2l
 from metadd_jax.distillers.trajectory_matching import mtt, tesla, trajectory_optimiser
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "make_update",
     "metadd",
     "mtt",
+    "recover_optimiser",
+    "sre2l",
     "tesla",
     "trajectory_optimiser",
 ]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metadd_jax import parallel, zoo
-from metadd_jax.structs import Dataset, ImageArrays, SyntheticSet
+from metadd_jax.structs import Auxiliary, Dataset, ImageArrays, SyntheticSet
 from metadd_jax.training import recipes
 from metadd_jax.training.fit import count_correct, fit
 
@@ -59,6 +59,7 @@ def train_and_test(
     seeds: int,
     recipe: recipes.Recipe,
     at_once: int = 32,
+    teacher: Auxiliary | None = None,
 ) -> np.ndarray:
     """Trains ``net`` from scratch ``seeds`` times on each set; accuracies [S, seeds] on ``arrays``.
 
@@ -68,26 +69,28 @@ def train_and_test(
     Args:
       sets: S sets of the same shape.
       at_once: networks that train together; less needs less memory.
+      teacher: labels every batch of every set in place of the sets' own labels (see ``training.relabel``).
     """
     images = jnp.stack([jnp.asarray(s.images) for s in sets])
     labels = _labels(sets, net.num_classes)
     rates = _learning_rates(sets, recipe)
 
-    def one(seed: jax.Array, index: jax.Array, images: Any, labels: Any, rates: Any, arrays: ImageArrays) -> jax.Array:
-        own = jax.random.fold_in(key, seed)
-        rate = None if rates is None else rates[index]
-        variables = fit(own, net, images[index], labels[index], recipe, shared_key=key, learning_rate=rate)
+    def one(seed: jax.Array, index: jax.Array, images: Any, labels: Any, rates: Any, arrays: Any, own: Any) -> jax.Array:
+        run_key = jax.random.fold_in(key, seed)
+        settings = {"learning_rate": None if rates is None else rates[index], "teacher": own}
+        variables = fit(run_key, net, images[index], labels[index], recipe, shared_key=key, **settings)
         right, total = count_correct(net, variables, arrays)
         return right / total
 
-    batched = parallel.jit(jax.vmap(one, in_axes=(0, 0, None, None, None, None)))
+    batched = parallel.jit(jax.vmap(one, in_axes=(0, 0, *[None] * 5))
     jobs = np.stack(np.meshgrid(np.arange(len(sets)), np.arange(seeds), indexing="ij"), axis=-1).reshape(-1, 2)
     size = -(-len(jobs) // -(-len(jobs) // at_once))  # even groups, so that all have one compiled shape
     results = []
     for start in range(0, len(jobs), size):
         group = jobs[start : start + size]
         padded = np.concatenate([group, np.repeat(group[-1:], size - len(group), axis=0)])
-        values = batched(jnp.asarray(padded[:, 1]), jnp.asarray(padded[:, 0]), images, labels, rates, arrays)
+        pairs = (jnp.asarray(padded[:, 1]), jnp.asarray(padded[:, 0]))
+        values = batched(*pairs, images, labels, rates, arrays, teacher)
         results.append(np.asarray(values)[: len(group)])
     return np.concatenate(results).reshape(len(sets), seeds)
 
@@ -118,6 +121,7 @@ def cross_architecture(
     recipe: recipes.Recipe | None = None,
     split: str = "test",
     at_once: int = 32,
+    teacher: Auxiliary | None = None,
     on_network: Callable[[str], None] | None = None,
 ) -> list[Row] | list[list[Row]]:
     """The cross-architecture table of one set (a list of rows) or of several (a list of lists).
@@ -128,6 +132,8 @@ def cross_architecture(
       recipe: default: the DC family's protocol at 300 epochs without augmentation. A set with a learned step size (MTT,
         TESLA) trains with it in place of an SGD recipe's, as published; AdamW keeps its own.
       split: "test", or "validation" for choosing settings.
+      teacher: labels every batch of every set in place of the sets' own labels, baselines included (SRe2L's
+        post-training, with ``recipes.sre2l_evaluation``).
       on_network: called with each architecture's label when it is done.
 
     Raises:
@@ -146,7 +152,9 @@ def cross_architecture(
             _check(net, candidate, dataset)
     tables: list[list[Row]] = [[] for _ in sets]
     for net in networks:
-        accuracies = train_and_test(key, sets, net, arrays, seeds=seeds, recipe=recipe, at_once=at_once)
+        accuracies = train_and_test(
+            key, sets, net, arrays, seeds=seeds, recipe=recipe, at_once=at_once, teacher=teacher
+        )
         for table, row in zip(tables, accuracies, strict=True):
             table.append(Row(net.label, tuple(float(value) for value in row)))
         if on_network:

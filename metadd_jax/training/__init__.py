@@ -3,7 +3,15 @@
 from metadd_jax.training.experts import train_experts
 from metadd_jax.training.fit import count_correct, fit
 from metadd_jax.training.pretrain import Trained, measure, pretrain
-from metadd_jax.training.recipes import Recipe, dc_evaluation, expert_training, pretraining, short_evaluation
+from metadd_jax.training.recipes import (
+    Recipe,
+    dc_evaluation,
+    expert_training,
+    pretraining,
+    short_evaluation,
+    sre2l_evaluation,
+    sre2l_squeeze,
+)
 from metadd_jax.training.trajectories import Trajectories, device_experts, load_experts
 
 __all__ = [
@@ -20,5 +28,7 @@ __all__ = [
     "pretrain",
     "pretraining",
     "short_evaluation",
+    "sre2l_evaluation",
+    "sre2l_squeeze",
     "train_experts",
 ]

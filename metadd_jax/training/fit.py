@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metadd_jax import augment, zoo
+from metadd_jax import zoo
 from metadd_jax.data import sampling
-from metadd_jax.structs import ImageArrays
-from metadd_jax.training import recipes
+from metadd_jax.structs import Auxiliary, ImageArrays
+from metadd_jax.training import batches, recipes, relabel
 
 
 def fit(
@@ -31,6 +31,7 @@ def fit(
     learning_rate: jax.Array | None = None,
     variables: Any | None = None,
     record: Callable[[Any], Any] | None = None,
+    teacher: Auxiliary | relabel.StoredLogits | None = None,
 ) -> Any:
     """Trains a network, freshly initialised unless ``variables`` are given, and returns its variables.
 
@@ -43,21 +44,28 @@ def fit(
       mean, std: [C], for uint8 images.
       learning_rate: [] the step size learned with a set; None takes the recipe's. The schedule stays the recipe's.
       variables: ``params`` (+ ``batch_stats``) to go on from; the optimiser starts anew.
+      teacher: labels every batch anew (``labels`` is then unused), see ``relabel``. Stored labels bring the keys that
+        decide order and views; ``key`` then draws the initial weights alone.
       record: what to keep of the variables before the first and after each epoch.
 
     Returns:
       ``params`` (+ ``batch_stats``) after the last epoch; with ``record`` a pair of them and the records, stacked
       [epochs + 1, ...].
+
+    Raises:
+      ValueError: if the recipe mixes images but there is no teacher to label the mixtures.
     """
+    if recipe.mix != "none" and teacher is None:
+        raise ValueError(f"mix {recipe.mix!r} needs a teacher that labels the mixed images; pass teacher or mix='none'")
     images, labels = jnp.asarray(images), jnp.asarray(labels)  # NumPy arrays cannot be indexed in a scan
     batch_size = min(recipe.batch_size, images.shape[0])
     steps = -(-images.shape[0] // batch_size)
-    augmented = augment.training_augmentation(recipe.augmentation)
     tx, rate = recipes.direction(recipe), recipes.learning_rate(recipe, steps)
     scale = 1.0 if learning_rate is None else learning_rate / recipe.learning_rate
     restart = recipes.restart_step(recipe, steps)
     variables = net.init(jax.random.fold_in(key, 0)) if variables is None else variables
-    run_key = jax.random.fold_in(key, 1)
+    if isinstance(teacher, relabel.StoredLogits):
+        key, shared_key = teacher.key, teacher.shared_key
 
     def train_step(carry: tuple, item: tuple) -> tuple[tuple, None]:
         variables, opt_state = carry
@@ -65,9 +73,13 @@ def fit(
         batch = images[indices]
         if images.dtype == jnp.uint8:
             batch = sampling.standardise(batch, mean, std)
-        batch = augmented(jax.random.fold_in(run_key, step), jax.random.fold_in(shared_key, step), batch)
+        batch = batches.view(key, step, batch, recipe, shared_key=shared_key)
+        if teacher is None:
+            targets, temperature = labels[indices], None
+        else:
+            targets, temperature = _opinion(teacher, net, step, batch), recipe.temperature
         gradient, batch_stats = jax.grad(_loss, has_aux=True)(
-            variables["params"], net, variables, batch, labels[indices], weights
+            variables["params"], net, variables, batch, targets, weights, temperature
         )
         opt_state = jax.tree.map(lambda x: jnp.where(step == restart, jnp.zeros_like(x), x), opt_state)
         updates, opt_state = tx.update(gradient, opt_state, variables["params"])
@@ -75,10 +87,7 @@ def fit(
         return ({**variables, "params": params, **_as_collection(batch_stats)}, opt_state), None
 
     def epoch(carry: tuple, number: jax.Array) -> tuple[tuple, Any]:
-        order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 2), number), images.shape[0])
-        padding = steps * batch_size - images.shape[0]
-        indices = jnp.concatenate([order, order[:padding]]).reshape(steps, batch_size)
-        weights = (jnp.arange(steps * batch_size) < images.shape[0]).astype(jnp.float32).reshape(steps, batch_size)
+        indices, weights = batches.epoch_order(key, number, images.shape[0], batch_size)
         carry, _ = jax.lax.scan(train_step, carry, (number * steps + jnp.arange(steps), indices, weights))
         return carry, record and record(carry[0])
 
@@ -89,12 +98,23 @@ def fit(
     return trained, jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), record(variables), records)
 
 
-def _loss(params: Any, net: Any, variables: Any, images: Any, labels: Any, weights: Any) -> tuple[jax.Array, Any]:
+def _opinion(teacher: Any, net: zoo.Architecture, step: jax.Array, batch: jax.Array) -> jax.Array:
+    if isinstance(teacher, relabel.StoredLogits):
+        return relabel.stored_logits(teacher, step, (batch.shape[0], net.num_classes))
+    return relabel.teacher_logits(teacher, batch)
+
+
+def _loss(
+    params: Any, net: Any, variables: Any, images: Any, targets: Any, weights: Any, temperature: float | None
+) -> tuple[jax.Array, Any]:
+    """Targets are labels [B], probabilities [B, K] or, with a temperature, a teacher's logits [B, K]."""
     logits, _, batch_stats = net.apply_train({**variables, "params": params}, images)
-    if labels.ndim == 1:
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if temperature is not None:
+        losses = relabel.divergence(targets, logits, temperature)
+    elif targets.ndim == 1:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     else:
-        losses = optax.softmax_cross_entropy(logits, labels)
+        losses = optax.softmax_cross_entropy(logits, targets)
     return (losses * weights).sum() / weights.sum(), batch_stats
 
 

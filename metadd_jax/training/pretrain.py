@@ -5,7 +5,6 @@ A trained network is cached under a hash of everything that made it: data, const
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -32,7 +31,7 @@ class Trained(NamedTuple):
 
 def cache_key(net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, seed: int) -> str:
     """Hash (hex) of all that decides the weights."""
-    facts = {"net": repr(net), "recipe": dataclasses.asdict(recipe), "seed": seed, "format": FORMAT}
+    facts = {"net": repr(net), "recipe": recipes.facts(recipe), "seed": seed, "format": FORMAT}
     return files.hash_arrays(text=dataset.fingerprint + json.dumps(facts, sort_keys=True))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from metadd_jax import augment
 
 OPTIMISERS = ("sgd", "adamw")
 SCHEDULES = ("step", "cosine")
+CROPS = ("none", "shift", "resized")
+MIXES = ("none", "mixup", "cutmix")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,11 +31,19 @@ class Recipe:
       optimiser: "sgd" (momentum; weight decay is added to the gradient) or "adamw" (decoupled decay).
       learning_rate: at the start.
       momentum: of SGD.
-      weight_decay: on all parameters.
+      weight_decay: on all parameters, or on those that ``decay_vectors`` leaves.
       schedule: "step" (x 0.1 from epoch ``drop_epoch`` on, momentum restarted there) or "cosine" (to 0).
       drop_epoch: first epoch (from 0) of the lower rate.
       augmentation: DSA tokens joined by "_" (one token per batch, individual parameters per image), "none", or "dc_"
         and DC's own tokens (one per image): see ``augment.training_augmentation``.
+      warmup_epochs: the rate grows linearly over these, the cosine falls over the rest.
+      crop: of each image: "none", "shift" (by up to an eighth of the side, as a crop of 32 from 32 + 2 * 4 pixels; what
+        is missing becomes the data's mean) or "resized" (``transforms.draw_resized_crop``).
+      flip: mirror each image with probability 1/2.
+      mix: mix each batch with itself, for soft labels of a teacher: "none", "mixup" (Beta(.8, .8)) or "cutmix"
+        (Beta(1, 1)).
+      temperature: of the softmax of teacher and student where a teacher gives the labels.
+      decay_vectors: whether parameters of one axis (biases, scales of norms) decay too.
     """
 
     epochs: int
@@ -44,6 +55,12 @@ class Recipe:
     schedule: str = "step"
     drop_epoch: int | None = None
     augmentation: str = "none"
+    warmup_epochs: int = 0
+    crop: str = "none"
+    flip: bool = False
+    mix: str = "none"
+    temperature: float = 1.0
+    decay_vectors: bool = True
 
     def __post_init__(self) -> None:
         if self.optimiser not in OPTIMISERS or self.schedule not in SCHEDULES:
@@ -56,7 +73,32 @@ class Recipe:
                 f"epochs={self.epochs} and batch_size={self.batch_size} must be at least 1 and "
                 f"learning_rate={self.learning_rate} above 0"
             )
+        if self.crop not in CROPS or self.mix not in MIXES:
+            raise ValueError(
+                f"crop {self.crop!r} must be one of {', '.join(CROPS)} and mix {self.mix!r} one of {', '.join(MIXES)}"
+            )
+        if not 0 <= self.warmup_epochs < self.epochs or (self.warmup_epochs and self.schedule != "cosine"):
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs} with schedule {self.schedule!r} and epochs={self.epochs}: give 0, "
+                "or fewer than the epochs of a cosine"
+            )
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} must be above 0")
         augment.training_augmentation(self.augmentation)
+
+
+# Settings that joined after networks had been cached.
+LATER = {"warmup_epochs": 0, "crop": "none", "flip": False, "mix": "none", "temperature": 1.0, "decay_vectors": True}
+
+
+def facts(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says, for hashes: settings that joined the record later count only where they are used.
+
+    So a network that was cached before they existed is still found.
+    """
+    settings = dataclasses.asdict(recipe)
+    unused = {name for name, default in LATER.items() if settings[name] == default}
+    return {name: value for name, value in settings.items() if name not in unused}
 
 
 def dc_evaluation(epochs: int, *, augmentation: str = "none", learning_rate: float = 0.01) -> Recipe:
@@ -105,15 +147,84 @@ def pretraining(epochs: int, *, augmentation: str = "none", learning_rate: float
     )
 
 
+_TINY_SGD = {
+    "batch_size": 256,
+    "learning_rate": 0.2,
+    "weight_decay": 1e-4,
+    "schedule": "cosine",
+    "warmup_epochs": 5,
+    "flip": True,
+}
+
+
+def sre2l_squeeze(data: str) -> Recipe:
+    """How SRe2L trains its teachers, a resnet18_bn: SGD, momentum 0.9, cosine to 0.
+
+    Args:
+      data: "cifar" (0.1, decay 5e-4, 200 epochs, batch 128, shifts and flips) or "tiny" (0.2, decay 1e-4, 50 epochs of
+        which 5 warm up, batch 256; resized crops and flips as in its recovery). On ImageNet the teacher is
+        torchvision's ResNet18, see ``distillers.sre2l``.
+
+    Raises:
+      ValueError: for other data.
+    """
+    recipes = {
+        "cifar": Recipe(epochs=200, batch_size=128, learning_rate=0.1, crop="shift", flip=True, schedule="cosine"),
+        "tiny": Recipe(epochs=50, crop="resized", **_TINY_SGD),
+    }
+    return _named(recipes, data)
+
+
+def sre2l_evaluation(data: str) -> Recipe:
+    """SRe2L's training on a recovered set with the labels of a teacher (``fit(..., teacher=...)``).
+
+    The published loops hold the cosine still within an epoch, here it falls with every step; shifted images are filled
+    with the data's mean, there with black.
+
+    Args:
+      data: "cifar" (AdamW at 1e-3, decay .01 but for vectors, 400 epochs, batch 128, shifts, flips, mixup, T = 30),
+        "tiny" (SGD at .2, decay 1e-4, 100 epochs of which 5 warm up, batch 256, T = 20; cutmix as in DD-Ranking) or
+        "imagenet" (AdamW as for cifar, 300 epochs, batch 1024, resized crops, flips, cutmix, T = 20).
+
+    Raises:
+      ValueError: for other data.
+    """
+    adamw = {"optimiser": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01, "decay_vectors": False}
+    adamw |= {"schedule": "cosine", "flip": True}
+    recipes = {
+        "cifar": Recipe(epochs=400, batch_size=128, crop="shift", mix="mixup", temperature=30.0, **adamw),
+        "tiny": Recipe(epochs=100, crop="resized", mix="cutmix", temperature=20.0, **_TINY_SGD),
+        "imagenet": Recipe(epochs=300, batch_size=1024, crop="resized", mix="cutmix", temperature=20.0, **adamw),
+    }
+    return _named(recipes, data)
+
+
+def _named(recipes: dict[str, Recipe], data: str) -> Recipe:
+    if data not in recipes:
+        raise ValueError(f"no published recipe for {data!r}; use one of {', '.join(recipes)}")
+    return recipes[data]
+
+
 def direction(recipe: Recipe) -> optax.GradientTransformation:
     """The optimiser without its step size: what is multiplied by -learning rate."""
+    mask = None if recipe.decay_vectors else _has_several_axes
+    decay = optax.add_decayed_weights(recipe.weight_decay, mask)
     if recipe.optimiser == "sgd":
-        return optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.trace(recipe.momentum))
-    return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(recipe.weight_decay))
+        return optax.chain(decay, optax.trace(recipe.momentum))
+    return optax.chain(optax.scale_by_adam(), decay)
+
+
+def _has_several_axes(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def learning_rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[jax.Array], jax.Array]:
     """Step size as a function of the step number (from 0)."""
+    if recipe.warmup_epochs:
+        warmup = recipe.warmup_epochs * steps_per_epoch
+        rest = dataclasses.replace(recipe, epochs=recipe.epochs - recipe.warmup_epochs, warmup_epochs=0)
+        falling = learning_rate(rest, steps_per_epoch)
+        return lambda step: jnp.where(step < warmup, recipe.learning_rate * (step + 1) / warmup, falling(step - warmup))
     if recipe.schedule == "cosine":
         return optax.cosine_decay_schedule(recipe.learning_rate, recipe.epochs * steps_per_epoch)
     drop = restart_step(recipe, steps_per_epoch)

@@ -10,5 +10,16 @@ from metadd_jax.zoo.architecture import Architecture
 from metadd_jax.zoo.layers import SizeError
 from metadd_jax.zoo.preprocess import Preprocess
 from metadd_jax.zoo.registry import create, names, parse
+from metadd_jax.zoo.statistics import NormInput, batch_norm_inputs
 
-__all__ = ["Architecture", "Preprocess", "SizeError", "create", "names", "parse", "torchvision"]
+__all__ = [
+    "Architecture",
+    "NormInput",
+    "Preprocess",
+    "SizeError",
+    "batch_norm_inputs",
+    "create",
+    "names",
+    "parse",
+    "torchvision",
+]

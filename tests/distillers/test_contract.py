@@ -28,6 +28,19 @@ def wrapped(auxiliaries, over=None, **settings):
     return distillers.metadd(over or base(), auxiliaries, reference=auxiliaries[0], config=config)
 
 
+def recover(**settings):
+    teacher = zoo.parse("convnet_bn:width=4,depth=1", num_classes=3, image_shape=(8, 8, 1))
+    settings = {"ipc": 2, "roll": (0, 2), "group_size": 2} | settings
+    method = distillers.sre2l(teacher, teacher.init(jax.random.key(1)), **settings)
+    return method, distillers.recover_optimiser(0.1, 10, [0.3], [0.2])
+
+
+def wrapped_recover(auxiliaries):
+    method, tx = recover(crop=False)
+    config = invariant.InvariantConfig(views=SMALL_VIEWS, calibration_steps=1, kl=0.0)
+    return distillers.metadd(method, auxiliaries, config=config), tx
+
+
 def with_vit(auxiliaries, dataset):
     vit = zoo.parse("vit:width=8,depth=1,heads=2,patch=4", num_classes=3, image_shape=(8, 8, 1))
     cam = features.CamConfig(transformer_method="attention")
@@ -63,6 +76,8 @@ MEMBERS = {
         TRAJECTORY_TX,
     ),
     "metadd over mtt": lambda a, d: (wrapped(a, over=trajectories(distillers.mtt)), TRAJECTORY_TX),
+    "sre2l": lambda a, d: recover(),
+    "metadd around sre2l": lambda a, d: wrapped_recover(a),
 }
 
 compiled = []

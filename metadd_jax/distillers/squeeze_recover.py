@@ -1,0 +1,220 @@
+"""SRe2L, the recover step: images that a trained network classifies and whose statistics are those of its training.
+
+Yin, Xing and Shen, "Squeeze, Recover and Relabel: Dataset Condensation at ImageNet Scale From A New Perspective"
+(NeurIPS 2023, arXiv 2306.13092). Squeeze is the training of the teacher (``training.recipes.sre2l_squeeze``, or
+published weights); relabelling and post-training are ``fit`` and ``cross_architecture`` with ``teacher=``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from metadd_jax import augment, parallel, transforms, zoo
+from metadd_jax.distillers.base import Distiller
+from metadd_jax.structs import Dataset, SyntheticSet
+
+
+def sre2l(
+    teacher_net: zoo.Architecture,
+    teacher_variables: Any,
+    *,
+    ipc: int,
+    r_bn: float = 0.01,
+    first_multiplier: float = 10.0,
+    tv: float = 0.0,
+    l2: float = 0.0,
+    crop: bool = True,
+    flip: bool = True,
+    roll: tuple[int, int] = (0, 32),
+    group_size: int = 100,
+) -> Distiller:
+    """SRe2L's recovery as a ``Distiller``; give it the optimiser that ``recover_optimiser`` makes.
+
+    The loss of a group of images x with labels y, seen through one draw of crop, flip and roll:
+    mean CE(teacher(x), y) + r_bn * sum_l w_l (|var_l - running_var_l|_2 + |mean_l - running_mean_l|_2) + tv * TV(x)
+    + l2 * mean_i |x_i|_2, with the statistics at the input of every batch norm l of the teacher in evaluation mode,
+    w_1 = ``first_multiplier`` and all others 1. As published, a group is up to ``group_size`` different classes of one
+    pass over the classes (the k-th image of each). The groups' losses are added, so each image's gradient, and with
+    Adam its whole course, is that of its group alone.
+
+    One update therefore works on all groups, one after the other: besides the set (images, gradient and Adam's two
+    moments) it needs the memory of one group. ImageNet at 224 pixels and IPC 50 is 30 GB of images, 120 GB with the
+    other three; since groups do not touch each other (unless MetaDD ties them), distil it in several sets of few
+    images per class with different seeds and join them.
+    Under an axis name the devices share the groups.
+
+    Published settings (ImageNet-1K are the defaults); learning rate and steps go to ``recover_optimiser``:
+
+    =========  ====  ==========  =====  =======  =============  =====
+    data       r_bn  crop, flip  roll            learning rate  steps
+    =========  ====  ==========  =====  =======  =============  =====
+    ImageNet   .01   yes         (0, 32)         .25            4000
+    Tiny       1     yes         (-4, 4)         .1             4000
+    CIFAR      .01   no          (0, 4)          .25            1000
+    =========  ====  ==========  =====  =======  =============  =====
+
+    Args:
+      teacher_net: a trained network with batch norm for the set's images.
+      teacher_variables: its ``params`` and ``batch_stats``, for instance ``zoo.torchvision.load(...)`` for
+        ``zoo.create("resnet18", 1000, (224, 224, 3))``.
+      ipc: images per class.
+      r_bn: weight of the statistics.
+      first_multiplier: further weight of the first layer's.
+      tv: weight of the total variation (norms of the four differences to neighbours; published runs use 0).
+      l2: weight of the mean norm of an image (published runs use 0).
+      crop: whether a group is seen through a random resized crop.
+      flip: whether a group is mirrored with probability 1/2.
+      roll: lowest and highest shift in pixels of the toroidal roll, both axes; (0, 0) for none.
+      group_size: most images whose statistics are taken together, all of different classes.
+
+    Raises:
+      ValueError: for a setting out of range or a teacher without batch norm; in ``init``, for a data set of another
+        shape or number of classes than the teacher's.
+    """
+    if ipc < 1 or group_size < 1:
+        raise ValueError(f"ipc={ipc} and group_size={group_size} must be at least 1")
+    if min(r_bn, first_multiplier, tv, l2) < 0:
+        raise ValueError(f"r_bn={r_bn}, first_multiplier={first_multiplier}, tv={tv} and l2={l2} must be at least 0")
+    if roll[0] > roll[1]:
+        raise ValueError(f"roll={roll} must be (lowest, highest) shift in pixels")
+    if "batch_stats" not in teacher_variables or not teacher_net.has_batch_stats:
+        raise ValueError(
+            f"{teacher_net.label} has no batch-norm statistics to match; use a teacher with them, such as resnet18_bn"
+        )
+    recover = _Recover(teacher_net, ipc, r_bn, first_multiplier, tv, l2, crop, flip, roll, group_size)
+    return Distiller(
+        name="sre2l",
+        init=recover.init,
+        sample=lambda key, data, step, *, axis_name=None: (),
+        loss=recover.loss,
+        refresh=lambda key, synthetic, aux, step, frozen: aux,
+        decode=lambda synthetic, aux: SyntheticSet(
+            images=synthetic["images"], labels=jnp.repeat(jnp.arange(teacher_net.num_classes, dtype=jnp.int32), ipc)
+        ),
+        frozen=teacher_variables,
+    )
+
+
+def recover_optimiser(
+    learning_rate: float, steps: int, mean: ArrayLike, std: ArrayLike
+) -> optax.GradientTransformation:
+    """SRe2L's optimiser: Adam (betas .5 and .9, eps 1e-8), cosine from ``learning_rate`` to 0 over ``steps`` updates.
+
+    After each update every pixel is clipped to what a picture can hold, [-mean / std, (1 - mean) / std].
+
+    Args:
+      mean, std: [C], the constants that the set is standardised by.
+    """
+    mean, std = jnp.asarray(mean), jnp.asarray(std)
+    adam = optax.adam(optax.cosine_decay_schedule(learning_rate, steps), b1=0.5, b2=0.9, eps=1e-8)
+    return optax.chain(adam, _stay_within(-mean / std, (1 - mean) / std))
+
+
+def _stay_within(low: jax.Array, high: jax.Array) -> optax.GradientTransformation:
+    """Changes updates so that the updated parameters lie in [low, high]."""
+
+    def update(updates: Any, params: Any) -> Any:
+        return jax.tree.map(lambda u, p: jnp.clip(p + u, low, high) - p, updates, params)
+
+    return optax.stateless(update)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recover:
+    """The settings of ``sre2l`` and the functions that they close over."""
+
+    net: zoo.Architecture
+    ipc: int
+    r_bn: float
+    first_multiplier: float
+    tv: float
+    l2: float
+    crop: bool
+    flip: bool
+    roll: tuple[int, int]
+    group_size: int
+
+    def init(self, key: jax.Array, dataset: Dataset) -> tuple[dict[str, jax.Array], tuple]:
+        net = self.net
+        if dataset.image_shape != net.image_shape or dataset.num_classes != net.num_classes:
+            raise ValueError(
+                f"teacher {net.label} takes {net.image_shape} images of {net.num_classes} classes, but {dataset.name} "
+                f"has {dataset.image_shape} and {dataset.num_classes}; train the teacher on this data set"
+            )
+        return {"images": jax.random.normal(key, (self.ipc * net.num_classes, *net.image_shape))}, ()
+
+    def loss(
+        self, key: jax.Array, synthetic: dict, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None
+    ) -> tuple[jax.Array, tuple[Any, dict]]:
+        del batch
+        images = parallel.sum_gradient(synthetic["images"], axis_name)
+        classes, shape = self.net.num_classes, self.net.image_shape
+        passes = images.reshape(classes, self.ipc, *shape).swapaxes(0, 1)
+        size = min(self.group_size, classes)
+        whole = classes // size * size
+        parts = []
+        for start, stop, width in ((0, whole, size), (whole, classes, classes - whole)):  # the last may be smaller
+            if start < stop:
+                groups = passes[:, start:stop].reshape(-1, width, *shape)
+                labels = jnp.tile(jnp.arange(start, stop), self.ipc).reshape(-1, width)
+                part_key = jax.random.fold_in(key, start)
+                parts.append(self._sum_over_groups(part_key, groups, labels, frozen, axis_name))
+        total = jax.tree.map(lambda *sums: sum(sums), *parts)
+        loss, count = total.pop("loss"), self.ipc * -(-classes // size)
+        return loss, (aux, {name: value / count for name, value in total.items()})
+
+    def _sum_over_groups(
+        self, key: jax.Array, groups: jax.Array, labels: jax.Array, variables: Any, axis_name: str | None
+    ) -> dict[str, jax.Array]:
+        """Sums over groups [G, b, H, W, C], on all devices together, of what ``_group`` gives."""
+        keys = jax.random.split(key, len(groups))
+        items, weights = parallel.own_items((keys, groups, labels), axis_name)
+        values = jax.lax.map(lambda item: self._group(*item, variables), items)
+        return parallel.sum_value({name: value @ weights for name, value in values.items()}, axis_name)
+
+    def _group(self, key: jax.Array, images: jax.Array, labels: jax.Array, variables: Any) -> dict[str, jax.Array]:
+        """The loss of images [b, H, W, C] of different classes, and its two main parts."""
+        images = self._view(key, images)
+        logits, layers = zoo.batch_norm_inputs(self.net, variables, images)
+        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        multipliers = [self.first_multiplier, *[1.0] * (len(layers) - 1)]
+        statistics = sum(
+            w * (_norm(layer.variance - layer.running_variance) + _norm(layer.mean - layer.running_mean))
+            for w, layer in zip(multipliers, layers, strict=True)
+        )
+        loss = entropy + self.r_bn * statistics
+        if self.tv:
+            loss += self.tv * _total_variation(images)
+        if self.l2:
+            loss += self.l2 * jax.vmap(_norm)(images).mean()
+        return {"loss": loss, "cross_entropy": entropy, "statistics": statistics}
+
+    def _view(self, key: jax.Array, images: jax.Array) -> jax.Array:
+        crop_key, flip_key, roll_key = jax.random.split(key, 3)
+        if self.crop:
+            images = transforms.resized_crop(images, transforms.draw_resized_crop(crop_key, 1, images.shape[1:3]))
+        if self.flip:
+            images = augment.flip(images, jax.random.bernoulli(flip_key))
+        if self.roll == (0, 0):
+            return images
+        return jnp.roll(images, jax.random.randint(roll_key, (2,), self.roll[0], self.roll[1] + 1), axis=(1, 2))
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    """Euclidean norm of all elements; its gradient at 0 is 0, not NaN."""
+    square = jnp.sum(x * x)
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
+def _total_variation(x: jax.Array) -> jax.Array:
+    """Norms of the differences to the neighbours to the right, below, and on both diagonals, added."""
+    right, below = x[:, :, 1:] - x[:, :, :-1], x[:, 1:] - x[:, :-1]
+    falling, rising = x[:, 1:, 1:] - x[:, :-1, :-1], x[:, 1:, :-1] - x[:, :-1, 1:]
+    return sum(_norm(difference) for difference in (right, below, falling, rising))

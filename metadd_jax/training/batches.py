@@ -1,0 +1,68 @@
+"""The order of the images and what is done to them: functions of keys alone, so that any step can be shown again.
+
+``fit`` trains on these batches and ``relabel.store`` writes a teacher's opinion on the very same ones.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from metadd_jax import augment, transforms
+from metadd_jax.training import recipes
+
+MIXUP_ALPHA, CUTMIX_ALPHA = 0.8, 1.0  # SRe2L's
+
+
+def epoch_order(key: jax.Array, epoch: jax.Array, count: int, batch_size: int) -> tuple[jax.Array, jax.Array]:
+    """A random order of ``count`` images, cut into batches of which the last is filled up.
+
+    Args:
+      key: the key of ``fit``.
+      epoch: [] int, counted from 0; each has an order of its own.
+      batch_size: at most ``count``.
+
+    Returns:
+      indices: [steps, batch_size] int32; read row by row, the first ``count`` name each image once.
+      weights: [steps, batch_size] float32, 0 for what only fills up and else 1.
+    """
+    order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 2), epoch), count)
+    steps = -(-count // batch_size)
+    padding = steps * batch_size - count
+    indices = jnp.concatenate([order, order[:padding]]).reshape(steps, batch_size)
+    weights = (jnp.arange(steps * batch_size) < count).astype(jnp.float32).reshape(steps, batch_size)
+    return indices, weights
+
+
+def view(
+    key: jax.Array, step: jax.Array, images: jax.Array, recipe: recipes.Recipe, *, shared_key: jax.Array
+) -> jax.Array:
+    """What the network sees of a batch: its augmentation, then crop and flip of each image, then the mixing of the batch.
+
+    Args:
+      key: the key of ``fit``.
+      step: [] int, counted from 0 over all epochs.
+      images: [B, H, W, C] float32, zero = the data's mean (what shifted images are filled with).
+      shared_key: chooses the DSA token (see ``fit``).
+    """
+    step_key = jax.random.fold_in(jax.random.fold_in(key, 1), step)
+    op_key = jax.random.fold_in(shared_key, step)
+    images = augment.training_augmentation(recipe.augmentation)(step_key, op_key, images)
+    # A large number, because small ones give the keys that augment splits off.
+    crop_key, flip_key, mix_key = jax.random.split(jax.random.fold_in(step_key, 0x56696577), 3)
+    count, size = images.shape[0], images.shape[1:3]
+    if recipe.crop == "shift":
+        keys = jax.random.split(crop_key)
+        shift_y, shift_x = (
+            jax.random.randint(k, (count,), -(side // 8), side // 8 + 1) for k, side in zip(keys, size, strict=True)
+        )
+        images = augment.crop(images, shift_y, shift_x)
+    elif recipe.crop == "resized":
+        images = transforms.resized_crop(images, transforms.draw_resized_crop(crop_key, count, size))
+    if recipe.flip:
+        images = augment.flip(images, jax.random.bernoulli(flip_key, shape=(count,)))
+    if recipe.mix == "mixup":
+        images = transforms.mix(images, transforms.draw_mixup(mix_key, count, size, MIXUP_ALPHA))
+    elif recipe.mix == "cutmix":
+        images = transforms.mix(images, transforms.draw_cutmix(mix_key, count, size, CUTMIX_ALPHA))
+    return images

@@ -1,0 +1,182 @@
+"""A teacher's opinion as the label of every batch, asked while training or stored beforehand.
+
+Shen and Xing, "A Fast Knowledge Distillation Framework for Visual Recognition" (ECCV 2022), as SRe2L relabels: the
+teacher sees the very batch that the student sees (cropped, flipped, mixed), the loss is
+KL(softmax(teacher / T) || softmax(student / T)), averaged over the batch and not multiplied by T^2.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.typing import ArrayLike
+
+from metadd_jax import files, parallel
+from metadd_jax.data import sampling
+from metadd_jax.structs import Auxiliary
+from metadd_jax.training import batches, recipes
+
+
+@struct.dataclass
+class StoredLogits:
+    """What a teacher said of all batches of a training (see ``store`` and ``open_stored``).
+
+    Attributes:
+      key: decides order and views of the images in ``fit``, whatever the student's own key.
+      shared_key: chooses the DSA tokens.
+      path: the .npy file [E, N, K] float16, row i of an epoch for the i-th image that is shown (static).
+    """
+
+    key: jax.Array
+    shared_key: jax.Array
+    path: str = struct.field(pytree_node=False)
+
+
+def divergence(teacher_logits: jax.Array, logits: jax.Array, temperature: float) -> jax.Array:
+    """KL(softmax(teacher / T) || softmax(student / T)) of each image, [B], from logits [B, K]; no factor T^2.
+
+    Raises:
+      ValueError: if teacher and student differ in the number of classes.
+    """
+    if teacher_logits.shape != logits.shape:
+        raise ValueError(
+            f"teacher logits {teacher_logits.shape} and student logits {logits.shape} must agree; use a teacher of the "
+            "student's classes"
+        )
+    target = jax.nn.log_softmax(teacher_logits.astype(jnp.float32) / temperature)
+    return jnp.sum(jnp.exp(target) * (target - jax.nn.log_softmax(logits / temperature)), axis=-1)
+
+
+def teacher_logits(teacher: Auxiliary, images: jax.Array) -> jax.Array:
+    """Logits [B, K] of the teacher in evaluation mode for images [B, H, W, C] in the set's value space."""
+    seen = images if teacher.preprocess is None else teacher.preprocess(images)
+    return jax.lax.stop_gradient(teacher.net.apply(teacher.variables, seen)[0])
+
+
+def stored_bytes(images: int, epochs: int, classes: int) -> int:
+    """Size of stored labels: two bytes a logit. 30 GB for ImageNet-1K at 50 images a class and 300 epochs."""
+    return images * epochs * classes * 2
+
+
+def store(
+    key: jax.Array,
+    path: str | os.PathLike,
+    images: ArrayLike,
+    recipe: recipes.Recipe,
+    teacher: Auxiliary,
+    *,
+    shared_key: jax.Array,
+    mean: ArrayLike | None = None,
+    std: ArrayLike | None = None,
+) -> StoredLogits:
+    """Writes the teacher's logits of every batch that ``fit(key, ..., recipe, shared_key=shared_key)`` would show.
+
+    Beside ``path`` (.npy, float16, [E, N, K], ``stored_bytes``) goes a manifest of the same name in .json with keys,
+    recipe and hashes. It needs the memory of one epoch's labels. The file appears when it is whole.
+
+    Args:
+      images: [N, H, W, C], as ``fit`` takes them, with ``mean`` and ``std`` if they are uint8.
+
+    Raises:
+      ValueError: if there is such a file already, or the disk is too full.
+    """
+    path = pathlib.Path(path).with_suffix(".npy")
+    classes, count = teacher.net.num_classes, len(images)
+    _check_room(path, stored_bytes(count, recipe.epochs, classes))
+    batch_size = min(recipe.batch_size, count)
+
+    def epoch_logits(epoch: jax.Array, images: jax.Array, teacher: Auxiliary) -> jax.Array:
+        indices, _ = batches.epoch_order(key, epoch, count, batch_size)
+
+        def step_logits(item: tuple[jax.Array, jax.Array]) -> jax.Array:
+            step, index = item
+            batch = sampling.standardise(images[index], mean, std)
+            batch = batches.view(key, step, batch, recipe, shared_key=shared_key)
+            return teacher_logits(teacher, batch).astype(jnp.float16)
+
+        steps = epoch * len(indices) + jnp.arange(len(indices))
+        return jax.lax.map(step_logits, (steps, indices)).reshape(-1, classes)[:count]
+
+    compiled = parallel.jit(epoch_logits)
+    images = jnp.asarray(images)
+    with files.atomic_path(path) as temporary:
+        rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(recipe.epochs, count, classes))
+        for epoch in range(recipe.epochs):
+            rows[epoch] = compiled(jnp.int32(epoch), images, teacher)
+        rows.flush()
+        manifest = _facts(key, images, recipe, shared_key) | {
+            "shape": list(rows.shape),
+            "teacher": files.hash_arrays(*jax.tree.leaves(teacher.variables), text=repr(teacher.net)),
+            "sha256": files.hash_file(temporary),
+        }
+    files.write_json(path.with_suffix(".json"), manifest)
+    return StoredLogits(key=key, shared_key=shared_key, path=str(path))
+
+
+def open_stored(
+    key: jax.Array, path: str | os.PathLike, images: ArrayLike, recipe: recipes.Recipe, *, shared_key: jax.Array
+) -> StoredLogits:
+    """Stored labels for ``fit(..., teacher=...)``, after checking that they are whole and belong to this training.
+
+    Raises:
+      ValueError: if the file is missing or damaged, or was written for other keys, images or another recipe.
+    """
+    path = pathlib.Path(path).with_suffix(".npy")
+    if not path.exists() or not path.with_suffix(".json").exists():
+        raise ValueError(f"{path} or its manifest (.json) is missing; write the labels with relabel.store")
+    manifest = files.read_json(path.with_suffix(".json"))
+    for name, value in _facts(key, images, recipe, shared_key).items():
+        if manifest.get(name) != value:
+            raise ValueError(f"{path} was written for another {name} ({manifest.get(name)}, not {value}); store anew")
+    if files.hash_file(path) != manifest["sha256"]:
+        raise ValueError(f"{path} is damaged (its hash differs from the manifest's); it is left as it is: store anew")
+    return StoredLogits(key=key, shared_key=shared_key, path=str(path))
+
+
+def stored_logits(stored: StoredLogits, step: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """The logits of one batch of ``fit``, read from the file by the host while the step runs.
+
+    Args:
+      step: [] int, counted from 0 over all epochs.
+      shape: (batch size, K); rows that only fill up the last batch of an epoch are zeros.
+
+    Returns:
+      [B, K] float16.
+    """
+
+    def read(step: np.ndarray) -> np.ndarray:
+        rows = np.load(stored.path, mmap_mode="r")
+        epoch, place = divmod(int(step), -(-rows.shape[1] // shape[0]))
+        found = rows[epoch, place * shape[0] : (place + 1) * shape[0]]
+        return np.concatenate([found, np.zeros((shape[0] - len(found), shape[1]), np.float16)])
+
+    return jax.pure_callback(read, jax.ShapeDtypeStruct(shape, jnp.float16), step, vmap_method="sequential")
+
+
+def _facts(key: jax.Array, images: ArrayLike, recipe: recipes.Recipe, shared_key: jax.Array) -> dict[str, Any]:
+    return {
+        "key": jax.random.key_data(key).tolist(),
+        "shared_key": jax.random.key_data(shared_key).tolist(),
+        "recipe": recipes.facts(recipe),
+        "images": files.hash_arrays(images),
+    }
+
+
+def _check_room(path: pathlib.Path, size: int) -> None:
+    for taken in (path, path.with_suffix(".json")):
+        if taken.exists():
+            raise ValueError(f"{taken} exists and is left as it is; choose another name or move it away")
+    files.require_writable(path.parent)
+    free = shutil.disk_usage(path.parent).free
+    if free < size:
+        raise ValueError(
+            f"the labels take {size / 1e9:.2f} GB, but {path.parent} has {free / 1e9:.2f} GB left; choose another disk "
+            "or ask the teacher while training"
+        )
