@@ -16,8 +16,9 @@ import optax
 from jax.typing import ArrayLike
 
 from metadd_jax import augment, parallel, transforms, zoo
+from metadd_jax.distillers import class_images
 from metadd_jax.distillers.base import Distiller
-from metadd_jax.structs import Dataset, SyntheticSet
+from metadd_jax.structs import Dataset
 
 
 def sre2l(
@@ -94,9 +95,7 @@ def sre2l(
         sample=lambda key, data, step, *, axis_name=None: (),
         loss=recover.loss,
         refresh=lambda key, synthetic, aux, step, frozen: aux,
-        decode=lambda synthetic, aux: SyntheticSet(
-            images=synthetic["images"], labels=jnp.repeat(jnp.arange(teacher_net.num_classes, dtype=jnp.int32), ipc)
-        ),
+        decode=lambda synthetic, aux: class_images.as_set(synthetic["images"], teacher_net.num_classes),
         frozen=teacher_variables,
     )
 
@@ -141,13 +140,7 @@ class _Recover:
     group_size: int
 
     def init(self, key: jax.Array, dataset: Dataset) -> tuple[dict[str, jax.Array], tuple]:
-        net = self.net
-        if dataset.image_shape != net.image_shape or dataset.num_classes != net.num_classes:
-            raise ValueError(
-                f"teacher {net.label} takes {net.image_shape} images of {net.num_classes} classes, but {dataset.name} "
-                f"has {dataset.image_shape} and {dataset.num_classes}; train the teacher on this data set"
-            )
-        return {"images": jax.random.normal(key, (self.ipc * net.num_classes, *net.image_shape))}, ()
+        return class_images.initial(key, dataset, self.net, ipc=self.ipc, init="noise"), ()
 
     def loss(
         self, key: jax.Array, synthetic: dict, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None

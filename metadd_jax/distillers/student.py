@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from metadd_jax import augment, zoo
-from metadd_jax.data import sampling
+from metadd_jax.distillers import class_images
 from metadd_jax.structs import Dataset, SyntheticSet
 from metadd_jax.training.trajectories import flatten, unflatten
 
@@ -80,19 +80,13 @@ class Student:
         Raises:
           ValueError: if the network was made for other data, or a class has fewer than ``ipc`` images.
         """
-        net = self.net
-        if dataset.image_shape != net.image_shape or dataset.num_classes != net.num_classes:
-            raise ValueError(
-                f"{net.name} takes {net.image_shape} images of {net.num_classes} classes, but {dataset.name} has "
-                f"{dataset.image_shape} and {dataset.num_classes}; create the network for this data set"
-            )
         image_key, order_key = jax.random.split(key)
-        images, labels = sampling.random_per_class(image_key, dataset.arrays, self.ipc)
+        images = class_images.initial(image_key, dataset, self.net, ipc=self.ipc, init="real")
         lr = jnp.asarray(self.lr_teacher, jnp.float32)
         aux = {"order_key": order_key, "expert": jnp.zeros((), jnp.int32), "start": jnp.zeros((), jnp.int32)}
         if self.soft_labels:
-            aux["soft_labels"] = jax.nn.one_hot(labels, net.num_classes)  # until the first expert labels them
-        return {"images": images, **({"lr": lr} if self.raw_lr else {"log_lr": jnp.log(lr)})}, aux
+            aux["soft_labels"] = jax.nn.one_hot(self.labels, self.net.num_classes)  # until the first expert labels them
+        return {**images, **({"lr": lr} if self.raw_lr else {"log_lr": jnp.log(lr)})}, aux
 
     def refresh(self, key: jax.Array, synthetic: dict, aux: dict, step: jax.Array, frozen: jax.Array) -> dict:
         """The next expert of this round, an epoch to start from, and what the expert calls the images."""

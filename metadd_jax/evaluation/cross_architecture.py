@@ -75,14 +75,16 @@ def train_and_test(
     labels = _labels(sets, net.num_classes)
     rates = _learning_rates(sets, recipe)
 
-    def one(seed: jax.Array, index: jax.Array, images: Any, labels: Any, rates: Any, arrays: Any, own: Any) -> jax.Array:
+    def one(
+        seed: jax.Array, index: jax.Array, images: Any, labels: Any, rates: Any, arrays: Any, own: Any
+    ) -> jax.Array:
         run_key = jax.random.fold_in(key, seed)
         settings = {"learning_rate": None if rates is None else rates[index], "teacher": own}
         variables = fit(run_key, net, images[index], labels[index], recipe, shared_key=key, **settings)
         right, total = count_correct(net, variables, arrays)
         return right / total
 
-    batched = parallel.jit(jax.vmap(one, in_axes=(0, 0, *[None] * 5))
+    batched = parallel.jit(jax.vmap(one, in_axes=(0, 0, *[None] * 5)))
     jobs = np.stack(np.meshgrid(np.arange(len(sets)), np.arange(seeds), indexing="ij"), axis=-1).reshape(-1, 2)
     size = -(-len(jobs) // -(-len(jobs) // at_once))  # even groups, so that all have one compiled shape
     results = []

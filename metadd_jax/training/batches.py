@@ -37,7 +37,7 @@ def epoch_order(key: jax.Array, epoch: jax.Array, count: int, batch_size: int) -
 def view(
     key: jax.Array, step: jax.Array, images: jax.Array, recipe: recipes.Recipe, *, shared_key: jax.Array
 ) -> jax.Array:
-    """What the network sees of a batch: its augmentation, then crop and flip of each image, then the mixing of the batch.
+    """What the network sees of a batch: its augmentation, crop and flip of each image, then the mixing.
 
     Args:
       key: the key of ``fit``.

@@ -78,7 +78,7 @@ class ImageNetAlexNet(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, Any]]:
         del train
         # Stages: the three maps that are pooled, before it, and the last one after it.
-        stage, pools = layers.map_stage(self._sizes(x)), 0
+        stage, pools = layers.map_stage(self._sizes(x), layers.least_map_side(x)), 0
         for index, (channels, kernel, stride, padding, pooled) in enumerate(_IMAGENET_CONVOLUTIONS):
             features = layers.scaled(channels, self.width, 64)
             x = layers.Conv(features, kernel, stride=stride, padding=padding, name=f"conv{index + 1}")(x)

@@ -136,7 +136,7 @@ class GoogLeNet(nn.Module):
         sizes = [x.shape[1:3]]
         for kernel in _POOLS.values():
             sizes.append(tuple(layers.pooled_side(side, kernel, 2, ceil=True) for side in sizes[-1]))
-        stage, blocks = list(_INCEPTIONS.items())[layers.map_stage(sizes)]
+        stage, blocks = list(_INCEPTIONS.items())[layers.map_stage(sizes, layers.MIN_MAP_SIDE)]
         return stage + list(blocks)[-1]
 
     def _stem(self, x: jax.Array, train: bool) -> jax.Array:

@@ -209,7 +209,7 @@ def global_average(x: jax.Array) -> jax.Array:
     return x.mean((1, 2))
 
 
-def map_stage(sizes: Sequence[tuple[int, int]], least: int = MIN_MAP_SIDE) -> int:
+def map_stage(sizes: Sequence[tuple[int, int]], least: int) -> int:
     """Which of a network's stages gives the class activation map: the deepest one that is fine enough.
 
     Args:
