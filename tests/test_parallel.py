@@ -114,3 +114,23 @@ def test_a_second_start_compiles_nothing(tmp_path):
     assert value == again
     assert hits == 0 and misses > 0
     assert hits_again == misses and misses_again == 0
+
+
+def test_independent_work_is_shared_whatever_its_number():
+    """6 terms on 4 devices: value and gradient of their sum on every device are those of one device."""
+
+    def loss(x, axis_name):
+        terms = parallel.sum_gradient(x, axis_name).reshape(6, 2)
+        (own, factors), weights = parallel.own_items((terms, jnp.arange(6.0)), axis_name)
+        assert len(weights) == (6 if axis_name is None else 2)
+        return parallel.sum_value((factors * (own**3).sum(axis=1)) @ weights, axis_name)
+
+    x = jnp.arange(12.0) / 7
+    alone = jax.value_and_grad(loss)(x, None)
+    shared = jax.pmap(
+        lambda _: jax.value_and_grad(loss)(x, parallel.AXIS), axis_name=parallel.AXIS, devices=jax.devices()
+    )(jnp.arange(4))
+    for one, each in zip(alone, shared, strict=True):
+        assert len(each) == 4
+        np.testing.assert_allclose(each, jnp.broadcast_to(one, each.shape), rtol=1e-6)
+    np.testing.assert_allclose(alone[1], np.repeat(np.arange(6.0), 2) * 3 * np.asarray(x) ** 2, rtol=1e-6)

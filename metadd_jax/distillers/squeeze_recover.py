@@ -44,26 +44,31 @@ def sre2l(
     pass over the classes (the k-th image of each). The groups' losses are added, so each image's gradient, and with
     Adam its whole course, is that of its group alone.
 
-    One update therefore works on all groups, one after the other: besides the set (images, gradient and Adam's two
-    moments) it needs the memory of one group. ImageNet at 224 pixels and IPC 50 is 30 GB of images, 120 GB with the
-    other three; since groups do not touch each other (unless MetaDD ties them), distil it in several sets of few
-    images per class with different seeds and join them.
-    Under an axis name the devices share the groups.
+    One update therefore works on all groups, one after the other, each with its gradient: it needs the memory of one
+    group's activations and of the set (images, gradient, Adam's two moments and copies on the way). ImageNet at 224
+    pixels and IPC 50 is 30 GB of images, so more than 120 GB; since groups do not touch each other (unless MetaDD ties
+    them), distil it as several sets of few images per class with different seeds and join them. Under an axis name the
+    devices share the groups.
 
     Published settings (ImageNet-1K are the defaults); learning rate and steps go to ``recover_optimiser``:
 
-    =========  ====  ==========  =====  =======  =============  =====
-    data       r_bn  crop, flip  roll            learning rate  steps
-    =========  ====  ==========  =====  =======  =============  =====
-    ImageNet   .01   yes         (0, 32)         .25            4000
-    Tiny       1     yes         (-4, 4)         .1             4000
-    CIFAR      .01   no          (0, 4)          .25            1000
-    =========  ====  ==========  =====  =======  =============  =====
+    ========  ====  ==========  =======  =============  =====
+    data      r_bn  crop, flip  roll     learning rate  steps
+    ========  ====  ==========  =======  =============  =====
+    ImageNet  .01   yes         (0, 32)  .25            4000
+    Tiny      1     yes         (-4, 4)  .1             4000
+    CIFAR     .01   no          (0, 4)   .25            1000
+    ========  ====  ==========  =======  =============  =====
+
+    A teacher may be trained here (``training.pretrain`` with ``recipes.sre2l_squeeze``) or come from torchvision:
+
+    >>> teacher = zoo.create("resnet18", 1000, (224, 224, 3))
+    >>> method = sre2l(teacher, zoo.torchvision.load(teacher, "resnet18-f37072fd.pth"), ipc=1)
+    >>> tx = recover_optimiser(0.25, 4000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     Args:
       teacher_net: a trained network with batch norm for the set's images.
-      teacher_variables: its ``params`` and ``batch_stats``, for instance ``zoo.torchvision.load(...)`` for
-        ``zoo.create("resnet18", 1000, (224, 224, 3))``.
+      teacher_variables: its ``params`` and ``batch_stats``.
       ipc: images per class.
       r_bn: weight of the statistics.
       first_multiplier: further weight of the first layer's.
@@ -168,10 +173,21 @@ class _Recover:
         """Sums over groups [G, b, H, W, C], on all devices together, of what ``_group`` gives."""
         keys = jax.random.split(key, len(groups))
         items, weights = parallel.own_items((keys, groups, labels), axis_name)
-        values = jax.lax.map(lambda item: self._group(*item, variables), items)
+
+        def group(item: tuple) -> dict[str, jax.Array]:
+            key, images, labels = item
+            constant = jax.lax.stop_gradient(images)
+            value_of = jax.value_and_grad(self._group, argnums=1, has_aux=True)
+            (loss, parts), slope = value_of(key, constant, labels, variables)
+            # The plane that touches the loss here, so that the way back needs no activations of all groups at once.
+            return {"loss": loss + jnp.vdot(slope, images - constant), **parts}
+
+        values = jax.lax.map(group, items)
         return parallel.sum_value({name: value @ weights for name, value in values.items()}, axis_name)
 
-    def _group(self, key: jax.Array, images: jax.Array, labels: jax.Array, variables: Any) -> dict[str, jax.Array]:
+    def _group(
+        self, key: jax.Array, images: jax.Array, labels: jax.Array, variables: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The loss of images [b, H, W, C] of different classes, and its two main parts."""
         images = self._view(key, images)
         logits, layers = zoo.batch_norm_inputs(self.net, variables, images)
@@ -186,7 +202,7 @@ class _Recover:
             loss += self.tv * _total_variation(images)
         if self.l2:
             loss += self.l2 * jax.vmap(_norm)(images).mean()
-        return {"loss": loss, "cross_entropy": entropy, "statistics": statistics}
+        return loss, {"cross_entropy": entropy, "statistics": statistics}
 
     def _view(self, key: jax.Array, images: jax.Array) -> jax.Array:
         crop_key, flip_key, roll_key = jax.random.split(key, 3)

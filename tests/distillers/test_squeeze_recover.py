@@ -138,6 +138,20 @@ def test_each_group_has_one_view_of_its_own(teacher, view):
     assert max(differences(STILL | view)) > 1e-4
 
 
+def test_memory_is_that_of_one_group_and_of_the_set():
+    net = zoo.parse("convnet_bn:width=32,depth=1", 5, (16, 16, 3))
+
+    def scratch(ipc):
+        method = distillers.sre2l(net, net.init(jax.random.key(0)), ipc=ipc, **STILL)
+        images = {"images": jnp.zeros((5 * ipc, 16, 16, 3))}
+        step = jax.jit(jax.grad(method.loss, argnums=1, has_aux=True))
+        compiled = step.lower(jax.random.key(0), images, (), (), method.frozen).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    image = 16 * 16 * 3 * 4
+    assert scratch(20) - scratch(4) < 4 * image * 5 * 16  # twice the images; with all activations kept, 13 times
+
+
 def test_the_optimiser_is_adam_with_a_cosine_to_zero():
     tx = distillers.recover_optimiser(0.25, 6, [0.4], [1e-6])  # pixels so far away that nothing is clipped
     gradients = [1.0, -2.0, 0.5, 3.0, 1.0, 1.0, 5.0]

@@ -1,6 +1,7 @@
 """Cross-architecture evaluation: sets together are sets alone, seeds are paired, mistakes stop early."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from metadd_jax import data, evaluation, training, zoo
 from metadd_jax.evaluation.cross_architecture import split_of, train_and_test
-from metadd_jax.structs import SyntheticSet
+from metadd_jax.structs import Auxiliary, SyntheticSet
 
 SHAPE = (8, 8, 1)
 RECIPE = training.Recipe(epochs=6, batch_size=4, learning_rate=0.05, weight_decay=0.0)
@@ -110,6 +111,30 @@ def test_a_learned_step_size_takes_the_place_of_the_recipes(sets, dataset, netwo
     adamw = dataclasses.replace(RECIPE, optimiser="adamw", learning_rate=0.01)
     both = train_and_test(key, group[:2], networks[0], dataset.test, seeds=1, recipe=adamw)
     np.testing.assert_array_equal(both[0], both[1])
+
+
+def test_a_teacher_labels_every_set(sets, dataset, networks, together):
+    """Each accuracy is that of one fit with the teacher; the sets' own labels do not count."""
+    net, key, arrays = networks[0], jax.random.key(3), dataset.arrays
+    fit = functools.partial(training.fit, net=net, shared_key=key)
+    real = data.standardise(arrays.images, arrays.mean, arrays.std)
+    thorough = training.pretraining(30, learning_rate=0.01)
+    variables = jax.jit(lambda: fit(key, images=real, labels=arrays.labels, recipe=thorough))()
+    teacher = Auxiliary(variables=variables, map_eps=jnp.ones(()), net=net)
+    recipe = dataclasses.replace(RECIPE, flip=True, learning_rate=0.5, temperature=2.0)
+
+    def judge(sets):
+        return train_and_test(key, sets, net, dataset.test, seeds=2, recipe=recipe, teacher=teacher)
+
+    values = judge(sets)
+    own, noise = jax.random.fold_in(key, 1), sets[1]
+    student = jax.jit(lambda: fit(own, images=noise.images, labels=noise.labels, recipe=recipe, teacher=teacher))()
+    right, total = training.count_correct(net, student, dataset.test)
+    assert values[1, 1] == pytest.approx(float(right / total), abs=1e-6)
+    assert len(np.unique(values)) > 1
+    np.testing.assert_array_equal(judge([s.replace(labels=1 - s.labels) for s in sets]), values)
+    rows = evaluation.cross_architecture(key, sets[1], dataset, [net], seeds=2, recipe=recipe, teacher=teacher)
+    np.testing.assert_allclose(rows[0].accuracies, values[1], atol=1e-6)
 
 
 def test_mistakes_stop_before_training(sets, dataset, networks):

@@ -1,5 +1,7 @@
 """Recipes against the published loop and NumPy optimisers."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -73,6 +75,54 @@ def test_adamw_decouples_the_decay():
     np.testing.assert_allclose(run(recipe, gradients, 4.0), expected, rtol=1e-5)
 
 
+def test_warm_up_is_linear_and_the_cosine_has_the_rest():
+    recipe = recipes.Recipe(epochs=5, learning_rate=0.2, schedule="cosine", warmup_epochs=2)
+    t = np.arange(16)
+    expected = np.where(t < 6, 0.2 * (t + 1) / 6, 0.1 * (1 + np.cos(np.pi * (t - 6) / 9)))
+    np.testing.assert_allclose(recipes.learning_rate(recipe, 3)(jnp.asarray(t)), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimiser", recipes.OPTIMISERS)
+def test_vectors_may_be_left_out_of_the_decay(optimiser):
+    recipe = recipes.Recipe(epochs=1, optimiser=optimiser, weight_decay=0.3, decay_vectors=False)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    tx = recipes.direction(recipe)
+    updates, _ = tx.update({"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}, tx.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], 0.3, rtol=1e-6)
+    np.testing.assert_array_equal(updates["bias"], 0.0)
+
+
+def test_sre2l_settings_are_the_published_ones():
+    cifar, tiny, imagenet = (recipes.sre2l_evaluation(data) for data in ("cifar", "tiny", "imagenet"))
+    for recipe, epochs, batch, temperature, mix in (
+        (cifar, 400, 128, 30, "mixup"),
+        (tiny, 100, 256, 20, "cutmix"),
+        (imagenet, 300, 1024, 20, "cutmix"),
+    ):
+        assert (recipe.epochs, recipe.batch_size, recipe.temperature, recipe.mix) == (epochs, batch, temperature, mix)
+        assert float(recipes.learning_rate(recipe, 1)(epochs)) == pytest.approx(0, abs=1e-9)  # not one half
+    for recipe in (cifar, imagenet):
+        chosen = (recipe.optimiser, recipe.learning_rate, recipe.weight_decay, recipe.decay_vectors)
+        assert chosen == ("adamw", 1e-3, 0.01, False)
+    squeeze = recipes.sre2l_squeeze("cifar"), recipes.sre2l_squeeze("tiny")
+    chosen = [(r.learning_rate, r.weight_decay, r.epochs, r.warmup_epochs, r.batch_size) for r in (*squeeze, tiny)]
+    assert chosen == [(0.1, 5e-4, 200, 0, 128), (0.2, 1e-4, 50, 5, 256), (0.2, 1e-4, 100, 5, 256)]
+    assert all((r.optimiser, r.momentum) == ("sgd", 0.9) for r in (*squeeze, tiny))
+    with pytest.raises(ValueError, match="no published recipe for 'mnist'; use one of cifar, tiny, imagenet"):
+        recipes.sre2l_evaluation("mnist")
+
+
+def test_later_settings_count_in_hashes_only_where_they_are_used():
+    """A network that was cached before they existed is still found."""
+    first = {"epochs", "batch_size", "optimiser", "learning_rate", "momentum", "weight_decay", "schedule", "drop_epoch"}
+    assert set(recipes.facts(recipes.pretraining(4))) == first | {"augmentation"}
+    defaults = {field.name: field.default for field in dataclasses.fields(recipes.Recipe)}
+    later = {name: value for name, value in defaults.items() if name not in first | {"augmentation"}}
+    assert later == recipes.LATER
+    used = {"crop": "shift", "flip": True, "temperature": 2.0}
+    assert recipes.facts(recipes.Recipe(epochs=1, **used)).items() >= used.items()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -82,6 +132,11 @@ def test_adamw_decouples_the_decay():
         ({"optimiser": "lion"}, "'lion' must be one of sgd, adamw"),
         ({"schedule": "linear"}, "'linear' one of step, cosine"),
         ({"augmentation": "sparkle"}, "unknown augmentation 'sparkle'"),
+        ({"crop": "centre"}, "crop 'centre' must be one of none, shift, resized"),
+        ({"mix": "smix"}, "mix 'smix' one of none, mixup, cutmix"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"schedule": "cosine", "warmup_epochs": 1}, "warmup_epochs=1 with schedule 'cosine' and epochs=1"),
+        ({"epochs": 3, "warmup_epochs": 1}, "warmup_epochs=1 with schedule 'step'"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

@@ -1,0 +1,228 @@
+"""A teacher's labels: the loss by hand, training against NumPy, and stored labels against those asked for."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metadd_jax import training, zoo
+from metadd_jax.structs import Auxiliary
+from metadd_jax.training import batches, recipes, relabel
+
+K, SHAPE = 3, (4, 4, 1)
+RNG = np.random.default_rng(1)
+IMAGES = RNG.normal(size=(5, *SHAPE)).astype(np.float32)
+LABELS = np.array([0, 2, 1, 1, 0])
+START, TAUGHT = (
+    {"w": RNG.normal(size=(16, K)).astype(np.float32) / 2, "b": RNG.normal(size=K).astype(np.float32)} for _ in range(2)
+)
+KEY = jax.random.key(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Softmax regression that always starts from the same weights."""
+
+    num_classes: int = K
+
+    def init(self, key):
+        return {"params": jax.tree.map(jnp.asarray, START)}
+
+    def apply(self, variables, images):
+        params = variables["params"]
+        return images.reshape(len(images), -1) @ params["w"] + params["b"], {}
+
+    def apply_train(self, variables, images):
+        return *self.apply(variables, images), {}
+
+
+def teacher(preprocess=None):
+    variables = {"params": jax.tree.map(jnp.asarray, TAUGHT)}
+    return Auxiliary(variables=variables, map_eps=jnp.ones(()), net=Linear(), preprocess=preprocess)
+
+
+def softmax(z):
+    z = np.exp(z - z.max(1, keepdims=True))
+    return z / z.sum(1, keepdims=True)
+
+
+def by_hand(shown, temperature, rate, seen=None):
+    """Gradient descent on KL(teacher || student) over batches of images, in float64."""
+    w, b = START["w"].astype(np.float64), START["b"].astype(np.float64)
+    for batch in shown:
+        x = np.asarray(batch, np.float64).reshape(len(batch), -1)
+        target = softmax(((seen or np.asarray)(x) @ TAUGHT["w"] + TAUGHT["b"]) / temperature)
+        error = (softmax((x @ w + b) / temperature) - target) / temperature / len(x)
+        w, b = w - rate * x.T @ error, b - rate * error.sum(0)
+    return {"w": w, "b": b}
+
+
+def assert_close(params, expected, tolerance=1e-5):
+    for name, value in expected.items():
+        np.testing.assert_allclose(params[name], value, rtol=tolerance, atol=tolerance)
+
+
+def fit(recipe, *, labels=LABELS, shared_key=KEY, **taught):
+    def train(taught):
+        return training.fit(KEY, Linear(), IMAGES, labels, recipe, shared_key=shared_key, **taught)["params"]
+
+    return jax.jit(train)({"teacher": teacher()} | taught)
+
+
+PLAIN = recipes.Recipe(epochs=3, batch_size=5, learning_rate=0.5, momentum=0.0, weight_decay=0.0, temperature=2.0)
+
+
+def test_the_divergence_in_numbers():
+    """p = softmax(1, 0) = (.731059, .268941) against (1/2, 1/2): sum p log 2p; no factor T^2 = 4."""
+    value = relabel.divergence(jnp.array([[2.0, 0.0]]), jnp.zeros((1, 2)), 2.0)
+    np.testing.assert_allclose(value, [0.1109439], rtol=1e-5)
+    assert float(relabel.divergence(jnp.array([[2.0, 0.0]]), jnp.array([[5.0, 3.0]]), 2.0)[0]) == pytest.approx(
+        0, abs=1e-6
+    )
+    backwards = relabel.divergence(jnp.zeros((1, 2)), jnp.array([[2.0, 0.0]]), 2.0)
+    np.testing.assert_allclose(backwards, [0.1201145], rtol=1e-5)  # it is not symmetric
+    with pytest.raises(ValueError, match=r"teacher logits \(1, 3\) and student logits \(1, 2\) must agree"):
+        relabel.divergence(jnp.zeros((1, 3)), jnp.zeros((1, 2)), 1.0)
+
+
+def test_training_follows_the_teacher_and_not_the_labels():
+    params = fit(PLAIN)
+    assert_close(params, by_hand([IMAGES] * 3, 2.0, 0.5))
+    assert_close(fit(PLAIN, labels=LABELS[::-1].copy()), params, 0)
+    other = fit(dataclasses.replace(PLAIN, temperature=4.0))
+    assert_close(other, by_hand([IMAGES] * 3, 4.0, 0.5))
+
+
+def test_the_teacher_sees_through_its_preprocessing():
+    params = fit(PLAIN, teacher=teacher(preprocess=_double))
+    assert_close(params, by_hand([IMAGES] * 3, 2.0, 0.5, seen=_double))
+
+
+def _double(x):
+    return 2 * x
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_labels_are_those_of_the_mixed_images(mix):
+    recipe = dataclasses.replace(PLAIN, mix=mix, flip=True)
+
+    @jax.jit
+    def batch(step):
+        (order,), _ = batches.epoch_order(KEY, step, 5, 5)
+        return batches.view(KEY, step, jnp.asarray(IMAGES)[order], recipe, shared_key=KEY)
+
+    shown = [batch(step) for step in range(3)]
+    views = np.concatenate([IMAGES, IMAGES[:, :, ::-1]])
+    assert not all(np.isclose(image, views, atol=1e-6).all((1, 2, 3)).any() for image in np.concatenate(shown))
+    assert_close(fit(recipe), by_hand(shown, 2.0, 0.5))
+
+
+def test_mixtures_without_a_teacher_are_refused():
+    with pytest.raises(ValueError, match="mix 'mixup' needs a teacher"):
+        fit(dataclasses.replace(PLAIN, mix="mixup"), teacher=None)
+
+
+def test_the_teacher_is_in_evaluation_mode():
+    net = zoo.parse("convnet_bn:width=2,depth=1", 3, (8, 8, 1))
+    variables = net.init(KEY)
+    images = jax.random.normal(KEY, (4, 8, 8, 1))
+    auxiliary = Auxiliary(variables=variables, map_eps=jnp.ones(()), net=net)
+    ask = jax.jit(relabel.teacher_logits)
+    together, alone = ask(auxiliary, images), jnp.concatenate([ask(auxiliary, image[None]) for image in images])
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-6)
+
+
+def test_views_are_shifts_mirrors_and_mixtures_of_the_images():
+    images = np.random.default_rng(3).normal(size=(120, 8, 8, 1)).astype(np.float32)
+    view = functools.partial(batches.view, KEY, jnp.int32(1), shared_key=KEY)
+    np.testing.assert_array_equal(view(images, PLAIN), images)
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))  # an eighth of 8 pixels
+    shifted = np.asarray(view(images, dataclasses.replace(PLAIN, crop="shift")))
+    places = [
+        [(i, j) for i in range(3) for j in range(3) if (padded[n, i : i + 8, j : j + 8] == shifted[n]).all()]
+        for n in range(120)
+    ]
+    assert all(len(found) == 1 for found in places) and len({found[0] for found in places}) == 9
+    flipped = np.asarray(view(images, dataclasses.replace(PLAIN, flip=True)))
+    mirrored = (flipped == images[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert (mirrored | (flipped == images).all(axis=(1, 2, 3))).all() and 40 < mirrored.sum() < 80
+    resized = np.asarray(view(images, dataclasses.replace(PLAIN, crop="resized")))
+    assert resized.shape == images.shape and (np.abs(resized) <= np.abs(images).max((1, 2, 3), keepdims=True)).all()
+    assert len({float(x) for x in resized.std((1, 2, 3))}) == 120
+
+
+MIXED = recipes.Recipe(epochs=3, batch_size=2, learning_rate=0.3, temperature=3.0, mix="cutmix", flip=True)
+SHARED = jax.random.key(8)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    path = tmp_path_factory.mktemp("labels") / "logits.npy"
+    return path, relabel.store(KEY, path, IMAGES, MIXED, teacher(), shared_key=SHARED)
+
+
+def test_stored_labels_are_the_teachers_opinion_of_each_batch(stored):
+    path, _ = stored
+    rows = np.load(path)
+    assert rows.dtype == np.float16 and rows.shape == (3, 5, K)
+    for epoch in range(3):
+        order, _ = batches.epoch_order(KEY, epoch, 5, 2)
+        shown = [
+            batches.view(KEY, 3 * epoch + place, jnp.asarray(IMAGES)[indices], MIXED, shared_key=SHARED)
+            for place, indices in enumerate(order)
+        ]
+        expected = np.concatenate(shown)[:5].reshape(5, -1) @ TAUGHT["w"] + TAUGHT["b"]
+        np.testing.assert_allclose(rows[epoch], expected, rtol=2e-3, atol=2e-3)
+
+
+def test_training_on_stored_labels_is_training_with_the_teacher(stored):
+    """To half precision, ragged batches and mixing included; the stored keys rule over the student's."""
+    path, labels = stored
+    asked = fit(MIXED, shared_key=SHARED)
+    assert_close(fit(MIXED, teacher=labels), asked, 2e-3)
+    opened = relabel.open_stored(KEY, path, IMAGES, MIXED, shared_key=SHARED)
+    students = jax.jit(
+        jax.vmap(
+            lambda key, taught: training.fit(key, Linear(), IMAGES, LABELS, MIXED, shared_key=key, teacher=taught),
+            in_axes=(0, None),
+        )
+    )(jax.random.split(jax.random.key(5), 2), opened)["params"]
+    for student in range(2):  # other keys, but Linear starts from the same weights
+        assert_close({name: value[student] for name, value in students.items()}, asked, 2e-3)
+    assert np.abs(asked["w"] - fit(MIXED, shared_key=SHARED, teacher=teacher(_double))["w"]).max() > 0.02
+
+
+def test_the_size_of_stored_labels_is_known_before():
+    assert relabel.stored_bytes(50_000, 300, 1000) == 30 * 10**9
+
+
+def test_stored_labels_of_another_training_are_refused(stored, monkeypatch):
+    path, _ = stored
+    whole = path.read_bytes()
+
+    def opened(key=KEY, images=IMAGES, recipe=MIXED, shared_key=SHARED, path=path):
+        return relabel.open_stored(key, path, images, recipe, shared_key=shared_key)
+
+    with pytest.raises(ValueError, match="another key"):
+        opened(key=jax.random.key(1))
+    with pytest.raises(ValueError, match="another shared_key"):
+        opened(shared_key=KEY)
+    with pytest.raises(ValueError, match="another images"):
+        opened(images=IMAGES[::-1])
+    with pytest.raises(ValueError, match="another recipe"):
+        opened(recipe=dataclasses.replace(MIXED, flip=False))
+    with pytest.raises(ValueError, match="is missing; write the labels"):
+        opened(path=path.with_name("none"))
+    with pytest.raises(ValueError, match="exists and is left as it is"):
+        relabel.store(KEY, path, IMAGES, MIXED, teacher(), shared_key=SHARED)
+    assert path.read_bytes() == whole
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match="is damaged"):
+        opened()
+    path.write_bytes(whole)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 10}))
+    with pytest.raises(ValueError, match=r"the labels take .* GB, but"):
+        relabel.store(KEY, path.with_name("new"), IMAGES, MIXED, teacher(), shared_key=SHARED)
