@@ -147,7 +147,7 @@ class DistillConfig:
     method: str = "dm"
     wrapped: bool = True
     backbone: str = "convnet:width=16"
-    seen: tuple[str, ...] = ("vgg11:width=8", "alexnet:width=8")
+    seen: tuple[str, ...] = ("vgg11_bn:width=8", "alexnet:width=8")
     unseen: tuple[str, ...] = ("resnet18:width=4", "lenet", "mlp")
     steps: int = 200
     batch_size: int = 64
