@@ -27,6 +27,7 @@ def run(arguments: list[str]) -> None:
     if config.run_dir is None:
         config = dataclasses.replace(config, run_dir=f"runs/{name}")
 
+    import effects
     import pipeline  # brings JAX in: not needed for --help
 
     from metadd_jax import distillers, files
@@ -43,7 +44,8 @@ def run(arguments: list[str]) -> None:
         label: distillers.freeze(network.net, network.variables, job.dataset, config=config.metadd.cam)
         for label, network in trained.items()
     }
-    distilled = pipeline.distil_all(job, *pipeline.all_methods(job, trained, auxiliaries))
+    watch = effects.Stopwatch()
+    distilled = pipeline.distil_all(job, *pipeline.all_methods(job, trained, auxiliaries), watch)
     pipeline.draw(job, distilled, auxiliaries)
     sets = {**pipeline.baselines(job), **distilled}
     rows = pipeline.judge(job, sets, auxiliaries[job.backbone.label])
@@ -58,6 +60,8 @@ def run(arguments: list[str]) -> None:
                 report.compare(rows, "random", base),
             ],
             "agreement": pipeline.agreements(job, sets, auxiliaries),
+            "pulls": effects.pulls(job.directory, distilled, pipeline.seeds(config)),
+            "seconds": watch.medians(),
             "whole_data": {label: network.accuracy for label, network in trained.items()},
             "versions": files.read_json(job.directory / "config.json")["versions"],
         },

@@ -10,6 +10,7 @@ from typing import Any
 
 import command
 import common
+import effects
 import jax
 import methods
 import numpy as np
@@ -208,7 +209,7 @@ def seeds(config: DistillConfig) -> range:
 
 
 def distil_all(
-    job: Job, every: list[mdd.distillers.Distiller], tx: optax.GradientTransformation
+    job: Job, every: list[mdd.distillers.Distiller], tx: optax.GradientTransformation, watch: effects.Stopwatch
 ) -> dict[str, list[mdd.SyntheticSet]]:
     """Distils ``distill_seeds`` sets with each method, going on where an earlier start was stopped."""
     config = job.config
@@ -219,8 +220,12 @@ def distil_all(
         for seed in seeds(config):
             folder = job.directory / method.name / f"seed{seed}"
             with command.bar(config.steps, f"{method.name} seed {seed}", "step") as progress:
+                watch.start()
 
-                def on_chunk(done: int, metrics: dict[str, float], progress: Any = progress) -> None:
+                def on_chunk(
+                    done: int, metrics: dict[str, float], progress: Any = progress, name: str = method.name
+                ) -> None:
+                    watch.lap(name, done)
                     progress.update(done - progress.n)
                     if metrics:
                         progress.set_postfix_str(f"loss {metrics['loss']:.4g}")

@@ -114,11 +114,31 @@ def agreement_lines(agreement: Mapping[str, Mapping[str, Mapping[str, Any]]]) ->
     return lines
 
 
+def pull_lines(pulls: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> list[str]:
+    """How the added terms pull: ``pulls[set]["start" | "end"][term]`` with ``norm`` and ``cosine``."""
+    lines = [
+        "How the added terms pull at the images, at the start and at the end: mean gradient (weighted) over the base "
+        "method's, by norm, and cosine of the two:",
+        "",
+        "| set | term | norm, start | norm, end | cosine, start | cosine, end |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, by_time in pulls.items():
+        for term, start in by_time["start"].items():
+            end = by_time["end"][term]
+            lines.append(
+                f"| {name} | {term} | {start['norm']:.2f} | {end['norm']:.2f} | {start['cosine']:+.2f} | "
+                f"{end['cosine']:+.2f} |"
+            )
+    return lines
+
+
 def write(directory: str | pathlib.Path, results: Mapping[str, Any]) -> str:
     """Writes ``results.json`` and ``results.md``; returns the Markdown.
 
-    ``results`` holds ``rows``, ``comparisons``, ``agreement``, ``whole_data`` (network -> accuracy) and ``notes``
-    (lines on protocol, seeds and machine).
+    ``results`` holds ``rows``, ``comparisons``, ``agreement``, ``whole_data`` (network -> accuracy), ``notes``
+    (lines on protocol, seeds and machine) and, where they were measured, ``seconds`` (set -> seconds a step) and
+    ``pulls`` (see ``pull_lines``).
     """
     parts = ["# Results", "", *results["notes"], "", *table_lines(results["rows"])]
     if results["whole_data"]:
@@ -128,6 +148,11 @@ def write(directory: str | pathlib.Path, results: Mapping[str, Any]) -> str:
         parts += ["", *comparison_lines(comparison)]
     if results["agreement"]:
         parts += ["", *agreement_lines(results["agreement"])]
+    if results.get("pulls"):
+        parts += ["", *pull_lines(results["pulls"])]
+    if results.get("seconds"):
+        timed = ", ".join(f"{name} {seconds:.3g}" for name, seconds in results["seconds"].items())
+        parts += ["", f"Seconds a step (median over chunks, without compilation): {timed}."]
     markdown = "\n".join(parts) + "\n"
     files.write_json(pathlib.Path(directory) / "results.json", results)
     files.write_text(pathlib.Path(directory) / "results.md", markdown)

@@ -96,6 +96,15 @@ def test_agreement_lines():
     assert report.agreement_lines({"dm": {"unseen": facts}})[-1] == "| dm | unseen | 0.250 | -0.125 | 0.500 | 0.300 |"
 
 
+def test_pulls_and_seconds_are_shown_where_they_were_measured(rows, tmp_path):
+    at = {"ai": {"norm": 0.3, "cosine": -0.125}}
+    measured = {"pulls": {"dm+metadd": {"start": at, "end": {"ai": {"norm": 0.6, "cosine": 0.5}}}}}
+    markdown = report.write(tmp_path, results(rows) | measured | {"seconds": {"dm": 0.25}})
+    assert "| dm+metadd | ai | 0.30 | 0.60 | -0.12 | +0.50 |" in markdown
+    assert "dm 0.25." in markdown
+    assert "Seconds a step" not in report.write(tmp_path, results(rows))
+
+
 def test_both_files_are_written(rows, tmp_path):
     markdown = report.write(tmp_path, results(rows))
     assert (tmp_path / "results.md").read_text() == markdown
