@@ -42,13 +42,16 @@ def wait_for(condition, process, limit=240):
         time.sleep(0.01)
 
 
-@pytest.fixture(scope="module")
-def unbroken(cache, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "unbroken"
-    process = start([*TINY, "--run-dir", folder], cache)
-    text = process.communicate(timeout=400)[0]
+def run(arguments, cache, folder):
+    process = start([*arguments, "--run-dir", folder], cache)
+    text = process.communicate(timeout=550)[0]
     assert process.returncode == 0, text[-3000:]
     return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(cache, tmp_path_factory):
+    return run(TINY, cache, tmp_path_factory.mktemp("runs") / "unbroken")
 
 
 def test_the_run_folder_is_complete(unbroken):
@@ -72,22 +75,52 @@ def test_numpy_alone_opens_the_export(unbroken):
     assert printed.stdout.split("\n")[0] == "(10, 28, 28, 1) (10,) (1,) (1,) False"
 
 
-def test_killed_in_the_middle_and_started_again_ends_in_the_same_bits(unbroken, cache, tmp_path):
-    folder = tmp_path / "broken"
-    steps = folder / "dm+metadd" / "seed0" / "checkpoints"
-    process = start([*TINY, "--run-dir", folder], cache)
+def same_after_a_kill(arguments, cache, whole, folder, method):
+    steps = folder / f"{method}+metadd" / "seed0" / "checkpoints"
+    process = start([*arguments, "--run-dir", folder], cache)
     wait_for(lambda: steps.is_dir() and len(list(steps.glob("step_*"))) >= 2, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (steps.parent / "synthetic.npz").exists()
-    process = start([*TINY, "--run-dir", folder], cache)
+    process = start([*arguments, "--run-dir", folder], cache)
     wait_for((steps.parent / "synthetic.json").exists, process)
     process.kill()
     process.wait()
-    for name in ("dm", "dm+metadd"):
-        ours, theirs = (np.load(run / name / "seed0" / "synthetic.npz") for run in (folder, unbroken))
-        for field in ("images", "labels"):
-            assert ours[field].tobytes() == theirs[field].tobytes()
+    for name in (method, f"{method}+metadd"):
+        ours, theirs = (np.load(run / name / "seed0" / "synthetic.npz") for run in (folder, whole))
+        assert set(ours) == set(theirs)
+        for field in ours:
+            assert ours[field].tobytes() == theirs[field].tobytes(), field
+
+
+def test_killed_in_the_middle_and_started_again_ends_in_the_same_bits(unbroken, cache, tmp_path):
+    same_after_a_kill(TINY, cache, unbroken, tmp_path / "broken", "dm")
+
+
+TRAJECTORIES = [
+    "--mtt.experts", "2", "--mtt.epochs", "2", "--mtt.at-once", "2", "--mtt.syn-steps", "2", "--mtt.expert-epochs", "1",
+    "--mtt.max-start-epoch", "2", "--train-per-class", "20", "--zca",
+]  # fmt: skip
+OPTIONS = {
+    "dc": ["--ipc", "2", "--dc.outer", "2", "--dc.inner", "2", "--batch-size", "8"],
+    "dsa": ["--ipc", "2", "--dc.outer", "2", "--dc.inner", "2", "--batch-size", "8"],
+    "mtt": TRAJECTORIES,
+    "tesla": [*TRAJECTORIES, "--mtt.soft-labels"],
+    "sre2l": [
+        "--backbone", "convnet_bn:width=4,depth=2", "--sre2l.squeeze", "short", "--sre2l.squeeze-epochs", "1",
+        "--eval-recipe", "sre2l_cifar",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", OPTIONS)
+def test_every_method_survives_a_kill(method, cache, tmp_path):
+    arguments = [*TINY, "--method", method, *OPTIONS[method]]
+    whole = run(arguments, cache, tmp_path / "whole")
+    same_after_a_kill(arguments, cache, whole, tmp_path / "broken", method)
+    results = (whole / "results.md").read_text()
+    assert f"| {method}+metadd | metadd |" in results and "Seconds a step" in results
 
 
 def fails(arguments, cache):
@@ -110,6 +143,10 @@ def test_mistakes_in_options_are_one_line(cache, tmp_path):
         "no_such_set": [*TINY, *new, "--dataset", "no_such_set", "--data-dir", tmp_path],
         "ipc=0": [*TINY, *new, "--ipc", "0"],
         "smallest class": [*TINY, *new, "--ipc", "401"],
+        "unknown method": [*TINY, *new, "--method", "dmm"],
+        "wants the labels of a teacher": [*TINY, *new, "--eval-recipe", "sre2l_cifar"],
+        "sre2l needs a teacher with batch norm": [*TINY, *new, "--method", "sre2l"],
+        "reach epoch 12 of experts of 10 epochs": [*TINY, *new, "--method", "mtt", "--mtt.max-start-epoch", "11"],
         "cannot write": [*TINY, "--run-dir", "/proc/nowhere/run"],
     }
     np.savez(bad, images=images, labels=np.full(20, -1))
