@@ -168,7 +168,7 @@ def _matching(config: DistillConfig, backbone: mdd.zoo.Architecture) -> Distille
         return mdd.distillers.dm(backbone, **common_settings)
     own = {
         "outer": config.dc.outer or None,
-        "inner": None if config.dc.inner < 0 else config.dc.inner,
+        "inner": config.dc.inner or None,
         "distance": config.dc.distance,
         "batch_norm": config.dc.batch_norm,
     }

@@ -13,13 +13,13 @@ class GradientMatching:
 
     Attributes:
       outer: matchings under one network; 0 for the published number of this ipc.
-      inner: epochs that the network trains on the set between two matchings; -1 for the published number.
+      inner: epochs that the network trains on the set between two matchings; 0 for the published number.
       distance: "ours" (row-wise cosine), "mse" or "cos".
       batch_norm: statistics of batch-norm networks: "improved" or "published".
     """
 
     outer: int = 0
-    inner: int = -1
+    inner: int = 0
     distance: str = "ours"
     batch_norm: str = "improved"
 
