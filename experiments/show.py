@@ -24,7 +24,7 @@ class ShowConfig:
       networks: networks whose activation maps are drawn; they are pre-trained on the real data if need be.
       epochs: of that pre-training.
       augmentation: DSA tokens for it, or "none".
-      train_per_class: most real images of a class to train on; 0 uses all.
+      train_per_class: for a data set: most images of a class to train on, 0 uses all (a distilled set names its own).
       data_dir: where prepared TFDS data lies.
       cache_dir: where trained networks are kept (default: ~/.cache/metadd_jax).
     """
@@ -72,21 +72,17 @@ def _images(config: ShowConfig) -> tuple[str, Any, dict[str, Any], Any]:
     import jax
 
     import metadd_jax as mdd
+    from metadd_jax import exchange
 
-    def load(name: str) -> mdd.Dataset:
-        settings = {"cache_dir": config.cache_dir, "train_per_class": config.train_per_class}
-        return mdd.data.load(name, data_dir=config.data_dir, **settings)
-
+    places = {"data_dir": config.data_dir, "cache_dir": config.cache_dir}
     if not (pathlib.Path(config.file).exists() or config.file.endswith(".npz")):
-        dataset = load(config.file)
-        facts = {"mean": dataset.arrays.mean, "std": dataset.arrays.std, "class_names": dataset.class_names}
+        dataset = mdd.data.load(config.file, train_per_class=config.train_per_class, **places)
+        facts = {**exchange.value_space(dataset), "class_names": dataset.class_names}
         return "real", mdd.evaluation.random_real(jax.random.key(0), dataset, 1), facts, dataset
     synthetic, metadata = common.load_set(config.file)
     if not config.networks:
         return "synthetic", synthetic, metadata, None
-    dataset = load(metadata["dataset"])
-    common.check_same_space(metadata, dataset)
-    return "synthetic", synthetic, metadata, dataset
+    return "synthetic", synthetic, metadata, common.real_data(metadata, **places)
 
 
 def _pretrained(config: ShowConfig, dataset: Any) -> list[Any]:
