@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> None:
         arguments[1:] if arguments[:1] == [name] else arguments,
         default=presets.preset(name),
         program="distill.py [PRESET]",
-        description=f"{__doc__}\nPresets: {', '.join(presets.PRESETS)}; the defaults below are those of {name!r}.",
+        description=f"{__doc__}\nPresets:\n\n{presets.listing()}\n\nThe defaults below are those of {name!r}.",
     )
     if config.run_dir is None:
         config = dataclasses.replace(config, run_dir=f"runs/{name}")
@@ -34,6 +34,11 @@ def run(arguments: list[str]) -> None:
     from metadd_jax.evaluation import report
 
     job = pipeline.prepare(config)
+    if config.plan:
+        import plan
+
+        print("\n".join(plan.lines(job, *plan.plan(job))))
+        return
     finished = job.directory / "results.md"
     if finished.exists():
         print(finished.read_text())

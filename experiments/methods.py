@@ -135,22 +135,22 @@ def experts(config: DistillConfig, backbone: mdd.zoo.Architecture, dataset: mdd.
 
 
 def make(
-    config: DistillConfig, backbone: mdd.zoo.Architecture, dataset: mdd.Dataset, cache: Any, teacher: Any
+    config: DistillConfig, backbone: mdd.zoo.Architecture, dataset: mdd.Dataset, trained: Any = None
 ) -> tuple[Distiller, optax.GradientTransformation]:
     """The bare method and what updates its set.
 
     Args:
-      teacher: what ``squeeze`` gave, for sre2l.
+      trained: what ``squeeze`` gave, for sre2l; what ``experts`` gave, for mtt and tesla.
     """
     if config.method == "sre2l":
-        return _sre2l(config, teacher), recover_optimiser(
+        return _sre2l(config, trained), recover_optimiser(
             config.image_lr, config.steps, dataset.arrays.mean, dataset.arrays.std
         )
     if config.method in TRAJECTORIES:
         tx = trajectory_optimiser(
             config.image_lr, config.mtt.lr_lr, lr_teacher=config.mtt.lr_teacher, momentum=config.image_momentum
         )
-        return _trajectory(config, backbone, experts(config, backbone, dataset, cache)), tx
+        return _trajectory(config, backbone, trained), tx
     return _matching(config, backbone), optax.sgd(config.image_lr, momentum=config.image_momentum)
 
 

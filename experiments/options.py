@@ -131,6 +131,7 @@ class DistillConfig:
       save_every: updates between checkpoints.
       device_mode: "auto" (pmap on more than one device), "jit" or "pmap".
       stream_per_class: 0 keeps the images on the device; n sends n random images a class per chunk.
+      plan: tell what the job will take (FLOPs, memory, hours) and stop; refuses what cannot fit.
       run_dir: the run's folder (default: runs/PRESET).
       overwrite: start anew in a folder that holds a run.
     """
@@ -174,5 +175,6 @@ class DistillConfig:
     save_every: int = 100
     device_mode: str = "auto"
     stream_per_class: int = 0
+    plan: bool = False
     run_dir: str | None = None
     overwrite: bool = False

@@ -25,7 +25,7 @@ from metadd_jax.evaluation import report
 
 BASELINES = ("random", "kmeans")
 # Settings that do not change a number: a run may go on under other values of these.
-FREE = ("run_dir", "overwrite", "data_dir", "cache_dir", "at_once", "save_every")
+FREE = ("run_dir", "overwrite", "plan", "data_dir", "cache_dir", "at_once", "save_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,8 @@ def prepare(config: DistillConfig) -> Job:
     for net in job.seen:
         if not net.has_map:
             raise ValueError(f"{net.label} has no activation map, so it cannot be an auxiliary; list it as unseen")
-    claim(directory, config)  # only now: a start that fails leaves no trace
+    if not config.plan:
+        claim(directory, config)  # only now: a start that fails leaves no trace
     return job
 
 
@@ -180,7 +181,20 @@ def all_methods(
 ) -> tuple[list[mdd.distillers.Distiller], optax.GradientTransformation]:
     """The bare base method, the same one under MetaDD, and under each variant of its loss; and their optimiser."""
     config = job.config
-    base, tx = methods.make(config, job.backbone, job.dataset, job.cache, trained[job.backbone.label])
+    given = trained[job.backbone.label]
+    if config.method in methods.TRAJECTORIES:
+        given = methods.experts(config, job.backbone, job.dataset, job.cache)
+    return wrapped(job, *methods.make(config, job.backbone, job.dataset, given), auxiliaries)
+
+
+def wrapped(
+    job: Job,
+    base: mdd.distillers.Distiller,
+    tx: optax.GradientTransformation,
+    auxiliaries: dict[str, mdd.Auxiliary],
+) -> tuple[list[mdd.distillers.Distiller], optax.GradientTransformation]:
+    """``base``, the same under MetaDD and under each variant; and the optimiser, which serves them all."""
+    config = job.config
     seen, reference = [auxiliaries[net.label] for net in job.seen], auxiliaries[job.backbone.label]
     every = [base]
     for name, setting in settings(config).items():

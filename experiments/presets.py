@@ -98,6 +98,19 @@ def _read(text: str, now: bool | int | float | str, item: str) -> bool | int | f
         raise ValueError(f"cannot read {item!r}; write a number like {now}") from error
 
 
+def listing() -> str:
+    """The presets in a few lines: the own ones, then METHOD/DATA/IPC with what goes together in one line."""
+    lines = [", ".join(name for name in PRESETS if "/" not in name)]
+    data_of: dict[tuple[str, str], list[str]] = {}
+    for method, data, ipc in (name.split("/") for name in published.PRESETS):
+        data_of.setdefault((method, data), []).append(ipc)
+    rows: dict[tuple[str, str], list[str]] = {}
+    for (method, data), ipcs in data_of.items():
+        rows.setdefault((method, "|".join(ipcs)), []).append(data)
+    lines += [f"{method}/{'|'.join(data)}/{ipcs}" for (method, ipcs), data in rows.items()]
+    return "\n".join(f"    {line}" for line in lines)  # indented, as --help keeps such lines apart
+
+
 def preset(name: str) -> DistillConfig:
     """The named preset.
 
@@ -107,5 +120,6 @@ def preset(name: str) -> DistillConfig:
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"unknown preset {name!r}{hint}; presets are {', '.join(PRESETS)}")
+        own = ", ".join(name for name in PRESETS if "/" not in name)
+        raise ValueError(f"unknown preset {name!r}{hint}; use {own} or METHOD/DATA/IPC (--help lists them)")
     return PRESETS[name]

@@ -39,6 +39,16 @@ def cache_compilations(folder: str | os.PathLike) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def memory_limit() -> int | None:
+    """Bytes of one device: what an accelerator says that programs may use, a CPU's whole memory; None if unknown."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    if jax.default_backend() != "cpu" or not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def choose_mode(mode: str) -> str:
     """Returns "jit" or "pmap"; "auto" is pmap where there is more than one local device.
 

@@ -52,8 +52,9 @@ def run(name, tmp_path):
     spec = "convnet_bn:width=4,depth=1" if config.method == "sre2l" else "convnet:width=4,depth=1"
     net = mdd.zoo.parse(spec, dataset.num_classes, dataset.image_shape)
     methods.check_backbone(config, net)
-    teacher = methods.squeeze(config, net, dataset, tmp_path) if config.method == "sre2l" else None
-    base, tx = methods.make(config, net, dataset, tmp_path, teacher)
+    prerequisite = {"sre2l": methods.squeeze, "mtt": methods.experts, "tesla": methods.experts}.get(config.method)
+    trained = prerequisite(config, net, dataset, tmp_path) if prerequisite else None
+    base, tx = methods.make(config, net, dataset, trained)
     auxiliaries = [distillers.freeze(net, net.init(jax.random.key(seed)), dataset) for seed in (1, 2)]
     own = InvariantConfig(views="flip", calibration_steps=1)
     for method in (base, distillers.metadd(base, auxiliaries, config=own)):
