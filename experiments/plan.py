@@ -74,7 +74,7 @@ def plan(job: pipeline.Job) -> tuple[list[Plan], dict[str, float]]:
         given = draw.astype(np.float32)
     every, tx = pipeline.wrapped(job, *methods.make(config, job.backbone, job.dataset, given), auxiliaries)
     plans = [_measure(job, method, tx) for method in every]
-    _refuse_what_cannot_fit(plans)
+    refuse_what_cannot_fit(plans)
     return plans, _stages(job, plans)
 
 
@@ -169,7 +169,8 @@ def _stages(job: pipeline.Job, plans: list[Plan]) -> dict[str, float]:
     return {name: seconds / 3600 for name, seconds in stages.items()}
 
 
-def _refuse_what_cannot_fit(plans: list[Plan]) -> None:
+def refuse_what_cannot_fit(plans: list[Plan]) -> None:
+    """Raises ValueError for the first that needs more memory than a device has, naming what makes it smaller."""
     limit = parallel.memory_limit()
     for entry in plans:
         if limit and entry.memory > limit:

@@ -119,7 +119,12 @@ class Member:
         return (chunk or self.chunk)(fresh(state), self.dataset.arrays, self.method.frozen)
 
 
-@pytest.fixture(scope="module", params=list(MEMBERS))
+# What differs from a quick member in one switch, or puts together two that are quick.
+SLOW = ("metadd per step", "dc, running statistics", "tesla, soft labels, raw rate", "metadd around sre2l")
+PARAMS = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MEMBERS]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def member(request, tiny, auxiliaries):
     return Member(MEMBERS[request.param](auxiliaries, tiny), tiny, one_device="batch norm" in request.param)
 

@@ -1,5 +1,7 @@
 """The plan: formulas against XLA's count, memory against what lies there, a job that cannot fit is refused."""
 
+import dataclasses
+
 import options
 import pipeline
 import plan
@@ -33,24 +35,39 @@ def test_forward_flops_are_those_of_the_layers(job):
     assert plan.forward_flops(net) == pytest.approx(2 * products, rel=0.5)  # norms, pools and ReLUs come on top
 
 
+def test_flops_of_a_step_by_method(job):
+    f, own = plan.forward_flops(job.backbone), sum(map(plan.forward_flops, job.seen))
+
+    def flops(name="dm", **changes):
+        return plan.step_flops(dataclasses.replace(job, config=dataclasses.replace(job.config, **changes)), name)
+
+    assert flops() == pytest.approx(f * 10 * 4 + 3 * f * 10)
+    assert flops("dm+metadd") == pytest.approx(flops() + 10 * 4 * own)
+    subset = dataclasses.replace(job.config.metadd, subset=5)
+    assert flops("dm+metadd", metadd=subset) == pytest.approx(flops() + 5 * 4 * own)
+    loops = options.GradientMatching(outer=2, inner=3)
+    assert flops("dc", method="dc", dc=loops) == pytest.approx(f * (3 * 10 * 4 + 12 * 10 + 3 * 10 * 3 / 2))
+    steps = options.TrajectoryMatching(syn_steps=4, batch_syn=5)
+    assert flops("mtt", method="mtt", mtt=steps) == pytest.approx(4 * 5 * 12 * f)
+    assert flops("sre2l", method="sre2l") == pytest.approx(3 * f * 10)
+
+
 def test_steps_hours_and_memory(job):
-    plans, stages = plan.plan(job)
-    assert [entry.method for entry in plans] == ["dm", "dm+metadd"]
-    bare, wrapped = plans
-    f = plan.forward_flops(job.backbone)
-    assert bare.flops == pytest.approx(f * 10 * 4 + 3 * f * 10)
-    assert wrapped.flops == pytest.approx(bare.flops + 10 * 4 * sum(map(plan.forward_flops, job.seen)))
-    sizes = {part.name: part.size for part in bare.parts}
+    bare = dataclasses.replace(job, config=dataclasses.replace(job.config, wrapped=False))
+    plans, stages = plan.plan(bare)
+    [entry] = plans
+    sizes = {part.name: part.size for part in entry.parts}
     assert sizes["real images"] == pytest.approx(4000 * 28 * 28, rel=0.02)
     assert sizes["set and optimiser"] == pytest.approx(3 * 4 * 10 * 28 * 28, rel=0.02)  # images twice and momentum
-    assert wrapped.memory > bare.memory > 0 and min(bare.seconds, wrapped.seconds) > 0
-    expected = job.config.steps * job.config.distill_seeds * (bare.seconds + wrapped.seconds) / 3600
-    assert stages["distil"] == pytest.approx(expected)
+    assert entry.memory == sum(sizes.values()) and entry.seconds > 0
+    assert stages["distil"] == pytest.approx(job.config.steps * job.config.distill_seeds * entry.seconds / 3600)
     text = "\n".join(plan.lines(job, plans, stages))
-    assert "| dm+metadd |" in text and "hours:minutes" in text
+    assert "| dm |" in text and "hours:minutes" in text
 
 
-def test_what_cannot_fit_is_refused_with_the_option_that_mends_it(job, monkeypatch):
-    monkeypatch.setattr(parallel, "memory_limit", lambda: 1_000_000)
-    with pytest.raises(ValueError, match=r"dm needs about 4 MB.*real images.*change --stream-per-class"):
-        plan.plan(job)
+def test_what_cannot_fit_is_refused_with_the_option_that_mends_it(monkeypatch):
+    monkeypatch.setattr(parallel, "memory_limit", lambda: 4_000_000)
+    parts = (plan.Part("real images", 3e6, "--stream-per-class"), plan.Part("scratch of a step", 2e6, "--class-batch"))
+    with pytest.raises(ValueError, match=r"dm needs about 5 MB on a device of 4 MB.*real images.*--stream-per-class"):
+        plan.refuse_what_cannot_fit([plan.Plan("dm", 1.0, 1.0, parts)])
+    plan.refuse_what_cannot_fit([plan.Plan("dm", 1.0, 1.0, parts[:1])])
