@@ -1,4 +1,4 @@
-"""Trains experts for MTT and TESLA in groups under ``vmap``, and goes on where an earlier start was stopped.
+"""Trains experts for MTT and TESLA in groups, spread over the devices, and goes on where an earlier start was stopped.
 
 Cazenavette et al., "Dataset Distillation by Matching Training Trajectories" (CVPR 2022). The folder is whole or
 absent: it grows as ``<folder>.unfinished`` and is renamed when the last shard is written.
@@ -53,8 +53,8 @@ def train_experts(
       experts: how many networks.
       seed: expert e is initialised and trained from ``fold_in(key(seed), e)``; which token augments a step is the
         same for all experts.
-      at_once: networks that train together and share a shard; the device holds all their snapshots, 4 (T + 1) P bytes
-        each.
+      at_once: networks that train together, divided over all devices, and share a shard; a device holds all snapshots
+        of its own, 4 (T + 1) P bytes each.
       half: keep the start in float32 and of each epoch the step from the snapshot before *as stored*, in float16. So
         rounding does not add up over epochs: each number of a snapshot is off by at most 2^-11 of its step in that
         epoch, plus 2^-25, plus float32's own rounding.
@@ -104,10 +104,10 @@ def _trainer(net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, ke
             record=lambda variables: flatten(variables["params"]),
         )[1]
 
-    together = parallel.jit(jax.vmap(one, in_axes=(0, None, None)))
+    together = parallel.spread(one)
 
     def train(first: int, last: int) -> np.ndarray:
-        snapshots = np.asarray(together(jnp.arange(first, last), key, dataset.arrays))
+        snapshots = together(jnp.arange(first, last), key, dataset.arrays)
         broken = np.flatnonzero(~np.isfinite(snapshots).all(axis=(1, 2)))
         if broken.size:
             raise ValueError(
