@@ -19,6 +19,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from metadd_jax import files
+
 AXIS = "devices"
 MODES = ("auto", "jit", "pmap", "sharded")
 
@@ -73,23 +75,30 @@ def from_main(value: Any) -> Any:
     return multihost_utils.broadcast_one_to_all(value)
 
 
-def require_agreement(digest: str, what: str) -> None:
-    """Proves that every process holds the same.
-
-    Args:
-      digest: at least 16 hexadecimal digits.
-      what: what it is the digest of, for the message.
+def require_agreement(tree: Any, *, text: str = "") -> None:
+    """Proves that every process holds the same arrays (to the bit) and the same text.
 
     Raises:
-      ValueError: on every process, if one of them has another digest.
+      ValueError: on every process, if one of them differs.
     """
-    own = np.frombuffer(bytes.fromhex(digest[:16]), np.uint8)
-    others = np.flatnonzero((multihost_utils.process_allgather(own) != from_main(own)).any(axis=-1))
+    if jax.process_count() == 1:
+        return
+    digest = files.hash_arrays(*(_plain(leaf) for leaf in jax.tree.leaves(tree)), text=text)
+    own = np.frombuffer(bytes.fromhex(digest), np.uint8)
+    others = np.flatnonzero((multihost_utils.process_allgather(own) != from_main(own)).any(axis=1))
     if others.size:
         raise ValueError(
-            f"process {others[0]} has other {what} than process 0; all of them need the same files, settings and kind "
-            "of machine"
+            f"process {others[0]} would start from other data, networks or checkpoints than process 0; all of them "
+            "need the same settings, shared folders and the same kind of machine"
         )
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(leaf: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
 def jit(function: Callable, *, static_argnames: Sequence[str] = (), donate_argnums: Sequence[int] = ()) -> Callable:
@@ -142,10 +151,9 @@ def _everywhere(leaf: Any, sharding: NamedSharding) -> jax.Array:
     """One array on the devices of all processes, each of which holds its value."""
     if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
         return leaf
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(_everywhere(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
-    value = np.asarray(leaf)
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+    value = _plain(leaf)
+    placed = jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+    return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else placed
 
 
 def local(tree: Any) -> Any:
@@ -194,9 +202,7 @@ def _sharded(chunk: Update) -> Update:
 
 def _pmap(function: Callable, *, arguments: int, **options: Any) -> Callable:
     """``function(index, *arguments)`` on all devices; the arguments are replicated."""
-    compiled = jax.pmap(
-        function, axis_name=AXIS, in_axes=(0, *[None] * arguments), devices=jax.devices(), **options
-    )
+    compiled = jax.pmap(function, axis_name=AXIS, in_axes=(0, *[None] * arguments), devices=jax.devices(), **options)
     return lambda *values: compiled(jnp.arange(len(jax.local_devices())), *values)
 
 

@@ -171,7 +171,7 @@ def test_sharded_jit_divides_what_divides(size):
 
         def update(state, data, frozen):
             rows = parallel.divide(data, axis=1)
-            jax.debug.inspect_array_sharding(rows, callback=lambda sharding: seen.append(sharding))
+            jax.debug.inspect_array_sharding(rows, callback=seen.append)
             return state + (rows[0] @ frozen).sum(), {}
 
         return update
@@ -210,7 +210,7 @@ def test_one_process_needs_no_others(monkeypatch):
     assert parallel.is_main()
     parallel.barrier("alone")
     np.testing.assert_array_equal(parallel.from_main(jnp.arange(3)), [0, 1, 2])
-    parallel.require_agreement("ab" * 16, "data")
+    parallel.require_agreement({"key": jax.random.key(0)}, text="data")
 
 
 def test_how_the_processes_find_each_other(monkeypatch):

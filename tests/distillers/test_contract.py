@@ -194,8 +194,16 @@ def test_a_state_saved_in_the_middle_goes_on_bit_for_bit(member, tmp_path):
 
 
 def test_four_devices_compute_what_one_computes(member):
-    chunk = member.compile("pmap")
-    if member.one_device:
+    four_devices_agree(member, "pmap")
+
+
+def test_a_mesh_of_four_computes_what_one_computes(member):
+    four_devices_agree(member, "sharded")
+
+
+def four_devices_agree(member, mode):
+    chunk = member.compile(mode)
+    if member.one_device and mode == "pmap":
         with pytest.raises(ValueError, match=r"batch-norm network.*one device"):
             member.run(member.start, chunk)
         return
@@ -203,7 +211,7 @@ def test_four_devices_compute_what_one_computes(member):
     compilations = len(compiled)
     np.testing.assert_allclose(metrics["loss"], member.metrics["loss"], rtol=1e-4)
     np.testing.assert_allclose(first.synthetic["images"], member.first.synthetic["images"], rtol=1e-4, atol=1e-5)
-    second, _ = chunk(first, member.dataset.arrays, member.method.frozen)
+    second, _ = chunk(first, *(parallel.replicate((member.dataset.arrays, member.method.frozen), mode=mode)))
     assert len(compiled) == compilations
     np.testing.assert_allclose(second.synthetic["images"], member.second.synthetic["images"], rtol=1e-3, atol=1e-4)
     assert int(second.step) == 2 * STEPS
