@@ -193,15 +193,14 @@ def test_a_state_saved_in_the_middle_goes_on_bit_for_bit(member, tmp_path):
     assert_same_bits(member.run(restored)[0], member.second)
 
 
-def test_four_devices_compute_what_one_computes(member):
-    four_devices_agree(member, "pmap")
+MANY = [("pmap", 4), ("sharded", 4), *(pytest.param("pmap", few, marks=pytest.mark.slow) for few in (1, 2))]
 
 
-def test_a_mesh_of_four_computes_what_one_computes(member):
-    four_devices_agree(member, "sharded")
-
-
-def four_devices_agree(member, mode):
+@pytest.mark.parametrize(("mode", "devices"), MANY)
+def test_many_devices_compute_what_one_computes(member, mode, devices, monkeypatch):
+    used = jax.devices()[:devices]
+    for name in ("devices", "local_devices"):
+        monkeypatch.setattr(jax, name, lambda: used)
     chunk = member.compile(mode)
     if member.one_device and mode == "pmap":
         with pytest.raises(ValueError, match=r"batch-norm network.*one device"):
@@ -211,7 +210,7 @@ def four_devices_agree(member, mode):
     compilations = len(compiled)
     np.testing.assert_allclose(metrics["loss"], member.metrics["loss"], rtol=1e-4)
     np.testing.assert_allclose(first.synthetic["images"], member.first.synthetic["images"], rtol=1e-4, atol=1e-5)
-    second, _ = chunk(first, *(parallel.replicate((member.dataset.arrays, member.method.frozen), mode=mode)))
+    second, _ = chunk(first, member.dataset.arrays, member.method.frozen)
     assert len(compiled) == compilations
     np.testing.assert_allclose(second.synthetic["images"], member.second.synthetic["images"], rtol=1e-3, atol=1e-4)
     assert int(second.step) == 2 * STEPS
