@@ -46,6 +46,12 @@ def bar(total: int, description: str, unit: str) -> Any:
     return tqdm(total=total, desc=f"{description:<24}", unit=unit, dynamic_ncols=True, smoothing=0.1)
 
 
+def be_silent() -> None:
+    """Prints nothing from here on but errors: what all processes but the first do."""
+    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which ``bar`` does
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for the rest of the process
+
+
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers, and the machine."""
     import jax
@@ -58,6 +64,6 @@ def versions() -> dict[str, str]:
         "metadd_jax": metadd_jax.__version__,
         **found,
         "python": platform.python_version(),
-        "device": f"{jax.local_device_count()} x {device.device_kind}",
+        "device": f"{jax.device_count()} x {device.device_kind}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }

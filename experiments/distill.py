@@ -3,6 +3,7 @@
     python experiments/distill.py [PRESET] [--option value ...]
 
 Without arguments it distils the embedded digits. Started again in the same folder it goes on where it stopped.
+Several processes distil together if each is told so (--num-processes); the first prints and writes.
 """
 
 from __future__ import annotations
@@ -27,8 +28,17 @@ def run(arguments: list[str]) -> None:
     if config.run_dir is None:
         config = dataclasses.replace(config, run_dir=f"runs/{name}")
 
+    from metadd_jax import parallel
+
+    # Before anything asks JAX for its devices.
+    parallel.initialize(
+        coordinator=config.coordinator, num_processes=config.num_processes, process_id=config.process_id
+    )
+    if not parallel.is_main():
+        command.be_silent()
+
     import effects
-    import pipeline  # brings JAX in: not needed for --help
+    import pipeline
 
     from metadd_jax import distillers, files
     from metadd_jax.evaluation import report
@@ -51,9 +61,13 @@ def run(arguments: list[str]) -> None:
     }
     watch = effects.Stopwatch()
     distilled = pipeline.distil_all(job, *pipeline.all_methods(job, trained, auxiliaries), watch)
-    pipeline.draw(job, distilled, auxiliaries)
+    if parallel.is_main():
+        pipeline.draw(job, distilled, auxiliaries)
     sets = {**pipeline.baselines(job), **distilled}
     rows = pipeline.judge(job, sets, auxiliaries[job.backbone.label])
+    if not parallel.is_main():
+        parallel.barrier("the results are written")
+        return
     base, *ours = distilled
     markdown = report.write(
         job.directory,
@@ -71,6 +85,7 @@ def run(arguments: list[str]) -> None:
             "versions": files.read_json(job.directory / "config.json")["versions"],
         },
     )
+    parallel.barrier("the results are written")
     print(markdown)
     print(f"Sets, pictures and results lie in {job.directory}")
 

@@ -121,7 +121,7 @@ class DistillConfig:
       eval_epochs: passes over a distilled set when it is judged ("dc": 300, or 1000 with DSA).
       eval_augmentation: DSA tokens for the judged trainings, "none", "auto", or "dc_" and DC's own tokens; the sre2l
         recipes have views of their own.
-      at_once: judged networks that train together; less needs less memory.
+      at_once: judged networks that train together on a device; less needs less memory.
       dc: options of dc and dsa.
       mtt: options of mtt and tesla.
       sre2l: options of sre2l.
@@ -129,10 +129,13 @@ class DistillConfig:
       variants: further settings of that loss to distil and judge beside it, as changes to ``metadd``: "ai=0.3,kl=0".
       chunk: updates per dispatch.
       save_every: updates between checkpoints.
-      device_mode: "auto" (pmap on more than one device), "jit" or "pmap".
+      device_mode: "auto" (pmap on more than one device), "jit", "pmap" or "sharded" (docs/devices.md).
       stream_per_class: 0 keeps the images on the device; n sends n random images a class per chunk.
       plan: tell what the job will take (FLOPs, memory, hours) and stop; refuses what cannot fit.
-      run_dir: the run's folder (default: runs/PRESET).
+      coordinator: "host:port" of process 0, where several processes distil together (docs/devices.md).
+      num_processes: how many processes; 0 asks SLURM, Open MPI or the TPU pod for all three.
+      process_id: the number of this one, from 0.
+      run_dir: the run's folder (default: runs/PRESET), shared by all processes.
       overwrite: start anew in a folder that holds a run.
     """
 
@@ -176,5 +179,8 @@ class DistillConfig:
     device_mode: str = "auto"
     stream_per_class: int = 0
     plan: bool = False
+    coordinator: str | None = None
+    num_processes: int = 1
+    process_id: int | None = None
     run_dir: str | None = None
     overwrite: bool = False

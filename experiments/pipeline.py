@@ -19,13 +19,14 @@ from options import DistillConfig
 from presets import variant
 
 import metadd_jax as mdd
-from metadd_jax import augment, exchange, files, pictures
+from metadd_jax import augment, exchange, files, parallel, pictures
 from metadd_jax.distillers.run import compile_chunks
 from metadd_jax.evaluation import report
 
 BASELINES = ("random", "kmeans")
 # Settings that do not change a number: a run may go on under other values of these.
-FREE = ("run_dir", "overwrite", "plan", "data_dir", "cache_dir", "at_once", "save_every")
+HOSTS = ("coordinator", "num_processes", "process_id")
+FREE = ("run_dir", "overwrite", "plan", "data_dir", "cache_dir", "at_once", "save_every", *HOSTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,10 +145,13 @@ def inspect(directory: pathlib.Path, config: DistillConfig) -> None:
 
 def claim(directory: pathlib.Path, config: DistillConfig) -> None:
     """Takes an inspected folder: goes on in it, or starts anew; never removes what is not a run's."""
-    if config.overwrite:
-        _clear(directory)
-    if not (directory / "config.json").exists():
-        files.write_json(directory / "config.json", {"config": _plain(config), "versions": command.versions()})
+    parallel.barrier("all processes have inspected it")
+    if parallel.is_main():
+        if config.overwrite:
+            _clear(directory)
+        if not (directory / "config.json").exists():
+            files.write_json(directory / "config.json", {"config": _plain(config), "versions": command.versions()})
+    parallel.barrier("it is taken")
 
 
 def _plain(config: DistillConfig) -> dict[str, Any]:
@@ -249,9 +253,10 @@ def distil_all(
                     on_chunk=on_chunk,
                 )  # fmt: skip
             synthetic = jax.device_get(method.synthetic(state))
-            mdd.exchange.export_npz(
-                folder / "synthetic.npz", synthetic, metadata(job, method.name, seed), overwrite=True
-            )
+            if parallel.is_main():
+                mdd.exchange.export_npz(
+                    folder / "synthetic.npz", synthetic, metadata(job, method.name, seed), overwrite=True
+                )
             sets[method.name].append(synthetic)
     return sets
 

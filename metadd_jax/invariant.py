@@ -18,7 +18,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from metadd_jax import augment, features, split
+from metadd_jax import augment, features, parallel, split
 from metadd_jax.structs import Auxiliary
 
 TERMS = ("ai", "pos", "var")
@@ -165,6 +165,7 @@ def invariant_terms(
     if config.subset:
         chosen = jax.random.choice(subset_key, images.shape[0], (config.subset,), replace=False)
         images, labels = images[chosen], labels[chosen]
+    images = parallel.divide(images)
     # One shared draw: frozen networks shown the bare pixels invite adversarial patterns, and maps of different
     # views could not be compared.
     seen = augment.augment(view_key, images, augment.strategy(config.views), siamese=True)

@@ -1,8 +1,9 @@
-"""The one place where functions are compiled and spread over devices.
+"""The one place where functions are compiled and spread over devices and processes.
 
 Everything else is written once with ``axis_name: str | None``; here a step becomes one compiled dispatch of many
-steps, under jit on one device and under pmap on several. pmap is the engine on several devices because the
-project's user asked for it; its state stays unstacked (in_axes None), so a checkpoint looks the same either way.
+steps: under jit on one device, under pmap on all devices of all processes, or under jit with a mesh, where the
+compiler divides what ``divide`` names. pmap is the engine on several devices because the project's user asked for it;
+its state stays unstacked (in_axes None), so a checkpoint looks the same whatever it ran on.
 """
 
 from __future__ import annotations
@@ -15,12 +16,89 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from metadd_jax import files
 
 AXIS = "devices"
-MODES = ("auto", "jit", "pmap")
+MODES = ("auto", "jit", "pmap", "sharded")
 
 Update = Callable[[Any, Any, Any], tuple[Any, dict]]
+
+
+def initialize(*, coordinator: str | None = None, num_processes: int = 1, process_id: int | None = None) -> None:
+    """Joins this process with the others of the same run. To be called before JAX is used for anything.
+
+    Args:
+      coordinator: "host:port" of process 0, which every process can reach.
+      num_processes: how many there are; 1 does nothing, 0 asks the cluster (SLURM, Open MPI, TPU pods) for everything.
+      process_id: the number of this one, from 0.
+
+    Raises:
+      ValueError: if the three do not go together, or the cluster cannot be found or joined.
+    """
+    if num_processes == 1 and coordinator is None and process_id is None:
+        return
+    if num_processes == 0 and coordinator is None and process_id is None:
+        settings = {}
+    elif num_processes > 1 and coordinator and process_id is not None and 0 <= process_id < num_processes:
+        settings = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
+    else:
+        raise ValueError(
+            f"coordinator={coordinator}, num_processes={num_processes} and process_id={process_id} do not go together; "
+            "give host:port, a number of at least 2 and one below it, or num_processes=0 alone to ask the cluster"
+        )
+    try:
+        jax.distributed.initialize(**settings)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"the processes cannot be joined: {error}") from error
+
+
+def device_count() -> int:
+    """Devices of all processes together."""
+    return len(jax.devices())
+
+
+def is_main() -> bool:
+    """Whether this is process 0, which alone prints and writes."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process has come to the barrier of this name."""
+    multihost_utils.sync_global_devices(name)
+
+
+def from_main(value: Any) -> Any:
+    """What process 0 holds (a tree of arrays of the same shapes everywhere), as NumPy arrays, on every process."""
+    return multihost_utils.broadcast_one_to_all(value)
+
+
+def require_agreement(tree: Any, *, text: str = "") -> None:
+    """Proves that every process holds the same arrays (to the bit) and the same text.
+
+    Raises:
+      ValueError: on every process, if one of them differs.
+    """
+    if jax.process_count() == 1:
+        return
+    digest = files.hash_arrays(*(_plain(leaf) for leaf in jax.tree.leaves(tree)), text=text)
+    own = np.frombuffer(bytes.fromhex(digest), np.uint8)
+    others = np.flatnonzero((multihost_utils.process_allgather(own) != from_main(own)).any(axis=1))
+    if others.size:
+        raise ValueError(
+            f"process {others[0]} would start from other data, networks or checkpoints than process 0; all of them "
+            "need the same settings, shared folders and the same kind of machine"
+        )
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(leaf: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
 def jit(function: Callable, *, static_argnames: Sequence[str] = (), donate_argnums: Sequence[int] = ()) -> Callable:
@@ -50,7 +128,7 @@ def memory_limit() -> int | None:
 
 
 def choose_mode(mode: str) -> str:
-    """Returns "jit" or "pmap"; "auto" is pmap where there is more than one local device.
+    """Returns "jit", "pmap" or "sharded"; "auto" is pmap where there is more than one device.
 
     Raises:
       ValueError: for another word, naming those that exist.
@@ -58,47 +136,88 @@ def choose_mode(mode: str) -> str:
     if mode not in MODES:
         raise ValueError(f"unknown device mode {mode!r}; use one of {', '.join(MODES)}")
     if mode == "auto":
-        return "pmap" if jax.local_device_count() > 1 else "jit"
+        return "pmap" if device_count() > 1 else "jit"
     return mode
 
 
 def replicate(tree: Any, *, mode: str = "auto") -> Any:
     """Puts arrays where the steps of this mode leave their results: on the device, or whole on each of them.
 
-    Placed once, they are not sent again at every call; and a state that moved would be compiled for twice.
+    Placed once, they are not sent again at every call; and a state that moved would be compiled for twice. All
+    processes must call it with the same values.
     """
-    if choose_mode(mode) == "jit":
+    mode = choose_mode(mode)
+    if mode == "jit":
         return jax.device_put(tree)
-    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    # pmap speaks of this process's devices, the mesh of all.
+    devices = jax.local_devices() if mode == "pmap" else jax.devices()
+    sharding = NamedSharding(_mesh(devices), PartitionSpec())
+    if jax.process_count() == 1 or mode == "pmap":
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda leaf: _everywhere(leaf, sharding), tree)
+
+
+def _everywhere(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """One array on the devices of all processes, each of which holds its value."""
+    if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+        return leaf
+    value = _plain(leaf)
+    placed = jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+    return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else placed
+
+
+def local(tree: Any) -> Any:
+    """Replicated arrays as arrays on the first device of this process."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
 def compile_steps(make_update: Callable[[str | None], Update], *, steps: int, mode: str = "auto") -> Update:
     """Compiles ``steps`` updates into one dispatch.
 
     Args:
-      make_update: from an axis name (None on one device) to ``update(state, data, frozen) -> (state, metrics)``.
+      make_update: from an axis name (None but under pmap) to ``update(state, data, frozen) -> (state, metrics)``.
       steps: how many updates one call does (a ``lax.scan``; the state is donated).
-      mode: "auto", "jit" or "pmap".
+      mode: "auto", "jit", "pmap" or "sharded".
 
     Returns:
-      ``chunk(state, data, frozen) -> (state, metrics)``, metrics stacked [steps]. Under pmap state, data and
-      frozen are replicated and every device works on its share of each batch.
+      ``chunk(state, data, frozen) -> (state, metrics)``, metrics stacked [steps]. On several devices state, data and
+      frozen are replicated and every device works on its share of each batch: under pmap of what ``own_share`` and
+      ``sum_over`` give it, under sharded jit of what ``divide`` and ``sum_over`` name.
     """
-    if choose_mode(mode) == "jit":
+    mode = choose_mode(mode)
+    if mode == "jit":
         return jax.jit(_scanned(make_update(None), steps), donate_argnums=0)
+    if mode == "sharded":
+        return _sharded(_scanned(make_update(None), steps))
     chunk = _scanned(make_update(AXIS), steps)
 
-    def sharded(index: jax.Array, state: Any, data: Any, frozen: Any) -> tuple[Any, dict]:
+    def mapped(index: jax.Array, state: Any, data: Any, frozen: Any) -> tuple[Any, dict]:
         del index  # only there because pmap wants one mapped argument; the step asks for its axis_index itself
         return chunk(state, data, frozen)
 
-    mapped = jax.pmap(sharded, axis_name=AXIS, in_axes=(0, None, None, None), out_axes=(None, None), donate_argnums=1)
+    compiled = _pmap(mapped, arguments=3, out_axes=(None, None), donate_argnums=1)
+    return lambda state, data, frozen: compiled(*replicate((state, data, frozen), mode="pmap"))
+
+
+def _sharded(chunk: Update) -> Update:
+    mesh = _mesh(jax.devices())
+    compiled = jax.jit(chunk, donate_argnums=0, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def replicated(state: Any, data: Any, frozen: Any) -> tuple[Any, dict]:
-        return mapped(jnp.arange(jax.local_device_count()), *replicate((state, data, frozen), mode="pmap"))
+        with jax.set_mesh(mesh):  # where ``divide`` finds it
+            return compiled(*replicate((state, data, frozen), mode="sharded"))
 
     return replicated
+
+
+def _pmap(function: Callable, *, arguments: int, **options: Any) -> Callable:
+    """``function(index, *arguments)`` on all devices; the arguments are replicated."""
+    compiled = jax.pmap(function, axis_name=AXIS, in_axes=(0, *[None] * arguments), devices=jax.devices(), **options)
+    return lambda *values: compiled(jnp.arange(len(jax.local_devices())), *values)
+
+
+def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+    return Mesh(np.array(devices), (AXIS,))
 
 
 def _scanned(update: Update, steps: int) -> Update:
@@ -108,22 +227,77 @@ def _scanned(update: Update, steps: int) -> Update:
     return chunk
 
 
+def spread(function: Callable, *, mapped: int = 1) -> Callable[..., Any]:
+    """Compiles many independent runs of one function: together under vmap, divided over all devices.
+
+    Args:
+      function: of ``mapped`` arguments that differ from run to run and further ones that all share.
+      mapped: how many come with a leading axis [n].
+
+    Returns:
+      A function of the same arguments whose results are NumPy arrays [n, ...], on every process. n need not divide
+      evenly: devices without a run of their own repeat the last one, which is dropped.
+    """
+
+    def together(over: Any, shared: Any) -> Any:
+        return jax.vmap(lambda own: function(*own, *shared))(over)
+
+    if device_count() == 1:
+        alone = jax.jit(together)
+        return lambda *arguments: jax.device_get(alone(arguments[:mapped], arguments[mapped:]))
+
+    def share(index: jax.Array, over: Any, shared: Any) -> Any:
+        del index
+        return together(own_items(over, AXIS)[0], shared)
+
+    compiled = _pmap(share, arguments=2, out_axes=0)
+
+    def divided(*arguments: Any) -> Any:
+        over, shared = replicate((arguments[:mapped], arguments[mapped:]), mode="pmap")
+        size = len(jax.tree.leaves(over)[0])
+        results = multihost_utils.process_allgather(compiled(over, shared), tiled=True)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], results)
+
+    return divided
+
+
+def divide(tree: Any, *, axis: int = 0) -> Any:
+    """Under sharded jit, arrays of which each device holds and works on its part along ``axis``; else no change.
+
+    The values are the same. Items that do not divide evenly stay whole on every device.
+    """
+    devices = _mesh_size()
+
+    def place(leaf: jax.Array) -> jax.Array:
+        if devices == 1 or leaf.shape[axis] % devices:
+            return leaf
+        return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*[None] * axis, AXIS))
+
+    return jax.tree.map(place, tree)
+
+
+def _mesh_size() -> int:
+    """Devices of the mesh of a sharded step that is being traced; 1 elsewhere, under pmap too."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.size if mesh.axis_types == (AxisType.Auto,) else 1
+
+
 def psum_if(value: Any, axis_name: str | None) -> Any:
     """Sum over the devices of ``axis_name``; the value itself where there is one device (None)."""
     return value if axis_name is None else jax.lax.psum(value, axis_name)
 
 
 def own_share(size: int, axis_name: str | None) -> tuple[jax.Array | int, int]:
-    """(start, length) of this device's part of ``size`` items.
+    """(start, length) of this device's part of ``size`` items; all of them without an axis name.
 
     Raises:
       ValueError: if the devices cannot share the items evenly.
     """
-    if axis_name is None:
-        return 0, size
-    devices = jax.lax.axis_size(axis_name)
+    devices = _mesh_size() if axis_name is None else jax.lax.axis_size(axis_name)
     if size % devices:
         raise ValueError(f"a batch of {size} does not split over {devices} devices; use a multiple of {devices}")
+    if axis_name is None:
+        return 0, size
     share = size // devices
     return jax.lax.axis_index(axis_name) * share, share
 
@@ -167,3 +341,19 @@ def sum_value(tree: Any, axis_name: str | None) -> Any:
 
 
 sum_value.defvjp(lambda tree, axis_name: (psum_if(tree, axis_name), None), lambda axis_name, _, gradient: (gradient,))
+
+
+def sum_over(function: Callable[[Any], Any], items: Any, axis_name: str | None) -> Any:
+    """Sum of ``function(item)`` over items [n, ...], shared over the devices whatever n is; one at a time on each.
+
+    Under pmap the items must have passed ``sum_gradient`` if the sum is to be differentiated.
+    """
+    devices = _mesh_size()
+    if devices > 1:  # rounds in which each device has one item
+        size = len(jax.tree.leaves(items)[0])
+        places = jnp.arange(-(-size // devices) * devices).reshape(-1, devices)
+        weights = (places < size).astype(jnp.float32)
+        items = divide(jax.tree.map(lambda leaf: leaf[jnp.minimum(places, size - 1)], items), axis=1)
+        return jax.tree.map(lambda value: (value * weights).sum(), jax.lax.map(jax.vmap(function), items))
+    own, weights = own_items(items, axis_name)
+    return sum_value(jax.tree.map(lambda value: value @ weights, jax.lax.map(function, own)), axis_name)

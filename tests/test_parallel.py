@@ -1,4 +1,4 @@
-"""Compiled steps under jit and pmap, on the four CPU devices of the tests."""
+"""Compiled steps under jit, pmap and sharded jit, on the four CPU devices of the tests."""
 
 import functools
 import subprocess
@@ -25,7 +25,7 @@ def make_update(axis_name):
     return update
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.parametrize("mode", ["jit", "pmap", "sharded"])
 def test_many_steps_in_one_dispatch(mode):
     chunk = parallel.compile_steps(make_update, steps=3, mode=mode)
     state, metrics = chunk({"x": jnp.zeros(())}, DATA, jnp.float32(0.5))
@@ -36,7 +36,7 @@ def test_many_steps_in_one_dispatch(mode):
     assert float(state["x"]) == 42 + 84
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.parametrize("mode", ["jit", "pmap", "sharded"])
 def test_the_state_is_donated(mode):
     chunk = parallel.compile_steps(make_update, steps=1, mode=mode)
     state = parallel.replicate({"x": jnp.zeros(())}, mode=mode)
@@ -45,7 +45,7 @@ def test_the_state_is_donated(mode):
     assert not DATA.is_deleted()
 
 
-@pytest.mark.parametrize(("mode", "devices"), [("jit", 1), ("pmap", 4), ("auto", 4)])
+@pytest.mark.parametrize(("mode", "devices"), [("jit", 1), ("pmap", 4), ("sharded", 4), ("auto", 4)])
 def test_replicate_puts_a_whole_copy_on_each_device_once(mode, devices):
     placed = parallel.replicate({"a": np.arange(3)}, mode=mode)
     assert len(placed["a"].sharding.device_set) == devices
@@ -73,12 +73,12 @@ def test_items_that_cannot_be_shared_evenly_are_refused():
 def test_modes():
     assert parallel.choose_mode("jit") == "jit"
     assert parallel.choose_mode("auto") == parallel.choose_mode("pmap") == "pmap"  # four devices here
-    with pytest.raises(ValueError, match="unknown device mode 'tpu'; use one of auto, jit, pmap"):
+    with pytest.raises(ValueError, match="unknown device mode 'tpu'; use one of auto, jit, pmap, sharded"):
         parallel.choose_mode("tpu")
 
 
 def test_auto_is_jit_on_one_device(monkeypatch):
-    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
     assert parallel.choose_mode("auto") == "jit"
 
 
@@ -134,3 +134,97 @@ def test_independent_work_is_shared_whatever_its_number():
         assert len(each) == 4
         np.testing.assert_allclose(each, jnp.broadcast_to(one, each.shape), rtol=1e-6)
     np.testing.assert_allclose(alone[1], np.repeat(np.arange(6.0), 2) * 3 * np.asarray(x) ** 2, rtol=1e-6)
+
+
+def shared_sum(x, axis_name):
+    terms = parallel.sum_gradient(x, axis_name).reshape(6, 2)
+    return parallel.sum_over(lambda item: item[0] * (item[1] ** 3).sum(), (jnp.arange(6.0), terms), axis_name)
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap", "sharded"])
+def test_a_sum_over_items_is_the_same_in_every_mode(mode):
+    """6 items on 4 devices: the value, and three steps down its gradient."""
+
+    def make(axis_name):
+        def update(x, data, frozen):
+            value, gradient = jax.value_and_grad(shared_sum)(x, axis_name)
+            return x - data * gradient, {"value": value}
+
+        return update
+
+    x = np.arange(12.0, dtype=np.float32) / 7
+    end, metrics = parallel.compile_steps(make, steps=3, mode=mode)(jnp.asarray(x), jnp.float32(0.01), ())
+    for value in metrics["value"]:
+        terms = x.reshape(6, 2)
+        np.testing.assert_allclose(value, (np.arange(6) * (terms**3).sum(axis=1)).sum(), rtol=1e-6)
+        x = x - 0.01 * 3 * np.repeat(np.arange(6), 2) * x**2
+    np.testing.assert_allclose(end, x, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [8, 6])
+def test_sharded_jit_divides_what_divides(size):
+    """The parts of what is named lie on different devices, and the work on them too."""
+    seen = []
+
+    def make(axis_name):
+        assert axis_name is None
+
+        def update(state, data, frozen):
+            rows = parallel.divide(data, axis=1)
+            jax.debug.inspect_array_sharding(rows, callback=seen.append)
+            return state + (rows[0] @ frozen).sum(), {}
+
+        return update
+
+    rows, matrix = jnp.arange(size * 3.0).reshape(1, size, 3), jnp.ones((3, 50))
+    state, _ = parallel.compile_steps(make, steps=1, mode="sharded")(jnp.zeros(()), rows, matrix)
+    assert float(state) == 50 * rows.sum()
+    assert seen[0].shard_shape(rows.shape) == (1, size // 4 if size % 4 == 0 else size, 3)
+    assert parallel.divide(rows) is rows  # elsewhere it is nothing
+
+
+def test_sharded_jit_refuses_a_batch_that_does_not_divide():
+    chunk = parallel.compile_steps(make_update, steps=1, mode="sharded")
+    with pytest.raises(ValueError, match="a batch of 6 does not split over 4 devices; use a multiple of 4"):
+        chunk({"x": jnp.zeros(())}, DATA[:6], jnp.float32(1))
+
+
+@pytest.mark.parametrize("runs", [1, 4, 6])
+def test_independent_runs_are_spread_over_the_devices(runs):
+    """Each device computes its own runs, and the results come back in order, whatever their number."""
+
+    def run(seed, factor, shared):
+        return {"draw": factor * jax.random.normal(jax.random.fold_in(shared, seed), (2,)), "seed": seed}
+
+    key, seeds, factors = jax.random.key(3), jnp.arange(runs), jnp.arange(1.0, runs + 1)
+    results = parallel.spread(run, mapped=2)(seeds, factors, key)
+    assert isinstance(results["draw"], np.ndarray)
+    np.testing.assert_array_equal(results["seed"], np.arange(runs))
+    expected = [factor * jax.random.normal(jax.random.fold_in(key, seed), (2,)) for seed, factor in enumerate(factors)]
+    np.testing.assert_allclose(results["draw"], np.stack(expected), rtol=1e-6)
+
+
+def test_one_process_needs_no_others(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("nobody asked for it"))
+    parallel.initialize()
+    assert parallel.is_main()
+    parallel.barrier("alone")
+    np.testing.assert_array_equal(parallel.from_main(jnp.arange(3)), [0, 1, 2])
+    parallel.require_agreement({"key": jax.random.key(0)}, text="data")
+
+
+def test_how_the_processes_find_each_other(monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: asked.append(settings))
+    parallel.initialize(num_processes=0)
+    parallel.initialize(coordinator="one:1234", num_processes=2, process_id=1)
+    assert asked == [{}, {"coordinator_address": "one:1234", "num_processes": 2, "process_id": 1}]
+    for wrong in (
+        {"num_processes": 2},
+        {"coordinator": "one:1234"},
+        {"coordinator": "one:1234", "num_processes": 2, "process_id": 2},
+        {"coordinator": "one:1234", "num_processes": 0, "process_id": 0},
+    ):
+        with pytest.raises(ValueError, match=r"do not go together; give host:port"):
+            parallel.initialize(**wrong)
+    assert len(asked) == 2

@@ -75,4 +75,5 @@ def draw(
         return jnp.asarray(data.images)[indices], jax.lax.dynamic_slice_in_dim(weights, start, share)
 
     images, weights = jax.vmap(draw_one)(jax.random.split(key, num_classes), jnp.arange(num_classes))
+    images, weights = parallel.divide((images, weights), axis=1)
     return {"images": images, "weights": weights, "mean": data.mean, "std": data.std}

@@ -30,7 +30,7 @@ class RunConfig:
       steps: updates in all.
       chunk: updates per dispatch; the grid of metrics and checkpoints.
       save_every: a checkpoint after this many updates (rounded up to the grid) and at the end.
-      device_mode: "auto", "jit" or "pmap" (see ``parallel``).
+      device_mode: "auto", "jit", "pmap" or "sharded" (see ``parallel``).
       stream_per_class: 0 keeps all training images on the device; n > 0 sends a fresh random pool of n images a class
         for each chunk, for sets larger than the device.
     """
@@ -88,27 +88,36 @@ def distil(
 ) -> DistillState:
     """Distils one set, going on from ``directory/checkpoints`` if a run was interrupted there.
 
+    Where several processes distil together, all of them call this with the same arguments and one shared
+    ``directory``; the first writes the metrics, and ``on_chunk`` is called on each.
+
     Args:
       seed: decides everything random in this run.
       directory: where ``checkpoints/`` and ``metrics.jsonl`` go; None keeps nothing.
       chunk_of: from ``compile_chunks``, to share compiled steps between seeds.
       on_chunk: called with the steps done and the chunk's mean metrics (for a progress bar).
 
+    Returns:
+      The last state, on the first device of this process.
+
     Raises:
       NotFiniteError: if a metric stops being finite; the last good checkpoint stays.
-      ValueError: if a checkpoint is damaged or belongs to another run.
+      ValueError: if a checkpoint is damaged or belongs to another run, or if processes start from different things.
     """
     chunk_of = chunk_of or compile_chunks(method, tx, config)
     place = functools.partial(parallel.replicate, mode=config.device_mode)
     # The whole set may not fit on the device, so even the initial images come from a pool.
     first = dataclasses.replace(dataset, arrays=_pool(dataset.arrays, seed, 0, config))
-    state, frozen = place(init_state(jax.random.key(seed), method, tx, first)), place(method.frozen)
-    arrays = dataset.arrays if config.stream_per_class else place(dataset.arrays)
+    state = init_state(jax.random.key(seed), method, tx, first)
     checkpoints = None if directory is None else storage.Checkpointer(pathlib.Path(directory) / "checkpoints")
-    log = storage.NoMetrics() if directory is None else storage.JsonLines(pathlib.Path(directory) / "metrics.jsonl")
+    writes = directory is not None and parallel.is_main()
+    log = storage.JsonLines(pathlib.Path(directory) / "metrics.jsonl") if writes else storage.NoMetrics()
     done = 0 if checkpoints is None else checkpoints.latest() or 0
+    parallel.require_agreement((state, method.frozen), text=f"{dataset.fingerprint} {done}")
     if done:
         state = checkpoints.restore(done, state)
+    state, frozen = place(state), place(method.frozen)
+    arrays = dataset.arrays if config.stream_per_class else place(dataset.arrays)
     log.truncate_after(done or -1)  # what a run that never saved wrote at its start is written again
     if on_chunk and done:
         on_chunk(done, {})
@@ -126,7 +135,7 @@ def distil(
             checkpoints.save(done, state)
         if on_chunk:
             on_chunk(done, means)
-    return state
+    return parallel.local(state)
 
 
 def _chunks(done: int, seed: int, arrays: ImageArrays, config: RunConfig) -> Iterator[tuple[int, int, ImageArrays]]:
@@ -144,10 +153,10 @@ def _pool(arrays: ImageArrays, seed: int, number: int, config: RunConfig) -> Ima
 
 
 def _report(seed: int, method: Distiller, state: DistillState, arrays: ImageArrays, config: RunConfig) -> dict:
-    if method.report is None:
+    if method.report is None or not parallel.is_main():
         return {}
     # On one device, whatever the steps run on; a set that is streamed gives its first pool.
-    synthetic, aux = jax.device_put((state.synthetic, state.aux), jax.local_devices()[0])
+    synthetic, aux = parallel.local((state.synthetic, state.aux))
     facts = method.report(jax.random.key(seed), synthetic, aux, _pool(arrays, seed, 0, config))
     return {f"report/{name}": float(value) for name, value in facts.items()}
 

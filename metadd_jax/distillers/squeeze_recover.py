@@ -47,8 +47,8 @@ def sre2l(
     One update therefore works on all groups, one after the other, each with its gradient: it needs the memory of one
     group's activations and of the set (images, gradient, Adam's two moments and copies on the way). ImageNet at 224
     pixels and IPC 50 is 30 GB of images, so more than 120 GB; since groups do not touch each other (unless MetaDD ties
-    them), distil it as several sets of few images per class with different seeds and join them. Under an axis name the
-    devices share the groups.
+    them), distil it as several sets of few images per class with different seeds and join them. Several devices share
+    the groups.
 
     Published settings (ImageNet-1K are the defaults); learning rate and steps go to ``recover_optimiser``:
 
@@ -172,7 +172,6 @@ class _Recover:
     ) -> dict[str, jax.Array]:
         """Sums over groups [G, b, H, W, C], on all devices together, of what ``_group`` gives."""
         keys = jax.random.split(key, len(groups))
-        items, weights = parallel.own_items((keys, groups, labels), axis_name)
 
         def group(item: tuple) -> dict[str, jax.Array]:
             key, images, labels = item
@@ -182,8 +181,7 @@ class _Recover:
             # The plane that touches the loss here, so that the way back needs no activations of all groups at once.
             return {"loss": loss + jnp.vdot(slope, images - constant), **parts}
 
-        values = jax.lax.map(group, items)
-        return parallel.sum_value({name: value @ weights for name, value in values.items()}, axis_name)
+        return parallel.sum_over(group, (keys, groups, labels), axis_name)
 
     def _group(
         self, key: jax.Array, images: jax.Array, labels: jax.Array, variables: Any

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metadd_jax import augment, zoo
+from metadd_jax import augment, parallel, zoo
 from metadd_jax.distillers import class_images
 from metadd_jax.structs import Dataset, SyntheticSet
 from metadd_jax.training.trajectories import flatten, unflatten
@@ -133,7 +133,8 @@ class Student:
     def slope(self, theta: jax.Array, images: jax.Array, targets: jax.Array, batch: tuple) -> jax.Array:
         """Gradient [P] of the mean cross-entropy of one batch at the weights ``theta``."""
         key, indices, weights = batch
-        seen = augment.augment(key, images[indices], augment.strategy(self.augmentation), siamese=False)
+        batch_images = parallel.divide(images[indices])
+        seen = augment.augment(key, batch_images, augment.strategy(self.augmentation), siamese=False)
 
         def cross_entropy(params: Any) -> jax.Array:
             logits, _ = self.net.apply_batch({"params": params}, seen)

@@ -1,7 +1,7 @@
 """Training many networks on distilled sets: the accuracy of every set under every architecture.
 
-All sets of one size and all training seeds of one architecture train at once under ``vmap``: one compilation and one
-dispatch per architecture.
+All sets of one size and all training seeds of one architecture train at once under ``vmap``, divided over all devices:
+one compilation and one dispatch per architecture.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def train_and_test(
 
     Args:
       sets: S sets of the same shape.
-      at_once: networks that train together; less needs less memory.
+      at_once: networks that train together on a device; less needs less memory.
       teacher: labels every batch of every set in place of the sets' own labels (see ``training.relabel``).
     """
     images = jnp.stack([jnp.asarray(s.images) for s in sets])
@@ -84,7 +84,7 @@ def train_and_test(
         right, total = count_correct(net, variables, arrays)
         return right / total
 
-    batched = parallel.jit(jax.vmap(one, in_axes=(0, 0, *[None] * 5)))
+    batched, at_once = parallel.spread(one, mapped=2), at_once * parallel.device_count()
     jobs = np.stack(np.meshgrid(np.arange(len(sets)), np.arange(seeds), indexing="ij"), axis=-1).reshape(-1, 2)
     size = -(-len(jobs) // -(-len(jobs) // at_once))  # even groups, so that all have one compiled shape
     results = []
@@ -92,8 +92,7 @@ def train_and_test(
         group = jobs[start : start + size]
         padded = np.concatenate([group, np.repeat(group[-1:], size - len(group), axis=0)])
         pairs = (jnp.asarray(padded[:, 1]), jnp.asarray(padded[:, 0]))
-        values = batched(*pairs, images, labels, rates, arrays, teacher)
-        results.append(np.asarray(values)[: len(group)])
+        results.append(batched(*pairs, images, labels, rates, arrays, teacher)[: len(group)])
     return np.concatenate(results).reshape(len(sets), seeds)
 
 

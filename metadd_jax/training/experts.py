@@ -1,4 +1,4 @@
-"""Trains experts for MTT and TESLA in groups under ``vmap``, and goes on where an earlier start was stopped.
+"""Trains experts for MTT and TESLA in groups, spread over the devices, and goes on where an earlier start was stopped.
 
 Cazenavette et al., "Dataset Distillation by Matching Training Trajectories" (CVPR 2022). The folder is whole or
 absent: it grows as ``<folder>.unfinished`` and is renamed when the last shard is written.
@@ -46,6 +46,8 @@ def train_experts(
 ) -> Trajectories:
     """Trains experts on the training split, or takes them from ``folder`` if they lie there.
 
+    Several processes call it together, with one shared ``folder``.
+
     Args:
       folder: the folder to make. It takes 4 experts (T + 1) P bytes for T epochs and P parameters (100 experts of 50
         epochs, ConvNet on CIFAR-10: 6.5 GB), half of it for long trajectories in half precision.
@@ -53,8 +55,8 @@ def train_experts(
       experts: how many networks.
       seed: expert e is initialised and trained from ``fold_in(key(seed), e)``; which token augments a step is the
         same for all experts.
-      at_once: networks that train together and share a shard; the device holds all their snapshots, 4 (T + 1) P bytes
-        each.
+      at_once: networks that train together, divided over all devices, and share a shard; a device holds all snapshots
+        of its own, 4 (T + 1) P bytes each.
       half: keep the start in float32 and of each epoch the step from the snapshot before *as stored*, in float16. So
         rounding does not add up over epochs: each number of a snapshot is off by at most 2^-11 of its step in that
         epoch, plus 2^-25, plus float32's own rounding.
@@ -70,22 +72,34 @@ def train_experts(
         raise ValueError(f"{net.label} has batch norm, whose statistics an expert does not keep; use its instance norm")
     folder = pathlib.Path(folder).expanduser().absolute()
     facts = _facts(net, dataset, recipe, experts=experts, seed=seed, at_once=at_once, half=half)
-    if not os.path.lexists(folder):
-        unfinished = folder.with_name(f"{folder.name}.unfinished")
-        manifest = _begin(unfinished, facts)
-        train = _trainer(net, dataset, recipe, jax.random.key(seed))
-        for number, first in enumerate(range(0, experts, at_once)):
-            last = min(first + at_once, experts)
-            if not _is_whole(unfinished, manifest, shard_names(number, half)):
-                arrays = encode(train(first, last), half)
-                manifest["files"] |= _write(unfinished, shard_names(number, half), arrays)
-                files.write_json(unfinished / folders.MANIFEST, manifest)
-            if on_shard:
-                on_shard(last)
-        os.rename(unfinished, folder)
+    # One answer for all processes, since all of them train together.
+    if not parallel.from_main(np.int32(os.path.lexists(folder))):
+        _make(folder, facts, _trainer(net, dataset, recipe, jax.random.key(seed)), on_shard)
     trajectories = load_experts(folder, net, dataset)
     refuse_difference(folder, trajectories.manifest, facts)
     return trajectories
+
+
+def _make(folder: pathlib.Path, facts: dict[str, Any], train: Callable, on_shard: Callable[[int], None] | None) -> None:
+    """Trains what is not in the unfinished folder yet; all processes train, and the first reads and writes it."""
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    experts, at_once, half = facts["experts"], facts["at_once"], facts["half"]
+    groups = [(first, min(first + at_once, experts)) for first in range(0, experts, at_once)]
+    names = [shard_names(number, half) for number in range(len(groups))]
+    whole, manifest = np.zeros(len(groups), np.int32), {}
+    if parallel.is_main():
+        manifest = _begin(unfinished, facts)
+        whole = np.array([_is_whole(unfinished, manifest, files_of) for files_of in names], np.int32)
+    for (first, last), files_of, is_there in zip(groups, names, parallel.from_main(whole), strict=True):
+        arrays = [] if is_there else encode(train(first, last), half)
+        if arrays and parallel.is_main():
+            manifest["files"] |= _write(unfinished, files_of, arrays)
+            files.write_json(unfinished / folders.MANIFEST, manifest)
+        if on_shard:
+            on_shard(last)
+    if parallel.is_main():
+        os.rename(unfinished, folder)
+    parallel.barrier("the experts are whole")
 
 
 def _trainer(net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, key: jax.Array) -> Callable:
@@ -104,10 +118,10 @@ def _trainer(net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, ke
             record=lambda variables: flatten(variables["params"]),
         )[1]
 
-    together = parallel.jit(jax.vmap(one, in_axes=(0, None, None)))
+    together = parallel.spread(one)
 
     def train(first: int, last: int) -> np.ndarray:
-        snapshots = np.asarray(together(jnp.arange(first, last), key, dataset.arrays))
+        snapshots = together(jnp.arange(first, last), key, dataset.arrays)
         broken = np.flatnonzero(~np.isfinite(snapshots).all(axis=(1, 2)))
         if broken.size:
             raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metadd_jax import files, parallel, storage, zoo
 from metadd_jax.structs import Dataset
@@ -45,6 +46,8 @@ def pretrain(
 ) -> Trained:
     """Trains ``net`` on the training split, or takes it from ``cache_dir``.
 
+    It trains on one device; of several processes each trains the same, and they share ``cache_dir``.
+
     Raises:
       ValueError: if a cached network is damaged (it is named and left as it is).
     """
@@ -53,7 +56,8 @@ def pretrain(
     folder = None
     if cache_dir is not None:
         folder = pathlib.Path(cache_dir) / "networks" / f"{net.name}-{cache_key(net, dataset, recipe, seed)[:20]}"
-        if folder.exists():
+        # One answer for all processes, since all of them read, or all of them train and save.
+        if parallel.from_main(np.int32(folder.exists())):
             stored = storage.restore_tree(folder, like)
             return Trained(net, stored["variables"], float(stored["accuracy"]), True)
 

@@ -198,9 +198,16 @@ def test_a_state_saved_in_the_middle_goes_on_bit_for_bit(member, tmp_path):
     assert_same_bits(member.run(restored)[0], member.second)
 
 
-def test_four_devices_compute_what_one_computes(member):
-    chunk = member.compile("pmap")
-    if member.one_device:
+MANY = [("pmap", 4), ("sharded", 4), *(pytest.param("pmap", few, marks=pytest.mark.slow) for few in (1, 2))]
+
+
+@pytest.mark.parametrize(("mode", "devices"), MANY)
+def test_many_devices_compute_what_one_computes(member, mode, devices, monkeypatch):
+    used = jax.devices()[:devices]
+    for name in ("devices", "local_devices"):
+        monkeypatch.setattr(jax, name, lambda: used)
+    chunk = member.compile(mode)
+    if member.one_device and mode == "pmap":
         with pytest.raises(ValueError, match=r"batch-norm network.*one device"):
             member.run(member.start, chunk)
         return
