@@ -138,9 +138,7 @@ def run(arguments: list[str]) -> None:
 
 def _in_a_fresh_process(program: list[str], work: str, environment: dict[str, str]) -> dict[str, Any] | None:
     # Peak memory belongs to a process and never falls, so each work needs one of its own.
-    child = subprocess.run(
-        program, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=False
-    )
+    child = subprocess.run(program, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=False)
     if child.returncode:
         raise ValueError(f"measuring {work} failed with exit status {child.returncode}; its error stands above")
     return json.loads(child.stdout.splitlines()[-1])

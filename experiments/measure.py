@@ -71,7 +71,10 @@ def _inside_a_scan(name: works.Name, built: works.Work, config: BenchmarkConfig)
     compiled, compile_seconds = _compile(
         parallel.compile_steps(lambda _: chunk.function, steps=steps, mode="jit"), chunk.arguments
     )
-    inside, outside = _Caller(compiled, chunk), _Caller(_compile(parallel.jit(built.function), built.arguments)[0], built)
+    inside, outside = (
+        _Caller(compiled, chunk),
+        _Caller(_compile(parallel.jit(built.function), built.arguments)[0], built),
+    )
     pairs = [(inside(), sum(outside() for _ in range(steps))) for _ in range(config.repeats + 1)][1:]
     return {
         "compile_seconds": compile_seconds,

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 _VGG = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 _RESNETS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+_SWINS = {"swin_t": {}, "swin_s": {"depths": "2-2-18-2"}, "swin_b": {"width": 128, "depths": "2-2-18-2", "heads": 4}}
 _INCEPTIONS = {
     "3a": (64, 96, 128, 16, 32, 32),
     "3b": (128, 128, 192, 32, 96, 64),
@@ -42,6 +43,8 @@ def create(spec: str, classes: int, shape: tuple[int, int, int]) -> nn.Module | 
         return VGG(classes, shape, stages=_VGG[int(number)], **options)
     if name == f"resnet{number}":
         return ResNet(classes, shape, stages=_RESNETS[int(number)], bottleneck=int(number) >= 50, **options)
+    if name in _SWINS:
+        return Swin(classes, shape, **{**_SWINS[name], **options})
     known = {"mlp": MLP, "lenet": LeNet, "convnet": ConvNet, "alexnet": AlexNet, "googlenet": GoogLeNet, "vit": ViT}
     return known[name](classes, shape, **options) if name in known else None
 
@@ -129,9 +132,9 @@ class AlexNet(_Network):
     def __init__(self, classes: int, shape: tuple[int, int, int], width: int = 128, norm: str = "none") -> None:
         super().__init__()
         channels = shape[2]
-        for index, (features, kernel) in enumerate(((128, 5), (192, 5), (256, 3), (192, 3), (192, 3)), start=1):
+        for index, (full, kernel) in enumerate(((128, 5), (192, 5), (256, 3), (192, 3), (192, 3)), start=1):
             padding = 4 if index == 1 and tuple(shape) == (28, 28, 1) else kernel // 2
-            features = _scaled(features, width, 128)
+            features = _scaled(full, width, 128)
             setattr(self, f"conv{index}", nn.Conv2d(channels, features, kernel, padding=padding))
             setattr(self, f"norm{index}", _norm(norm, features))
             channels = features
@@ -176,9 +179,13 @@ class _Residual(nn.Module):
         super().__init__()
         last = 4 * features if bottleneck else features
         # Features, kernel and stride of each convolution.
-        plan = ((features, 1, 1), (features, 3, stride), (last, 1, 1)) if bottleneck else (
-            (features, 3, stride),
-            (features, 3, 1),
+        plan = (
+            ((features, 1, 1), (features, 3, stride), (last, 1, 1))
+            if bottleneck
+            else (
+                (features, 3, stride),
+                (features, 3, 1),
+            )
         )
         self.depth, into = len(plan), channels
         for index, (out, kernel, step) in enumerate(plan, start=1):
@@ -263,8 +270,8 @@ class GoogLeNet(_Network):
     def __init__(self, classes: int, shape: tuple[int, int, int], width: int = 64, norm: str = "instance") -> None:
         super().__init__()
         self.stem1, channels = _ConvNorm(shape[2], 3 * width, 3, norm), 3 * width
-        for name, plan in _INCEPTIONS.items():
-            plan = tuple(_scaled(count, width, 64) for count in plan)
+        for name, counts in _INCEPTIONS.items():
+            plan = tuple(_scaled(count, width, 64) for count in counts)
             setattr(self, f"inception{name}", _Inception(channels, plan, norm))
             channels = plan[0] + plan[2] + plan[4] + plan[5]
         self._finish(classes, shape)
@@ -281,19 +288,102 @@ class GoogLeNet(_Network):
 class _Block(nn.Module):
     """Attention, then an MLP, each behind a layer norm and beside a shortcut."""
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, epsilon: float) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=epsilon), nn.LayerNorm(width, eps=epsilon)
         self.qkv, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp1, self.mlp2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch, tokens, width = x.shape
-        qkv = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(*qkv).transpose(1, 2).reshape(batch, tokens, width)
-        x = x + self.projection(mixed)
+        x = x + self.attend(self.norm1(x))
         return x + self.mlp2(F.gelu(self.mlp1(self.norm2(x))))
+
+    def attend(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """[..., T, D] -> [..., T, D]; ``bias`` is added to the scores [..., heads, T, T]."""
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).movedim((-3, -2), (0, -3))
+        return self.projection(F.scaled_dot_product_attention(query, key, value, bias).transpose(-3, -2).flatten(-2))
+
+
+class _WindowBlock(_Block):
+    """A block on a grid [B, h, w, D] whose attention stays within windows, of a grid that may be shifted."""
+
+    def __init__(self, width: int, heads: int, window: int, shifted: bool) -> None:
+        super().__init__(width, heads, 4 * width, 1e-5)
+        self.window, self.shifted = window, shifted
+        self.position_bias = nn.Parameter(0.02 * torch.randn((2 * window - 1) ** 2, heads))
+        places = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+        offsets = places[:, None] - places[None] + window - 1
+        self.register_buffer("index", offsets[..., 0] * (2 * window - 1) + offsets[..., 1], persistent=False)
+
+    def attend(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        height, width = x.shape[1:3]
+        rows, columns = (-(-side // self.window) * self.window for side in (height, width))
+        shifts = [self.window // 2 if self.shifted and side > self.window else 0 for side in (rows, columns)]
+        x = F.pad(x, (0, 0, 0, columns - width, 0, rows - height)).roll([-shift for shift in shifts], (1, 2))
+        bias = self.position_bias[self.index].permute(2, 0, 1)
+        if any(shifts):
+            # What came around the edge must not see its new neighbours.
+            around = [torch.arange(n, device=x.device) >= n - s for n, s in zip((rows, columns), shifts, strict=True)]
+            region = self._windows((2 * around[0][:, None] + around[1])[None, :, :, None])[0, ..., 0]
+            bias = bias - 100.0 * (region[:, None, :, None] != region[:, None, None, :])
+        x = super().attend(self._windows(x), bias)
+        x = x.unflatten(1, (rows // self.window, -1)).unflatten(3, (self.window, -1)).transpose(2, 3)
+        return x.flatten(3, 4).flatten(1, 2).roll(shifts, (1, 2))[:, :height, :width]
+
+    def _windows(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, h, w, D] -> [B, windows, tokens of a window, D]."""
+        x = x.unflatten(2, (-1, self.window)).unflatten(1, (-1, self.window)).transpose(2, 3)
+        return x.flatten(3, 4).flatten(1, 2)
+
+
+class _Merging(nn.Module):
+    """Four neighbours of a grid become one with twice the channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.reduction = nn.LayerNorm(4 * width), nn.Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        return self.reduction(self.norm(torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], dim=-1)))
+
+
+class Swin(_Network):
+    """Patches, stages of window blocks with merging between, norm, the mean over tokens."""
+
+    def __init__(
+        self,
+        classes: int,
+        shape: tuple[int, int, int],
+        width: int = 96,
+        depths: str = "2-2-6-2",
+        heads: int = 3,
+        window: int = 4,
+    ) -> None:
+        super().__init__()
+        side = max(shape[:2])
+        patch, self.steps = 1 if side < 64 else 2 if side < 128 else 4, []
+        self.patches, self.patch_norm = nn.Conv2d(shape[2], width, patch, patch), nn.LayerNorm(width)
+        for stage, count in enumerate(map(int, depths.split("-"))):
+            if stage:
+                self._add(f"merging{stage}", _Merging(width << stage - 1))
+            for index in range(count):
+                block = _WindowBlock(width << stage, heads << stage, window, shifted=index % 2 == 1)
+                self._add(f"stage{stage + 1}_block{index + 1}", block)
+            last = width << stage
+        self.norm = nn.LayerNorm(last)
+        self._finish(classes, shape)
+
+    def _add(self, name: str, step: nn.Module) -> None:
+        setattr(self, name, step)
+        self.steps.append(name)
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patch_norm(self.patches(x).permute(0, 2, 3, 1))
+        for name in self.steps:
+            x = getattr(self, name)(x)
+        return self.norm(x).mean((1, 2))
 
 
 class ViT(_Network):
@@ -310,7 +400,7 @@ class ViT(_Network):
         self.class_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.positions = nn.Parameter(0.02 * torch.randn(1, tokens, width))
         for block in range(1, depth + 1):
-            setattr(self, f"block{block}", _Block(width, heads, 2 * width))
+            setattr(self, f"block{block}", _Block(width, heads, 2 * width, 1e-6))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self._finish(classes, shape)
 

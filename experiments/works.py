@@ -76,7 +76,7 @@ def parse(work: str, config: BenchmarkConfig) -> Name:
     trained, network = rest.startswith(_TRAIN), rest.removeprefix(_TRAIN)
     known = network in (*STEPS, "evaluate") and not trained
     kind = network if known else "train" if trained else "auxiliary"
-    if wrapped and kind not in STEPS or scanned and kind not in (*STEPS, "train"):
+    if (wrapped and kind not in STEPS) or (scanned and kind not in (*STEPS, "train")):
         raise ValueError(
             f"{work!r}: +metadd goes with {', '.join(STEPS)} and scan: also with train:NETWORK; measure {rest!r} alone"
         )
