@@ -26,7 +26,7 @@ NETWORKS = [
     ("alexnet:width=8", 8, {"head": 12}),
     ("vgg11:width=4", 32, {}),
     ("resnet18_bn:width=4", 8, {}),
-    ("resnet50:width=4", 8, {}),
+    ("resnet50:width=4", 16, {}),
     ("googlenet:width=8", 8, {}),
     ("vit:width=12,depth=2", 8, {}),
     ("swin_t:width=6,depths=2-1", 7, {}),
