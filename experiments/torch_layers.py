@@ -6,13 +6,25 @@ import torch
 from torch import nn
 
 
+class UnknownNetworkError(ValueError):
+    """A network of the zoo that the PyTorch program does not have."""
+
+
 def norm_layer(kind: str, channels: int) -> nn.Module:
-    """Instance norm as the field has it: group norm with a group for each channel."""
-    kinds = {"instance": lambda: nn.GroupNorm(channels, channels), "batch": lambda: nn.BatchNorm2d(channels)}
-    return kinds.get(kind, nn.Identity)()
+    """Instance norm as the field has it: group norm with a group for each channel.
+
+    Raises:
+      UnknownNetworkError: for another kind than "instance", "batch" and "none".
+    """
+    if kind == "instance":
+        return nn.GroupNorm(channels, channels)
+    if kind not in ("batch", "none"):
+        raise UnknownNetworkError(f"there is no {kind} norm here")
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.Identity()
 
 
 def scaled(channels: int, width: int, full: int) -> int:
+    """Channels of a layer when the first has ``width`` of ``full``; at least 1."""
     return max(1, channels * width // full)
 
 

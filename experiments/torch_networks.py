@@ -6,15 +6,16 @@ Layers bear the names of their parameters in the zoo, so that weights can be car
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch_layers import Network, norm_layer, scaled
+from torch_layers import Network, UnknownNetworkError, norm_layer, scaled
 from torch_transformers import Swin, ViT
 
 _VGG = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 _RESNETS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-_SWINS = {"swin_t": {}, "swin_s": {"depths": "2-2-18-2"}, "swin_b": {"width": 128, "depths": "2-2-18-2", "heads": 4}}
 _INCEPTIONS = {
     "3a": (64, 96, 128, 16, 32, 32),
     "3b": (128, 128, 192, 32, 96, 64),
@@ -26,29 +27,6 @@ _INCEPTIONS = {
     "5a": (256, 160, 320, 32, 128, 128),
     "5b": (384, 192, 384, 48, 128, 128),
 }
-
-
-def create(spec: str, classes: int, shape: tuple[int, int, int]) -> nn.Module | None:
-    """A network by the zoo's text, such as "convnet:width=4,depth=1"; None where there is no PyTorch form of it.
-
-    Args:
-      shape: (H, W, C) of the images.
-    """
-    name, _, rest = spec.partition(":")
-    options = dict(item.split("=") for item in rest.split(",") if item)
-    options = {option: int(value) if value.isdecimal() else value for option, value in options.items()}
-    name, batch, _ = name.partition("_bn")
-    if batch:
-        options["norm"] = "batch"
-    number = "".join(filter(str.isdecimal, name))
-    if name.startswith("vgg") and number:
-        return VGG(classes, shape, stages=_VGG[int(number)], **options)
-    if name == f"resnet{number}":
-        return ResNet(classes, shape, stages=_RESNETS[int(number)], bottleneck=int(number) >= 50, **options)
-    if name in _SWINS:
-        return Swin(classes, shape, **{**_SWINS[name], **options})
-    known = {"mlp": MLP, "lenet": LeNet, "convnet": ConvNet, "alexnet": AlexNet, "googlenet": GoogLeNet, "vit": ViT}
-    return known[name](classes, shape, **options) if name in known else None
 
 
 class MLP(Network):
@@ -259,3 +237,38 @@ class GoogLeNet(Network):
                 x = F.max_pool2d(x, 3 if name == "4a" else 2, 2, ceil_mode=True)
             x = getattr(self, f"inception{name}")(x)
         return x.mean((2, 3))
+
+
+_NETWORKS = {
+    "mlp": (MLP, {}),
+    "lenet": (LeNet, {}),
+    "convnet": (ConvNet, {}),
+    "alexnet": (AlexNet, {}),
+    "googlenet": (GoogLeNet, {}),
+    "vit": (ViT, {}),
+    "swin_t": (Swin, {}),
+    "swin_s": (Swin, {"depths": "2-2-18-2"}),
+    "swin_b": (Swin, {"width": 128, "depths": "2-2-18-2", "heads": 4}),
+    **{f"vgg{depth}": (VGG, {"stages": stages}) for depth, stages in _VGG.items()},
+    **{f"resnet{depth}": (ResNet, {"stages": stages, "bottleneck": depth >= 50}) for depth, stages in _RESNETS.items()},
+}
+
+
+def create(spec: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """A network by the zoo's text, such as "convnet:width=4,depth=1".
+
+    Args:
+      shape: (H, W, C) of the images.
+
+    Raises:
+      UnknownNetworkError: where there is no PyTorch form of it.
+    """
+    name, _, rest = spec.partition(":")
+    options = dict(item.split("=") for item in rest.split(",") if item)
+    options = {option: int(value) if value.isdecimal() else value for option, value in options.items()}
+    if name.endswith("_bn"):
+        name, options["norm"] = name.removesuffix("_bn"), "batch"
+    network, fixed = _NETWORKS.get(name, (None, {}))
+    if network is None or not set(options) <= set(inspect.signature(network).parameters):
+        raise UnknownNetworkError(f"{spec} has no PyTorch form in {__name__}")
+    return network(classes, shape, **{**fixed, **options})

@@ -21,6 +21,7 @@ import torch_networks
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch_layers import UnknownNetworkError
 
 Step = Callable[[], Any]
 
@@ -233,11 +234,12 @@ def _update(optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> None:
 
 def measure(p: SimpleNamespace) -> dict[str, Any] | None:
     """Seconds of each repeat after one call that is not timed, and the peak of memory; None without such a network."""
-    if p.kind == "train" and torch_networks.create(p.network, p.num_classes, p.image_shape) is None:
-        return None
     torch.manual_seed(0)
-    step, seconds = MAKERS[p.kind](p), []
-    on_gpu = p.torch_device != "cpu"
+    try:
+        step = MAKERS[p.kind](p)
+    except UnknownNetworkError:
+        return None
+    seconds, on_gpu = [], p.torch_device != "cpu"
     for _ in range(p.repeats + 1):
         start = time.perf_counter()
         step()

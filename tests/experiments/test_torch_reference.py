@@ -1,6 +1,7 @@
 """The PyTorch program beside the benchmark computes what the library computes: same weights, same images, no draw."""
 
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -75,8 +76,10 @@ def test_the_networks_are_the_zoos(spec, side, flattened):
     close(jax.jit(net.apply)(variables, images)[0], module(channels_first(images)).detach())
 
 
-def test_a_network_without_a_pytorch_form_is_none():
-    assert torch_networks.create("resnet18_ap", 10, (32, 32, 3)) is None
+@pytest.mark.parametrize("spec", ["resnet18_bn_ap", "convnet:norm=layer", "vit:norm=batch"])
+def test_a_network_without_a_pytorch_form_is_not_measured(spec):
+    settings = {"kind": "train", "network": spec, "num_classes": 10, "image_shape": (32, 32, 3), "torch_device": "cpu"}
+    assert torch_reference.measure(types.SimpleNamespace(**settings)) is None
 
 
 @pytest.fixture(scope="module")
