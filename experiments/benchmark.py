@@ -21,11 +21,12 @@ import cost_table
 _AUXILIARIES = ("resnet34", "googlenet", "vit", "vgg11")
 _TRAINED = ("mlp", "lenet", "alexnet", "vgg11", "resnet18", "resnet18_bn", "resnet34", "resnet50", "googlenet", "vit")
 _STEPS = ("dm@1", "dm@10", "dm@50", "dc@10", "dc_inner@10", "mtt@10", "sre2l@100")
+_WRAPPED = ("dm@1", "dm@10", "dc@10", "mtt@10", "sre2l@100")
 _SCANNED = ("dm@10", "dc@10", "mtt@10", "sre2l@100", "train:convnet@100")
 EVERYTHING = (
     *_STEPS,
     "mtt_kept@10",
-    *(f"{work}+metadd" for work in _STEPS),
+    *(f"{work}+metadd" for work in _WRAPPED),
     *(f"scan:{work}" for work in _SCANNED),
     "evaluate@10",
     *(f"train:convnet@{size}" for size in (100, 256)),
@@ -126,14 +127,17 @@ def run(arguments: list[str]) -> None:
             ours = _in_a_fresh_process([sys.executable, __file__, *arguments], work, {_CHILD: work})
             results.append({**ours, "torch": _torch(name, work, config) if config.torch else None})
             progress.update()
-    lines = cost_table.table(results)
-    print("\n".join(lines))
-    if config.out:
-        from metadd_jax import files
+            if config.out:  # after every work, for a later one may need more memory than there is
+                _write(config, results)
+    print("\n".join(cost_table.table(results)))
 
-        facts = {"config": dataclasses.asdict(config), **command.versions(), "results": results}
-        files.write_json(config.out, facts)
-        files.write_text(pathlib.Path(config.out).with_suffix(".md"), cost_table.document(facts))
+
+def _write(config: BenchmarkConfig, results: list[dict[str, Any]]) -> None:
+    from metadd_jax import files
+
+    facts = {"config": dataclasses.asdict(config), **command.versions(), "results": results}
+    files.write_json(config.out, facts)
+    files.write_text(pathlib.Path(config.out).with_suffix(".md"), cost_table.document(facts))
 
 
 def _in_a_fresh_process(program: list[str], work: str, environment: dict[str, str]) -> dict[str, Any] | None:

@@ -148,6 +148,18 @@ def test_the_page_and_the_facts_are_written(tmp_path, monkeypatch):
     assert "| dm@1 | 1.2 |" in page and "repeats 5" in page and "10 to 10 GFLOP/s" in page
 
 
+def test_what_is_measured_is_kept_when_a_later_work_fails(tmp_path, monkeypatch):
+    def run(program, work, environment):
+        if work == "dc":
+            raise ValueError("no memory")
+        return {**ROW, "work": work}
+
+    monkeypatch.setattr(benchmark, "_in_a_fresh_process", run)
+    with pytest.raises(ValueError, match="no memory"):
+        benchmark.run(["--works", "dm@1", "dc", "--out", str(tmp_path / "costs.json")])
+    assert [row["work"] for row in json.loads((tmp_path / "costs.json").read_text())["results"]] == ["dm@1"]
+
+
 def test_a_typo_is_found_before_anything_is_measured():
     with pytest.raises(ValueError, match="unknown network 'resnet43'"):
         benchmark.run(["--works", "resnet43"])
