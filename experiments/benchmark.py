@@ -1,6 +1,8 @@
-"""What a step and each auxiliary network cost: every line is measured in a fresh process.
+"""What the steps, trainings and evaluations cost, and the same beside PyTorch: every line is a fresh process.
 
-python experiments/benchmark.py --works resnet34 googlenet vit vgg11 --out benchmark.json
+python experiments/benchmark.py --torch --out benchmark.json
+
+A work is NAME or NAME@SIZE, e.g. dm@10 or train:vgg11@256; "+metadd" wraps a step, "scan:" measures it inside a scan.
 """
 
 from __future__ import annotations
@@ -8,13 +10,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pathlib
 import subprocess
 import sys
 from typing import Any
 
 import command
+import cost_table
 
-STEPS = ("dm", "dm+metadd")
+_AUXILIARIES = ("resnet34", "googlenet", "vit", "vgg11")
+_TRAINED = ("mlp", "lenet", "alexnet", "vgg11", "resnet18", "resnet18_bn", "resnet34", "resnet50", "googlenet", "vit")
+_STEPS = ("dm@1", "dm@10", "dm@50", "dc@10", "dc_inner@10", "mtt@10", "sre2l@100")
+_WRAPPED = ("dm@1", "dm@10", "dc@10", "mtt@10", "sre2l@100")
+_SCANNED = ("dm@10", "dc@10", "mtt@10", "sre2l@100", "train:convnet@100")
+EVERYTHING = (
+    *_STEPS,
+    "mtt_kept@10",
+    *(f"{work}+metadd" for work in _WRAPPED),
+    *(f"scan:{work}" for work in _SCANNED),
+    "evaluate@10",
+    *(f"train:convnet@{size}" for size in (100, 256)),
+    *(f"train:{network}@100" for network in (*_TRAINED, "swin_t")),
+    *_AUXILIARIES,
+)
+_CHILD = "METADD_BENCHMARK_WORK"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,91 +41,137 @@ class BenchmarkConfig:
     """Measure compile time, time, FLOPs and memory.
 
     Attributes:
-      works: what to measure: "dm", "dm+metadd" (a distillation step), or a network (its part of the invariant loss
-        and the gradient to the images).
-      auxiliaries: networks that "dm+metadd" looks through.
-      backbone: network that distils.
+      works: what to measure: a step of "dm", "dc" (one matching under a new network), "dc_inner" (the same after the
+        inner training on the set), "mtt", "mtt_kept" (the activations of all student steps kept, not computed again) or
+        "sre2l", at SIZE images per class (sre2l: images, all of different classes); "train:NETWORK", a training step
+        at batch SIZE; "evaluate", networks trained from several seeds at once and tested; or NETWORK, an auxiliary's
+        part of the invariant loss and the gradient to the images.
+      auxiliaries: networks that "+metadd" looks through.
+      backbone: network that distils and is judged.
+      teacher: network of sre2l.
       image_shape: height, width and channels of the images.
-      num_classes: number of classes.
-      ipc: synthetic images per class.
-      batch_size: real images per class and step.
-      class_batch: classes embedded at once.
+      num_classes: number of classes (not of sre2l).
+      ipc: images per class where a work does not say.
+      batch_size: real images per class and step (dm, dc).
+      class_batch: classes matched at once.
+      augmentation: DSA tokens joined by "_", or "none" (dm, mtt, evaluate).
+      inner_epochs: epochs of the inner training; published for 10 images per class: 50.
+      syn_steps: student steps of mtt.
+      recover_images: images of sre2l where a work does not say.
+      train_batch: batch of "train:" where a work does not say.
+      eval_epochs: passes over the set in an evaluation; published are 301 or 1001.
+      eval_seeds: networks of an evaluation.
+      test_per_class: test images per class of an evaluation, fewer than published for its fewer epochs.
+      subset: synthetic images that the invariant loss looks at per step; 0 for all.
       checkpoint: whether an auxiliary's forward pass is computed again for the gradient (less memory, more time).
+      chunk: steps in a scan.
       repeats: timed calls, after one that is not timed.
+      peak_side: side of the square matrices whose product gives the machine's peak.
       cache: a folder for compiled programs, to see what a second start compiles; none by default.
-      out: file for the results as JSON.
+      torch: the same works as a PyTorch program beside ours, and the ratio.
+      torch_python: interpreter that has PyTorch; none takes this one.
+      torch_device: where PyTorch computes, "cpu" or "cuda".
+      out: file for the results as JSON; the table goes beside it as Markdown.
     """
 
-    works: tuple[str, ...] = (*STEPS, "resnet34", "googlenet", "vit", "vgg11")
-    auxiliaries: tuple[str, ...] = ("resnet34", "googlenet", "vit", "vgg11")
+    works: tuple[str, ...] = EVERYTHING
+    auxiliaries: tuple[str, ...] = _AUXILIARIES
     backbone: str = "convnet"
+    teacher: str = "resnet18_bn"
     image_shape: tuple[int, int, int] = (32, 32, 3)
     num_classes: int = 10
-    ipc: int = 1
-    batch_size: int = 64
+    ipc: int = 10
+    batch_size: int = 256
     class_batch: int = 1
+    augmentation: str = "color_crop_cutout_flip_scale_rotate"
+    inner_epochs: int = 50
+    syn_steps: int = 30
+    recover_images: int = 100
+    train_batch: int = 100
+    eval_epochs: int = 20
+    eval_seeds: int = 5
+    test_per_class: int = 20
+    subset: int = 0
     checkpoint: bool = False
+    chunk: int = 3
     repeats: int = 5
+    peak_side: int = 2048
     cache: str | None = None
+    torch: bool = False
+    torch_python: str | None = None
+    torch_device: str = "cpu"
     out: str | None = None
 
 
 def run(arguments: list[str]) -> None:
     """Parses the command line, measures each work in its own process, prints the table."""
     config = command.parse(BenchmarkConfig, arguments, program="benchmark.py", description=__doc__)
-    if child := os.environ.get("METADD_BENCHMARK_WORK"):
+    if child := os.environ.get(_CHILD):
         import measure
 
         print(json.dumps(measure.measure(child, config)))
         return
 
     import common
+    import works
 
-    common.check_names(tuple(work for work in config.works if work not in STEPS))
-    common.check_names((config.backbone, *config.auxiliaries))
+    names = [works.parse(work, config) for work in config.works]
+    common.check_names((config.backbone, config.teacher, *config.auxiliaries))
+    if config.torch:
+        _require_torch(config)
     results = []
-    with command.bar(len(config.works), "benchmark", "work") as progress:
-        for work in config.works:
+    with command.bar(len(names), "benchmark", "work") as progress:
+        for work, name in zip(config.works, names, strict=True):
             progress.set_postfix_str(work)
-            results.append(_in_a_fresh_process(work, arguments))
+            # One right after the other: a machine's speed changes over an hour.
+            ours = _in_a_fresh_process([sys.executable, __file__, *arguments], work, {_CHILD: work})
+            results.append({**ours, "torch": _torch(name, work, config) if config.torch else None})
             progress.update()
-    print("\n".join(table(results)))
-    if config.out:
-        from metadd_jax import files
-
-        files.write_json(config.out, {"config": dataclasses.asdict(config), **command.versions(), "results": results})
+            if config.out:  # after every work, for a later one may need more memory than there is
+                _write(config, results)
+    print("\n".join(cost_table.table(results)))
 
 
-def _in_a_fresh_process(work: str, arguments: list[str]) -> dict[str, Any]:
+def _write(config: BenchmarkConfig, results: list[dict[str, Any]]) -> None:
+    from metadd_jax import files
+
+    facts = {"config": dataclasses.asdict(config), **command.versions(), "results": results}
+    files.write_json(config.out, facts)
+    files.write_text(pathlib.Path(config.out).with_suffix(".md"), cost_table.document(facts))
+
+
+def _in_a_fresh_process(program: list[str], work: str, environment: dict[str, str]) -> dict[str, Any] | None:
     # Peak memory belongs to a process and never falls, so each work needs one of its own.
-    child = subprocess.run(
-        [sys.executable, __file__, *arguments],
-        env={**os.environ, "METADD_BENCHMARK_WORK": work},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    child = subprocess.run(program, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=False)
     if child.returncode:
         raise ValueError(f"measuring {work} failed with exit status {child.returncode}; its error stands above")
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def table(results: list[dict[str, Any]]) -> list[str]:
-    """The measurements as a Markdown table; FLOPs and bytes are those of one call."""
-    lines = [
-        "| work | compile s | call s (median, min-max) | GFLOP | GFLOP/s | forward GFLOP | temporary MB "
-        "| peak resident MB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for r in results:
-        low, high = min(r["seconds"]), max(r["seconds"])
-        forward = "" if r["forward_flops"] is None else f"{r['forward_flops'] / 1e9:.3g}"
-        lines.append(
-            f"| {r['work']} | {r['compile_seconds']:.1f} | {r['median_seconds']:.3g} ({low:.3g}-{high:.3g}) | "
-            f"{r['flops'] / 1e9:.3g} | {r['flops'] / r['median_seconds'] / 1e9:.3g} | {forward} | "
-            f"{r['temporary_bytes'] / 1e6:.0f} | {r['peak_resident_bytes'] / 1e6:.0f} |"
+def _torch(name: Any, work: str, config: BenchmarkConfig) -> dict[str, Any] | None:
+    """The same work by PyTorch; None where it has none: MetaDD, an auxiliary's map, a scan."""
+    if name.wrapped or name.scanned or name.kind == "auxiliary":
+        return None
+    settings = {**dataclasses.asdict(config), **dataclasses.asdict(name)}
+    program = pathlib.Path(__file__).with_name("torch_reference.py")
+    return _in_a_fresh_process([_torch_python(config), str(program), json.dumps(settings)], f"{work} in PyTorch", {})
+
+
+def _torch_python(config: BenchmarkConfig) -> str:
+    return config.torch_python or sys.executable
+
+
+def _require_torch(config: BenchmarkConfig) -> None:
+    python = _torch_python(config)
+    try:
+        found = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        found = False
+    if not found:
+        raise ValueError(
+            f"--torch needs PyTorch, which {python} has not; run: pip install torch, or give an interpreter that has "
+            "it by --torch-python"
         )
-    return lines
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The works of ``benchmark.py`` and the measurement of one of them, in the process that runs it."""
+"""The measurement of one work of ``benchmark.py``, in the process that runs it."""
 
 from __future__ import annotations
 
@@ -6,96 +6,115 @@ import resource
 import statistics
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+import flops
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from benchmark import STEPS, BenchmarkConfig
+import works
 
-import metadd_jax as mdd
 from metadd_jax import parallel
-from metadd_jax.invariant import InvariantConfig
+
+if TYPE_CHECKING:
+    from benchmark import BenchmarkConfig
+
+_PEAK_TRIES = 5
 
 
 def measure(work: str, config: BenchmarkConfig) -> dict[str, Any]:
     """Compile time, times of repeated calls, FLOPs, memory of one work.
 
     Returns:
-      compile_seconds (tracing and lowering included), seconds (one a repeat), median_seconds, flops (of a call, by
-      XLA's count), forward_flops (of the forward pass alone; None for a step), temporary_bytes (XLA's plan; on a
-      CPU it misses what convolutions use beside it), peak_resident_bytes (of the process).
+      compile_seconds (tracing and lowering included), seconds (one a repeat; of "scan:" the chunk's by its steps),
+      median_seconds, images (of a call), flops (of a call, see ``flops.count``), xla_flops (by XLA, which counts a
+      loop's body once), forward_flops (of an auxiliary's forward pass alone, else None), matmul_flops_per_second (of
+      a square product), temporary_bytes (XLA's plan; on a CPU it misses what convolutions use beside it),
+      peak_resident_bytes (of the process), peak_device_bytes (None on a CPU), scan_ratio (time inside a scan by time
+      outside; None but for "scan:").
     """
     if config.cache:
         parallel.cache_compilations(config.cache)
-    data = _images(config)
-    function, arguments, forward = (_step if work in STEPS else _auxiliary)(work, data, config)
-    start = time.perf_counter()
-    compiled = parallel.jit(function).lower(*arguments).compile()
-    compile_seconds = time.perf_counter() - start
-    jax.block_until_ready(compiled(*arguments))
-    seconds = []
-    for _ in range(config.repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
-        seconds.append(time.perf_counter() - start)
+    name = works.parse(work, config)
+    built = works.build(name, config)
+    found = (_inside_a_scan if name.scanned else _alone)(name, built, config)
     unit = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {
         "work": work,
-        "compile_seconds": compile_seconds,
-        "seconds": seconds,
-        "median_seconds": statistics.median(seconds),
-        "flops": _flops(compiled),
-        "forward_flops": None if forward is None else _flops(parallel.jit(forward).lower(*arguments).compile()),
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        "peak_resident_bytes": peak,
+        **found,
+        "median_seconds": statistics.median(found["seconds"]),
+        "images": built.images,
+        "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_device_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+        # What follows the peaks is not in them.
+        "flops": flops.count(built.function, *built.arguments),
+        "forward_flops": None if built.forward is None else flops.count(built.forward, *built.arguments),
+        "matmul_flops_per_second": _matmul_peak(config.peak_side),
     }
 
 
-def _flops(compiled: Any) -> float:
-    return float(compiled.cost_analysis()["flops"])
+def _alone(name: works.Name, built: works.Work, config: BenchmarkConfig) -> dict[str, Any]:
+    compiled, compile_seconds = _compile(parallel.jit(built.function), built.arguments)
+    call = _Caller(compiled, built)
+    call()
+    return {
+        "compile_seconds": compile_seconds,
+        "seconds": [call() for _ in range(config.repeats)],
+        "scan_ratio": None,
+        "xla_flops": float(compiled.cost_analysis()["flops"]),
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
 
 
-def _images(config: BenchmarkConfig) -> mdd.Dataset:
-    """Noise of the right shape: what a step costs does not depend on what the images show."""
-    rng = np.random.default_rng(0)
-    per_class = max(config.batch_size, config.ipc)
-    labels = np.repeat(np.arange(config.num_classes), per_class)
-    images = rng.integers(0, 256, (len(labels), *config.image_shape), dtype=np.uint8)
-    return mdd.data.from_arrays("noise", images, labels, images[::per_class], labels[::per_class])
-
-
-def _network(spec: str, config: BenchmarkConfig) -> mdd.zoo.Architecture:
-    return mdd.zoo.parse(spec, config.num_classes, config.image_shape)
-
-
-def _frozen(spec: str, config: BenchmarkConfig) -> mdd.Auxiliary:
-    net = _network(spec, config)
-    return mdd.Auxiliary(variables=parallel.jit(net.init)(jax.random.key(0)), map_eps=jnp.float32(1e-3), net=net)
-
-
-def _auxiliary(work: str, data: mdd.Dataset, config: BenchmarkConfig) -> tuple[Any, tuple, Any]:
-    """One network's share: its cross-entropy and its map's squared norm, with the gradient to the images."""
-    images, labels = mdd.data.random_per_class(jax.random.key(0), data.arrays, config.ipc)
-
-    def value(images: jax.Array, auxiliary: mdd.Auxiliary) -> jax.Array:
-        maps, logits = mdd.features.observe(auxiliary, images, labels)
-        return mdd.invariant.cross_entropy(logits[None], labels).mean() + jnp.square(maps).mean()
-
-    kept = jax.checkpoint(value) if config.checkpoint else value
-    return jax.value_and_grad(kept), (images, _frozen(work, config)), value
-
-
-def _step(work: str, data: mdd.Dataset, config: BenchmarkConfig) -> tuple[Any, tuple, None]:
-    method = mdd.distillers.dm(
-        _network(config.backbone, config), ipc=config.ipc, batch_size=config.batch_size, class_batch=config.class_batch
+def _inside_a_scan(name: works.Name, built: works.Work, config: BenchmarkConfig) -> dict[str, Any]:
+    """The very same steps one by one and in chunks, by turns."""
+    chunk, steps = works.build(name, config), config.chunk  # its state is donated, so it has one of its own
+    compiled, compile_seconds = _compile(
+        parallel.compile_steps(lambda _: chunk.function, steps=steps, mode="jit"), chunk.arguments
     )
-    if work == "dm+metadd":
-        auxiliaries = [_frozen(spec, config) for spec in config.auxiliaries]
-        loss = InvariantConfig(checkpoint=config.checkpoint, weighting="raw")
-        method = mdd.distillers.metadd(method, auxiliaries, config=loss)
-    tx = optax.sgd(1.0, momentum=0.5)
-    state = mdd.distillers.init_state(jax.random.key(0), method, tx, data)
-    return mdd.distillers.make_update(method, tx), (state, mdd.data.to_device(data.arrays), method.frozen), None
+    inside, outside = (
+        _Caller(compiled, chunk),
+        _Caller(_compile(parallel.jit(built.function), built.arguments)[0], built),
+    )
+    pairs = [(inside(), sum(outside() for _ in range(steps))) for _ in range(config.repeats + 1)][1:]
+    return {
+        "compile_seconds": compile_seconds,
+        "seconds": [within / steps for within, _ in pairs],
+        "scan_ratio": statistics.median(within / without for within, without in pairs),
+        "xla_flops": float(compiled.cost_analysis()["flops"]),
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
+class _Caller:
+    """Calls a compiled work and returns the seconds; a step goes on from the state that it left."""
+
+    def __init__(self, compiled: Callable, work: works.Work) -> None:
+        self._compiled, self._is_step = compiled, work.is_step
+        self._first, *self._rest = work.arguments
+
+    def __call__(self) -> float:
+        start = time.perf_counter()
+        out = jax.block_until_ready(self._compiled(self._first, *self._rest))
+        seconds = time.perf_counter() - start
+        if self._is_step:
+            self._first = out[0]
+        return seconds
+
+
+def _compile(function: Any, arguments: tuple) -> tuple[Any, float]:
+    start = time.perf_counter()
+    compiled = function.lower(*arguments).compile()
+    return compiled, time.perf_counter() - start
+
+
+def _matmul_peak(side: int) -> float:
+    """FLOP/s of the product of two [side, side] float32 matrices at JAX's default precision, the best of several."""
+    matrix = jax.random.normal(jax.random.key(0), (side, side))
+    product = parallel.jit(lambda a, b: a @ b)
+    jax.block_until_ready(product(matrix, matrix))
+    seconds = []
+    for _ in range(_PEAK_TRIES):
+        start = time.perf_counter()
+        jax.block_until_ready(product(matrix, matrix))
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds)

@@ -1,38 +1,170 @@
 """The measurements behind the benchmark's table."""
 
+import json
+
 import benchmark
+import cost_table
+import flops
+import jax
+import jax.numpy as jnp
 import measure
 import pytest
+import works
 
-TINY = benchmark.BenchmarkConfig(image_shape=(8, 8, 1), num_classes=2, ipc=3, batch_size=4, repeats=2)
+NET = "convnet:width=4,depth=1"
+TINY = benchmark.BenchmarkConfig(
+    image_shape=(8, 8, 1),
+    num_classes=2,
+    ipc=3,
+    batch_size=4,
+    backbone=NET,
+    teacher="convnet_bn:width=4,depth=1",
+    auxiliaries=(NET,),
+    augmentation="none",
+    recover_images=3,
+    syn_steps=3,
+    train_batch=4,
+    eval_epochs=2,
+    eval_seeds=2,
+    test_per_class=1,
+    chunk=2,
+    repeats=2,
+    peak_side=64,
+)
+# One 3x3 convolution from 1 to 4 channels on an image of 8x8, a multiplication and an addition each.
+CONVOLUTION = 2 * 64 * 9 * 4
+ROW = {
+    "work": "dm",
+    "compile_seconds": 1.25,
+    "seconds": [0.5, 0.25, 0.4],
+    "median_seconds": 0.4,
+    "images": 100,
+    "flops": 2e9,
+    "matmul_flops_per_second": 1e10,
+    "temporary_bytes": 3_000_000,
+    "peak_resident_bytes": 5e8,
+    "peak_device_bytes": None,
+    "scan_ratio": None,
+    "torch": None,
+}
+
+
+def flops_of(work):
+    built = works.build(works.parse(work, TINY), TINY)
+    return flops.count(built.function, *built.arguments)
 
 
 def test_an_auxiliary_is_measured():
-    found = measure.measure("convnet:width=4,depth=1", TINY)
-    # One 3x3 convolution from 1 to 4 channels on 6 images of 8x8, a multiplication and an addition each, at least.
-    assert found["forward_flops"] > 2 * 6 * 64 * 9 * 4
+    found = measure.measure(NET, TINY)
+    assert found["forward_flops"] >= 6 * CONVOLUTION
     assert found["flops"] > found["forward_flops"]
     assert len(found["seconds"]) == 2 and min(found["seconds"]) > 0
-    assert found["compile_seconds"] > 0
+    assert found["compile_seconds"] > 0 and found["matmul_flops_per_second"] > 0
+    assert found["images"] == 6 and found["scan_ratio"] is None
     assert found["peak_resident_bytes"] > 100e6  # Python with JAX is larger than that
 
 
-def test_the_table_has_a_line_for_each_work():
-    row = {
-        "work": "dm",
-        "compile_seconds": 1.25,
-        "seconds": [0.5, 0.25, 0.4],
-        "median_seconds": 0.4,
-        "flops": 2e9,
-        "forward_flops": None,
-        "temporary_bytes": 3_000_000,
-        "peak_resident_bytes": 5e8,
-    }
-    lines = benchmark.table([row, {**row, "work": "vit", "forward_flops": 5e8}])
-    assert lines[2] == "| dm | 1.2 | 0.4 (0.25-0.5) | 2 | 5 |  | 3 | 500 |"
-    assert lines[3].startswith("| vit |") and "| 0.5 | 3 |" in lines[3]
+@pytest.mark.parametrize("work", [f"scan:train:{NET}@5", "sre2l", "evaluate@2"])
+def test_works_are_measured(work):
+    found = measure.measure(work, TINY)
+    images = {"sre2l": 3, "evaluate@2": 2 * (2 * 4 + 2)}.get(work, 5)
+    assert found["images"] == images and len(found["seconds"]) == 2
+    assert found["flops"] > images * CONVOLUTION
+    assert (found["scan_ratio"] or 0) > 0 or "scan" not in work
+
+
+def test_a_step_goes_on_from_where_the_last_one_ended():
+    built = works.build(works.parse(f"train:{NET}", TINY), TINY)
+    seen = []
+    call = measure._Caller(
+        lambda state, data, key: (seen.append(state) or state + 1, {}),
+        works.Work(built.function, (jnp.zeros(()), None, None), True, 1),
+    )
+    assert call() > 0 and call() > 0
+    assert seen == [0, 1]
+
+
+def test_loops_are_multiplied_out_and_the_unused_is_not_counted():
+    a, b = jnp.ones((3, 5)), jnp.ones((5, 7))
+    product = 2 * 3 * 5 * 7
+
+    def looped(a, b):
+        unused = b.T @ b
+        del unused
+        return jax.lax.scan(lambda total, _: (total + jax.jit(jnp.matmul)(a, b), None), jnp.zeros((3, 7)), None, 4)[0]
+
+    def chosen(a, b):
+        return jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: jnp.zeros((3, 7)))
+
+    assert (
+        flops.count(jnp.matmul, a, b) == product == jax.jit(jnp.matmul).lower(a, b).compile().cost_analysis()["flops"]
+    )
+    assert flops.count(looped, a, b) == 4 * product
+    assert flops.count(chosen, a, b) == product
+    # The gradient of a product are two more, and the product itself is not needed for them.
+    assert flops.count(jax.grad(lambda a, b: (a @ b).sum(), argnums=(0, 1)), a, b) == 2 * product
+
+
+def test_the_flops_of_the_steps_are_those_of_their_formulas():
+    # Two classes: 4 real and 3 own images on their way in, the own ones on their way back; the head is not used.
+    assert flops_of("dm") == 2 * (4 + 3 + 3) * CONVOLUTION
+    # Kept activations save each student step's forward pass; every step has the same work.
+    assert flops_of("mtt") > flops_of("mtt_kept") > 3 * 6 * 2 * CONVOLUTION
+    assert flops_of("dc_inner") > flops_of("dc") + 50 * 6 * 2 * CONVOLUTION
+    assert flops_of("dm+metadd") > flops_of("dm") + 6 * CONVOLUTION
+
+
+def test_names_are_read():
+    assert works.parse("scan:dm@10+metadd", TINY) == works.Name("dm", "", 10, True, True)
+    assert works.parse("train:vgg11@256", TINY) == works.Name("train", "vgg11", 256, False, False)
+    assert works.parse("sre2l", TINY).size == 3 and works.parse("train:mlp", TINY).size == 4
+    assert works.parse(NET, TINY) == works.Name("auxiliary", NET, 3, False, False)
+    for work in benchmark.EVERYTHING:
+        works.parse(work, TINY)
+
+
+@pytest.mark.parametrize("work", ["train:mlp+metadd", "scan:evaluate", "dm@ten", "dm@0", "train:dm", "mtt+meta"])
+def test_names_that_mean_nothing_are_refused(work):
+    with pytest.raises(ValueError, match=r"goes with|cannot read the size|unknown network"):
+        works.parse(work, TINY)
+
+
+def test_the_table_has_a_line_for_each_work_and_columns_that_are_filled():
+    lines = cost_table.table([ROW, {**ROW, "work": "vit", "peak_device_bytes": 6e8}])
+    assert lines[2] == "| dm | 1.2 | 0.4 (0.25-0.5) | 250 | 2 | 5 | 50 | 3 | 500 |"
+    assert lines[3].startswith("| vit |") and lines[3].endswith("| 3 | 600 |")
+    torch = {"seconds": [1.0, 1.2, 1.4], "median_seconds": 1.2, "peak_resident_bytes": 7e8, "peak_device_bytes": None}
+    lines = cost_table.table([{**ROW, "torch": torch}, {**ROW, "scan_ratio": 1.043}])
+    assert lines[2].endswith("| 500 |  | 1.2 (1-1.4) | 700 | 3.00 |")
+    assert lines[3].endswith("| 500 | 1.04 |  |  |  |")
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_the_page_and_the_facts_are_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "_in_a_fresh_process", lambda program, work, environment: {**ROW, "work": work})
+    benchmark.run(["--works", "dm@1", "dc", "--out", str(tmp_path / "costs.json")])
+    assert [row["work"] for row in json.loads((tmp_path / "costs.json").read_text())["results"]] == ["dm@1", "dc"]
+    page = (tmp_path / "costs.md").read_text()
+    assert "| dm@1 | 1.2 |" in page and "repeats 5" in page and "10 to 10 GFLOP/s" in page
+
+
+def test_what_is_measured_is_kept_when_a_later_work_fails(tmp_path, monkeypatch):
+    def run(program, work, environment):
+        if work == "dc":
+            raise ValueError("no memory")
+        return {**ROW, "work": work}
+
+    monkeypatch.setattr(benchmark, "_in_a_fresh_process", run)
+    with pytest.raises(ValueError, match="no memory"):
+        benchmark.run(["--works", "dm@1", "dc", "--out", str(tmp_path / "costs.json")])
+    assert [row["work"] for row in json.loads((tmp_path / "costs.json").read_text())["results"]] == ["dm@1"]
 
 
 def test_a_typo_is_found_before_anything_is_measured():
     with pytest.raises(ValueError, match="unknown network 'resnet43'"):
         benchmark.run(["--works", "resnet43"])
+
+
+def test_pytorch_is_looked_for_before_anything_is_measured(tmp_path):
+    with pytest.raises(ValueError, match=r"which .*nowhere has not; run: pip install torch, or give an interpreter"):
+        benchmark.run(["--works", "dm", "--torch", "--torch-python", str(tmp_path / "nowhere")])
