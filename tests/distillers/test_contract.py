@@ -120,7 +120,13 @@ class Member:
 
 
 # What differs from a quick member in one switch, or puts together two that are quick.
-SLOW = ("metadd per step", "dc, running statistics", "tesla, soft labels, raw rate", "metadd around sre2l")
+SLOW = (
+    "metadd per step",
+    "metadd over dsa",
+    "dc, running statistics",
+    "tesla, soft labels, raw rate",
+    "metadd around sre2l",
+)
 PARAMS = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MEMBERS]
 
 

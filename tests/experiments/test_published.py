@@ -14,7 +14,6 @@ from metadd_jax import data, distillers
 from metadd_jax.invariant import InvariantConfig
 
 GREY = ("mnist", "fashion_mnist")
-QUICK = ("mtt/cifar10/1",)  # the contract suite runs every method; this one also whitens
 
 
 def stand_in(channels):
@@ -65,13 +64,8 @@ def run(name, tmp_path):
         assert np.abs(np.asarray(made.images) - np.asarray(before.images)).max() > 0
 
 
-@pytest.mark.parametrize("name", QUICK)
-def test_a_preset_runs_bare_and_under_metadd(name, tmp_path):
-    run(name, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in published.PRESETS if name not in QUICK])
+@pytest.mark.slow  # the contract suite runs every method
+@pytest.mark.parametrize("name", published.PRESETS)
 def test_every_preset_runs_bare_and_under_metadd(name, tmp_path):
     run(name, tmp_path)
 

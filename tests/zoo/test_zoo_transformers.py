@@ -37,7 +37,7 @@ def test_counts_at_224_are_the_published_ones(name, count):
         ("swin_t", GREY, (7, 7, 384)),
         ("swin_t", SMALL, (8, 8, 384)),
         ("swin_t", TINY, (16, 16, 192)),
-        ("swin_t", MEDIUM, (16, 16, 192)),
+        ("swin_t", MEDIUM, (4, 4, 768)),
         ("swin_t", LARGE, (7, 7, 768)),
         ("swin_t", (16, 16, 1), (4, 4, 384)),  # the last grid is 2x2, so the stage before gives the map
     ],
