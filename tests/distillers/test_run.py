@@ -190,7 +190,7 @@ def test_another_seed_is_another_run_and_another_method_is_refused(dataset, tmp_
         ({"chunk": 0}, "chunk=0"),
         ({"save_every": 0}, "save_every=0"),
         ({"stream_per_class": -1}, "stream_per_class=-1"),
-        ({"device_mode": "gpu"}, "unknown device mode 'gpu'; use one of auto, jit, pmap"),
+        ({"device_mode": "gpu"}, "unknown device mode 'gpu'; use one of auto, jit, pmap, sharded"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
