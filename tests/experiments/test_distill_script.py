@@ -83,7 +83,7 @@ def same_after_a_kill(arguments, cache, whole, folder, method):
     process.wait()
     assert not (steps.parent / "synthetic.npz").exists()
     process = start([*arguments, "--run-dir", folder], cache)
-    wait_for((steps.parent / "synthetic.json").exists, process)
+    wait_for((steps.parent / "synthetic.npz").exists, process)  # the last file of a set
     process.kill()
     process.wait()
     for name in (method, f"{method}+metadd"):
