@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -83,13 +82,6 @@ def real_data(metadata: dict[str, Any], *, name: str | None = None, **places: st
     dataset = mdd.data.load(name or metadata["dataset"], zca=metadata["value_space"] == "zca", **settings, **places)
     check_same_space(metadata, dataset)
     return dataset
-
-
-def relabelled_evaluation(data: str, epochs: int, *, augmentation: str = "none") -> mdd.training.Recipe:
-    """SRe2L's way to judge, for another number of epochs; it has views of its own, so ``augmentation`` is left out."""
-    del augmentation
-    recipe = mdd.training.sre2l_evaluation(data)
-    return dataclasses.replace(recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs - 1))
 
 
 def check_same_space(metadata: dict[str, Any], dataset: mdd.Dataset) -> None:

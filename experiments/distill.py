@@ -9,24 +9,19 @@ Several processes distil together if each is told so (--num-processes); the firs
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import command
 import options
 import presets
 
+if TYPE_CHECKING:
+    import pipeline  # brings JAX in: not needed for --help
+
 
 def run(arguments: list[str]) -> None:
-    """Parses the command line, does the job, prints the table."""
-    name = arguments[0] if arguments and not arguments[0].startswith("-") else "mnist5k"
-    config = command.parse(
-        options.DistillConfig,
-        arguments[1:] if arguments[:1] == [name] else arguments,
-        default=presets.preset(name),
-        program="distill.py [PRESET]",
-        description=f"{__doc__}\nPresets:\n\n{presets.listing()}\n\nThe defaults below are those of {name!r}.",
-    )
-    if config.run_dir is None:
-        config = dataclasses.replace(config, run_dir=f"runs/{name}")
+    """Parses the command line, does the job (or tells its plan, or what an earlier start found), prints the table."""
+    config = _parsed(arguments)
 
     from metadd_jax import parallel
 
@@ -37,23 +32,43 @@ def run(arguments: list[str]) -> None:
     if not parallel.is_main():
         command.be_silent()
 
-    import effects
     import pipeline
 
-    from metadd_jax import distillers, files
-    from metadd_jax.evaluation import report
-
     job = pipeline.prepare(config)
+    finished = job.directory / "results.md"
     if config.plan:
         import plan
 
         print("\n".join(plan.lines(job, *plan.plan(job))))
-        return
-    finished = job.directory / "results.md"
-    if finished.exists():
+    elif finished.exists():
         print(finished.read_text())
         print(f"{job.directory} is finished; --overwrite starts anew, another --run-dir keeps both")
-        return
+    else:
+        print(_do(job))
+        print(f"Sets, pictures and results lie in {job.directory}")
+
+
+def _parsed(arguments: list[str]) -> options.DistillConfig:
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else "mnist5k"
+    config = command.parse(
+        options.DistillConfig,
+        arguments[1:] if arguments[:1] == [name] else arguments,
+        default=presets.preset(name),
+        program="distill.py [PRESET]",
+        description=f"{__doc__}\nPresets:\n\n{presets.listing()}\n\nThe defaults below are those of {name!r}.",
+    )
+    return config if config.run_dir is not None else dataclasses.replace(config, run_dir=f"runs/{name}")
+
+
+def _do(job: pipeline.Job) -> str:
+    """Pre-trains, distils, draws, judges, writes; the results as Markdown, or "" on all processes but the first."""
+    import effects
+    import pipeline
+
+    from metadd_jax import distillers, files, parallel
+    from metadd_jax.evaluation import report
+
+    config, markdown = job.config, ""
     trained = pipeline.pretrain_all(job)
     auxiliaries = {
         label: distillers.freeze(network.net, network.variables, job.dataset, config=config.metadd.cam)
@@ -65,29 +80,22 @@ def run(arguments: list[str]) -> None:
         pipeline.draw(job, distilled, auxiliaries)
     sets = {**pipeline.baselines(job), **distilled}
     rows = pipeline.judge(job, sets, auxiliaries[job.backbone.label])
-    if not parallel.is_main():
-        parallel.barrier("the results are written")
-        return
-    base, *ours = distilled
-    markdown = report.write(
-        job.directory,
-        {
+    if parallel.is_main():
+        base, *ours = distilled
+        pairs = [(base, name) for name in ours] + [("random", base)]
+        results = {
             "notes": pipeline.notes(job),
             "rows": rows,
-            "comparisons": [
-                *(report.compare(rows, base, name) for name in ours),
-                report.compare(rows, "random", base),
-            ],
+            "comparisons": [report.compare(rows, *pair) for pair in pairs],
             "agreement": pipeline.agreements(job, sets, auxiliaries),
             "pulls": effects.pulls(job.directory, distilled, pipeline.seeds(config)),
             "seconds": watch.medians(),
             "whole_data": {label: network.accuracy for label, network in trained.items()},
             "versions": files.read_json(job.directory / "config.json")["versions"],
-        },
-    )
+        }
+        markdown = report.write(job.directory, results)
     parallel.barrier("the results are written")
-    print(markdown)
-    print(f"Sets, pictures and results lie in {job.directory}")
+    return markdown
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import command
 import common
 import optax
 from options import DistillConfig
@@ -20,13 +21,19 @@ from metadd_jax.training import recipes
 MATCHING, TRAJECTORIES = ("dm", "dc", "dsa"), ("mtt", "tesla", "tesla_code")
 METHODS = (*MATCHING, *TRAJECTORIES, "sre2l")
 _TEACHER_PREFIX = "sre2l_"
+
+
+def _relabelled(data: str, epochs: int, *, augmentation: str = "none") -> mdd.training.Recipe:
+    """SRe2L's way to judge, for another number of epochs; it has views of its own, so ``augmentation`` is left out."""
+    del augmentation
+    recipe = recipes.sre2l_evaluation(data)
+    return dataclasses.replace(recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs - 1))
+
+
 EVALUATIONS: dict[str, Callable[..., mdd.training.Recipe]] = {
     "short": recipes.short_evaluation,
     "dc": recipes.dc_evaluation,
-    **{
-        _TEACHER_PREFIX + data: functools.partial(common.relabelled_evaluation, data)
-        for data in ("cifar", "tiny", "imagenet")
-    },
+    **{_TEACHER_PREFIX + data: functools.partial(_relabelled, data) for data in ("cifar", "tiny", "imagenet")},
 }
 
 
@@ -126,12 +133,12 @@ def experts(config: DistillConfig, backbone: mdd.zoo.Architecture, dataset: mdd.
     numbers = {name: getattr(settings, name) for name in ("experts", "at_once", "half")}
     facts = f"{backbone!r} {dataset.fingerprint} {recipes.facts(recipe)} {sorted(numbers.items())}"
     folder = cache / "experts" / f"{backbone.name}-{files.hash_arrays(text=facts)[:20]}"
-    with common.command.bar(settings.experts, "experts", "net") as progress:
+    with command.bar(settings.experts, "experts", "net") as progress:
         trained = mdd.training.train_experts(
             folder, backbone, dataset, recipe, on_shard=lambda done: progress.update(done - progress.n), **numbers
         )
         progress.update(settings.experts - progress.n)
-    return mdd.training.device_experts(trained, snapshots=settings.max_start_epoch + settings.expert_epochs)
+    return mdd.training.device_experts(trained, snapshots=settings.snapshots)
 
 
 def make(

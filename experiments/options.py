@@ -58,6 +58,11 @@ class TrajectoryMatching:
     checkpoint: bool = True
     soft_labels: bool = False
 
+    @property
+    def snapshots(self) -> int:
+        """How many of an expert's snapshots can be reached: the start, and the epochs up to the last target."""
+        return self.max_start_epoch + self.expert_epochs
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SqueezeRecover:

@@ -91,18 +91,9 @@ def prepare(config: DistillConfig) -> Job:
     if config.ipc > smallest:
         raise ValueError(f"ipc={config.ipc} is more than the {smallest} images of the smallest class; lower --ipc")
     mdd.evaluation.split_of(dataset, config.evaluate_on)
-
-    def network(spec: str) -> mdd.zoo.Architecture:
-        return mdd.zoo.parse(spec, num_classes=dataset.num_classes, image_shape=dataset.image_shape)
-
-    job = Job(
-        config,
-        directory,
-        dataset,
-        network(config.backbone),
-        tuple(network(spec) for spec in config.seen),
-        tuple(network(spec) for spec in config.unseen),
-    )
+    groups = ((config.backbone,), config.seen, config.unseen)
+    (backbone,), seen, unseen = (tuple(common.networks(specs, dataset)) for specs in groups)
+    job = Job(config, directory, dataset, backbone, seen, unseen)
     methods.check_backbone(config, job.backbone)
     labels = [net.label for net in job.networks]
     if len(set(labels)) < len(labels):
@@ -188,16 +179,14 @@ def all_methods(
     given = trained[job.backbone.label]
     if config.method in methods.TRAJECTORIES:
         given = methods.experts(config, job.backbone, job.dataset, job.cache)
-    return wrapped(job, *methods.make(config, job.backbone, job.dataset, given), auxiliaries)
+    base, tx = methods.make(config, job.backbone, job.dataset, given)
+    return wrapped(job, base, auxiliaries), tx
 
 
 def wrapped(
-    job: Job,
-    base: mdd.distillers.Distiller,
-    tx: optax.GradientTransformation,
-    auxiliaries: dict[str, mdd.Auxiliary],
-) -> tuple[list[mdd.distillers.Distiller], optax.GradientTransformation]:
-    """``base``, the same under MetaDD and under each variant; and the optimiser, which serves them all."""
+    job: Job, base: mdd.distillers.Distiller, auxiliaries: dict[str, mdd.Auxiliary]
+) -> list[mdd.distillers.Distiller]:
+    """``base``, the same under MetaDD and under each variant."""
     config = job.config
     seen, reference = [auxiliaries[net.label] for net in job.seen], auxiliaries[job.backbone.label]
     every = [base]
@@ -205,7 +194,7 @@ def wrapped(
         invariant = dataclasses.replace(setting, views=methods.augmentation(config, setting.views))
         method = mdd.distillers.metadd(base, seen, reference=reference, config=invariant)
         every.append(method._replace(name=method.name + name))
-    return every, tx
+    return every
 
 
 def settings(config: DistillConfig) -> dict[str, mdd.invariant.InvariantConfig]:

@@ -6,6 +6,7 @@ The formulas stand in docs/scaling.md. Weights are random here: what a step cost
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from typing import Any
@@ -69,11 +70,10 @@ def plan(job: pipeline.Job) -> tuple[list[Plan], dict[str, float]]:
     }
     given: Any = trained[job.backbone.label]
     if config.method in methods.TRAJECTORIES:
-        reach = config.mtt.max_start_epoch + config.mtt.expert_epochs
-        draw = np.random.default_rng(0).normal(0, 0.02, (2, reach, job.backbone.num_params()))
+        draw = np.random.default_rng(0).normal(0, 0.02, (2, config.mtt.snapshots, job.backbone.num_params()))
         given = draw.astype(np.float32)
-    every, tx = pipeline.wrapped(job, *methods.make(config, job.backbone, job.dataset, given), auxiliaries)
-    plans = [_measure(job, method, tx) for method in every]
+    base, tx = methods.make(config, job.backbone, job.dataset, given)
+    plans = [_measure(job, method, tx) for method in pipeline.wrapped(job, base, auxiliaries)]
     refuse_what_cannot_fit(plans)
     return plans, _stages(job, plans)
 
@@ -97,23 +97,19 @@ def _measure(job: pipeline.Job, method: mdd.distillers.Distiller, tx: Any) -> Pl
 
 def _parts(job: pipeline.Job, method: mdd.distillers.Distiller, state: Any, scratch: float) -> tuple[Part, ...]:
     config = job.config
-    frozen = _size(method.frozen)
+    frozen, frozen_knob, scratch_knob = _size(method.frozen), "--seen", "--class-batch or --batch-size"
     if config.method in methods.TRAJECTORIES:
-        reach = config.mtt.max_start_epoch + config.mtt.expert_epochs
-        frozen += (config.mtt.experts - 2) * reach * job.backbone.num_params() * 4  # two stood in for all
-    knobs = {
-        "dm": "--class-batch or --batch-size",
-        "dc": "--class-batch or --batch-size",
-        "dsa": "--class-batch or --batch-size",
-        "sre2l": "--sre2l.group-size",
-    }
-    scratch_knob = knobs.get(config.method, "--mtt.batch-syn")
+        # Two stood in for all.
+        frozen += (config.mtt.experts - 2) * config.mtt.snapshots * job.backbone.num_params() * 4
+        frozen_knob, scratch_knob = "--mtt.experts", "--mtt.batch-syn"
+    elif config.method == "sre2l":
+        scratch_knob = "--sre2l.group-size"
     if method.name != config.method:
         scratch_knob += ", --metadd.subset or --metadd.checkpoint"
     return (
         Part("real images", _size(job.dataset.arrays), "--stream-per-class"),
         Part("set and optimiser", _size(state) + _size(state.synthetic), "--ipc"),
-        Part("frozen weights", frozen, "--mtt.experts" if config.method in methods.TRAJECTORIES else "--seen"),
+        Part("frozen weights", frozen, frozen_knob),
         Part("scratch of a step", scratch, scratch_knob),
     )
 
@@ -123,6 +119,7 @@ def _size(tree: Any) -> float:
     return float(sum(leaf.size * getattr(leaf.dtype, "itemsize", 8) for leaf in jax.tree.leaves(tree)))
 
 
+@functools.lru_cache
 def forward_flops(net: mdd.zoo.Architecture) -> float:
     """FLOPs of the forward pass of one image, by XLA's count of the program before it is optimised."""
     variables = jax.eval_shape(net.init, jax.random.key(0))

@@ -49,10 +49,14 @@ def initial(key: jax.Array, dataset: Dataset, net: zoo.Architecture, *, ipc: int
     return {"images": sampling.random_per_class(key, dataset.arrays, ipc)[0]}
 
 
+def labels_of(num_classes: int, ipc: int) -> jax.Array:
+    """[K * ipc] int32: the labels that the class-major order implies."""
+    return jnp.repeat(jnp.arange(num_classes, dtype=jnp.int32), ipc)
+
+
 def as_set(images: jax.Array, num_classes: int) -> SyntheticSet:
     """The set of ``images`` [K * ipc, H, W, C] with the labels that their order implies."""
-    ipc = images.shape[0] // num_classes
-    return SyntheticSet(images=images, labels=jnp.repeat(jnp.arange(num_classes, dtype=jnp.int32), ipc))
+    return SyntheticSet(images=images, labels=labels_of(num_classes, images.shape[0] // num_classes))
 
 
 def draw(

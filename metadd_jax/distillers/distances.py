@@ -1,4 +1,4 @@
-"""How far two gradients of one network are from each other (Zhao, Mopuri and Bilen, ICLR 2021)."""
+"""Norms and distances: how far two gradients of one network are from each other (Zhao et al., ICLR 2021)."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def gradient_distance(real: Any, synthetic: Any, *, kind: str = "ours") -> jax.A
 
 def _one_minus_cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     """Down the first axis."""
-    return 1 - (a * b).sum(axis=0) / (_norm(a) * _norm(b) + _TINY)
+    return 1 - (a * b).sum(axis=0) / (norm(a, axis=0) * norm(b, axis=0) + _TINY)
 
 
-def _norm(a: jax.Array) -> jax.Array:
-    # A unit that no image excites has the gradient zero, and the root's slope there would be infinite.
-    squares = (a * a).sum(axis=0)
+def norm(x: jax.Array, *, axis: int | None = None) -> jax.Array:
+    """Euclidean norm along an axis, or of all elements; its gradient at 0 is 0, where the root's own is infinite."""
+    squares = (x * x).sum(axis=axis)
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from metadd_jax import augment, parallel, transforms, zoo
 from metadd_jax.distillers import class_images
 from metadd_jax.distillers.base import Distiller
+from metadd_jax.distillers.distances import norm
 from metadd_jax.structs import Dataset
 
 
@@ -192,14 +193,14 @@ class _Recover:
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         multipliers = [self.first_multiplier, *[1.0] * (len(layers) - 1)]
         statistics = sum(
-            w * (_norm(layer.variance - layer.running_variance) + _norm(layer.mean - layer.running_mean))
+            w * (norm(layer.variance - layer.running_variance) + norm(layer.mean - layer.running_mean))
             for w, layer in zip(multipliers, layers, strict=True)
         )
         loss = entropy + self.r_bn * statistics
         if self.tv:
             loss += self.tv * _total_variation(images)
         if self.l2:
-            loss += self.l2 * jax.vmap(_norm)(images).mean()
+            loss += self.l2 * jax.vmap(norm)(images).mean()
         return loss, {"cross_entropy": entropy, "statistics": statistics}
 
     def _view(self, key: jax.Array, images: jax.Array) -> jax.Array:
@@ -213,15 +214,8 @@ class _Recover:
         return jnp.roll(images, jax.random.randint(roll_key, (2,), self.roll[0], self.roll[1] + 1), axis=(1, 2))
 
 
-def _norm(x: jax.Array) -> jax.Array:
-    """Euclidean norm of all elements; its gradient at 0 is 0, not NaN."""
-    square = jnp.sum(x * x)
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
-
-
 def _total_variation(x: jax.Array) -> jax.Array:
     """Norms of the differences to the neighbours to the right, below, and on both diagonals, added."""
     right, below = x[:, :, 1:] - x[:, :, :-1], x[:, 1:] - x[:, :-1]
     falling, rising = x[:, 1:, 1:] - x[:, :-1, :-1], x[:, 1:, :-1] - x[:, :-1, 1:]
-    return sum(_norm(difference) for difference in (right, below, falling, rising))
+    return sum(norm(difference) for difference in (right, below, falling, rising))

@@ -41,7 +41,7 @@ class Student:
     @property
     def labels(self) -> jax.Array:
         """[N] int32, class-major."""
-        return jnp.repeat(jnp.arange(self.net.num_classes, dtype=jnp.int32), self.ipc)
+        return class_images.labels_of(self.net.num_classes, self.ipc)
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuses settings out of range and experts of a shape [E, T + 1, P] that does not go with them.

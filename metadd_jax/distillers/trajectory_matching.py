@@ -136,11 +136,20 @@ def trajectory_optimiser(
 def _distiller(name: str, experts: ArrayLike, matching: _Exact | _ConstantMemory) -> Distiller:
     student, experts = matching.student, jnp.asarray(experts)
     student.check(experts.shape)
+
+    def loss(
+        key: jax.Array, synthetic: dict, aux: dict, batch: Any, frozen: jax.Array, *, axis_name: str | None = None
+    ) -> tuple[jax.Array, tuple[dict, dict]]:
+        del batch, axis_name
+        alpha, (start, target) = student.alpha(synthetic), student.ends(aux, frozen)
+        value = matching.value(synthetic["images"], alpha, student.targets(aux), start, target, student.batches(key))
+        return value, (aux, {"learning_rate": alpha})
+
     return Distiller(
         name=name,
         init=student.init,
         sample=lambda key, data, step, *, axis_name=None: (),
-        loss=matching.loss,
+        loss=loss,
         refresh=student.refresh,
         decode=student.decode,
         frozen=experts,
@@ -154,20 +163,16 @@ class _Exact:
     student: Student
     checkpoint: bool
 
-    def loss(
-        self, key: jax.Array, synthetic: dict, aux: dict, batch: Any, frozen: jax.Array, *, axis_name: str | None = None
-    ) -> tuple[jax.Array, tuple[dict, dict]]:
-        del batch, axis_name
-        student, alpha, targets = self.student, self.student.alpha(synthetic), self.student.targets(aux)
-        start, target = student.ends(aux, frozen)
-
+    def value(
+        self, images: jax.Array, alpha: jax.Array, labels: jax.Array, start: jax.Array, target: jax.Array, batches: Any
+    ) -> jax.Array:
         def step(theta: jax.Array, batch: tuple) -> tuple[jax.Array, None]:
-            return theta - alpha * student.slope(theta, synthetic["images"], targets, batch), None
+            return theta - alpha * self.student.slope(theta, images, labels, batch), None
 
         # Inside a scan nothing can be shared between the two passes, so no barrier is needed against it.
         step = jax.checkpoint(step, prevent_cse=False) if self.checkpoint else step
-        end, _ = jax.lax.scan(step, start, student.batches(key))
-        return _square(end - target) / _square(start - target), (aux, {"learning_rate": alpha})
+        end, _ = jax.lax.scan(step, start, batches)
+        return _square(end - target) / _square(start - target)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,18 +182,14 @@ class _ConstantMemory:
     student: Student
     factor: float
 
-    def loss(
-        self, key: jax.Array, synthetic: dict, aux: dict, batch: Any, frozen: jax.Array, *, axis_name: str | None = None
-    ) -> tuple[jax.Array, tuple[dict, dict]]:
-        del batch, axis_name
-        student, alpha, targets = self.student, self.student.alpha(synthetic), self.student.targets(aux)
-        start, target = student.ends(aux, frozen)
-        batches = student.batches(key)
-        still_images, still_alpha = jax.lax.stop_gradient((synthetic["images"], alpha))
+    def value(
+        self, images: jax.Array, alpha: jax.Array, labels: jax.Array, start: jax.Array, target: jax.Array, batches: Any
+    ) -> jax.Array:
+        still_images, still_alpha = jax.lax.stop_gradient((images, alpha))
 
         def step(carry: tuple, batch: tuple) -> tuple[tuple, jax.Array]:
             theta, total = carry
-            slope = student.slope(theta, still_images, targets, batch)
+            slope = self.student.slope(theta, still_images, labels, batch)
             return (theta - still_alpha * slope, total + slope), theta
 
         (_, total), way = jax.lax.scan(step, (start, jnp.zeros_like(start)), batches)
@@ -198,13 +199,12 @@ class _ConstantMemory:
 
         def pull(carry: jax.Array, item: tuple) -> tuple[jax.Array, None]:
             theta, batch = item
-            return carry + direction @ student.slope(theta, synthetic["images"], targets, batch), None
+            return carry + direction @ self.student.slope(theta, images, labels, batch), None
 
         pulled, _ = jax.lax.scan(
             jax.checkpoint(pull, prevent_cse=False), jnp.zeros((), direction.dtype), (way, batches)
         )
-        value += self.factor * (pulled - jax.lax.stop_gradient(pulled))  # adds a gradient and no value
-        return value, (aux, {"learning_rate": alpha})
+        return value + self.factor * (pulled - jax.lax.stop_gradient(pulled))  # adds a gradient and no value
 
 
 def _square(vector: jax.Array) -> jax.Array:
