@@ -167,6 +167,7 @@ def _matching(config: DistillConfig, backbone: mdd.zoo.Architecture) -> Distille
         "ipc": config.ipc,
         "batch_size": config.batch_size,
         "class_batch": config.class_batch,
+        "micro_batch": config.micro_batch or None,
         "init": usual if config.init == "auto" else config.init,
     }
     if config.method != "dc":

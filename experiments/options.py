@@ -115,6 +115,7 @@ class DistillConfig:
       image_momentum: momentum of the synthetic images (not sre2l).
       augmentation: DSA tokens joined by "_", "none", or "auto" (by data set: digits are not flipped).
       class_batch: classes matched at once; more is faster on accelerators and needs more memory.
+      micro_batch: real images of a class that pass a network at once (dm, dc, dsa); 0 for all, on a CPU for 32.
       distill_seeds: sets distilled per method, each from its own seed.
       first_seed: seed of the first set; the others follow (settings are chosen on some seeds and measured on others).
       train_seeds: trainings of each network on each set.
@@ -165,6 +166,7 @@ class DistillConfig:
     image_momentum: float = 0.5
     augmentation: str = "auto"
     class_batch: int = 1
+    micro_batch: int = 0
     distill_seeds: int = 3
     first_seed: int = 0
     train_seeds: int = 2

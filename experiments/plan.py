@@ -97,7 +97,7 @@ def _measure(job: pipeline.Job, method: mdd.distillers.Distiller, tx: Any) -> Pl
 
 def _parts(job: pipeline.Job, method: mdd.distillers.Distiller, state: Any, scratch: float) -> tuple[Part, ...]:
     config = job.config
-    frozen, frozen_knob, scratch_knob = _size(method.frozen), "--seen", "--class-batch or --batch-size"
+    frozen, frozen_knob, scratch_knob = _size(method.frozen), "--seen", "--class-batch, --micro-batch or --batch-size"
     if config.method in methods.TRAJECTORIES:
         # Two stood in for all.
         frozen += (config.mtt.experts - 2) * config.mtt.snapshots * job.backbone.num_params() * 4

@@ -206,13 +206,15 @@ def _evaluate(name: Name, config: BenchmarkConfig) -> Work:
     images, labels = mdd.data.random_per_class(jax.random.key(0), data.arrays, name.size)
     recipe = recipes.dc_evaluation(config.eval_epochs - 1, augmentation=config.augmentation)
 
-    def accuracy(seed: jax.Array, key: jax.Array, images: jax.Array, labels: jax.Array, test: Any) -> jax.Array:
-        own = jax.random.fold_in(key, seed)
-        variables = mdd.training.fit(own, net, images, labels, recipe, shared_key=key)
-        right, total = mdd.training.count_correct(net, variables, test)
-        return right / total
+    def accuracies(seeds: jax.Array, key: jax.Array, images: jax.Array, labels: jax.Array, test: Any) -> jax.Array:
+        def accuracy(seed: jax.Array) -> jax.Array:
+            own = jax.random.fold_in(key, seed)
+            variables = mdd.training.fit(own, net, images, labels, recipe, shared_key=key)
+            right, total = mdd.training.count_correct(net, variables, test)
+            return right / total
+
+        return parallel.each(accuracy, seeds)
 
     arguments = (jnp.arange(config.eval_seeds), jax.random.key(0), images, labels, mdd.data.to_device(data.test))
-    together = jax.vmap(accuracy, in_axes=(0, None, None, None, None))
     seen = config.eval_seeds * (config.eval_epochs * len(images) + len(data.test.labels))
-    return Work(together, arguments, False, seen)
+    return Work(accuracies, arguments, False, seen)

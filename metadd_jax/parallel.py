@@ -228,7 +228,7 @@ def _scanned(update: Update, steps: int) -> Update:
 
 
 def spread(function: Callable, *, mapped: int = 1) -> Callable[..., Any]:
-    """Compiles many independent runs of one function: together under vmap, divided over all devices.
+    """Compiles many independent runs of one function (see ``each``), divided over all devices.
 
     Args:
       function: of ``mapped`` arguments that differ from run to run and further ones that all share.
@@ -239,16 +239,16 @@ def spread(function: Callable, *, mapped: int = 1) -> Callable[..., Any]:
       evenly: devices without a run of their own repeat the last one, which is dropped.
     """
 
-    def together(over: Any, shared: Any) -> Any:
-        return jax.vmap(lambda own: function(*own, *shared))(over)
+    def runs(over: Any, shared: Any) -> Any:
+        return each(lambda own: function(*own, *shared), over)
 
     if device_count() == 1:
-        alone = jax.jit(together)
+        alone = jax.jit(runs)
         return lambda *arguments: jax.device_get(alone(arguments[:mapped], arguments[mapped:]))
 
     def share(index: jax.Array, over: Any, shared: Any) -> Any:
         del index
-        return together(own_items(over, AXIS)[0], shared)
+        return runs(own_items(over, AXIS)[0], shared)
 
     compiled = _pmap(share, arguments=2, out_axes=0)
 
@@ -259,6 +259,14 @@ def spread(function: Callable, *, mapped: int = 1) -> Callable[..., Any]:
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], results)
 
     return divided
+
+
+def each(function: Callable[[Any], Any], items: Any) -> Any:
+    """``function`` of every item of arrays [n, ...], results stacked: under vmap, on a CPU one after the other.
+
+    A CPU is full with one network, and its convolution is slower with many kernels at once (docs/costs.md).
+    """
+    return (jax.lax.map if jax.default_backend() == "cpu" else jax.vmap)(function, items)
 
 
 def divide(tree: Any, *, axis: int = 0) -> Any:

@@ -228,3 +228,12 @@ def test_how_the_processes_find_each_other(monkeypatch):
         with pytest.raises(ValueError, match=r"do not go together; give host:port"):
             parallel.initialize(**wrong)
     assert len(asked) == 2
+
+
+def test_only_a_cpu_does_independent_runs_one_after_the_other(monkeypatch):
+    items = jnp.arange(5.0)
+    for backend, one_by_one in (("cpu", True), ("gpu", False)):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        np.testing.assert_array_equal(parallel.each(lambda x: x**2, items), items**2)
+        program = jax.make_jaxpr(functools.partial(parallel.each, jnp.sin))(items)
+        assert ("scan" in str(program)) == one_by_one

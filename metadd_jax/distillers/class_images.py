@@ -14,7 +14,7 @@ from metadd_jax.structs import Dataset, ImageArrays, SyntheticSet
 INITS = ("real", "noise")
 
 
-def check_settings(*, ipc: int, batch_size: int, class_batch: int, init: str) -> None:
+def check_settings(*, ipc: int, batch_size: int, class_batch: int, micro_batch: int | None, init: str) -> None:
     """Refuses settings that no data could serve.
 
     Raises:
@@ -22,6 +22,8 @@ def check_settings(*, ipc: int, batch_size: int, class_batch: int, init: str) ->
     """
     if ipc < 1 or batch_size < 1 or class_batch < 1:
         raise ValueError(f"ipc={ipc}, batch_size={batch_size} and class_batch={class_batch} must be at least 1")
+    if micro_batch is not None and micro_batch < 1:
+        raise ValueError(f"micro_batch={micro_batch} must be at least 1, or None")
     if init not in INITS:
         raise ValueError(f"init {init!r} must be one of {', '.join(INITS)}")
 

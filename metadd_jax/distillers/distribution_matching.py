@@ -18,6 +18,7 @@ from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images
 from metadd_jax.distillers.base import Distiller
 from metadd_jax.structs import ImageArrays
+from metadd_jax.training import batches
 
 
 def dm(
@@ -28,6 +29,7 @@ def dm(
     augmentation: str = "color_crop_cutout_flip_scale_rotate",
     init: str = "real",
     class_batch: int = 1,
+    micro_batch: int | None = None,
 ) -> Distiller:
     """Distribution matching as a ``Distiller``.
 
@@ -39,12 +41,16 @@ def dm(
       augmentation: DSA tokens joined by "_", or "none".
       init: "real" (random real images) or "noise" (standard normal).
       class_batch: how many classes are embedded at once: memory grows with it, and so does speed on accelerators.
+      micro_batch: how many real images of a class are embedded at once, see ``training.batches.sum_in_parts``; without
+        effect on a batch-norm network.
 
     Raises:
       ValueError: for a setting out of range, or (in ``init``) a class with fewer than ``ipc`` images.
     """
-    class_images.check_settings(ipc=ipc, batch_size=batch_size, class_batch=class_batch, init=init)
-    matching = _Matching(net, ipc, batch_size, augment.strategy(augmentation), class_batch)
+    class_images.check_settings(
+        ipc=ipc, batch_size=batch_size, class_batch=class_batch, micro_batch=micro_batch, init=init
+    )
+    matching = _Matching(net, ipc, batch_size, augment.strategy(augmentation), class_batch, micro_batch)
     return Distiller(
         name="dm",
         init=lambda key, dataset: (class_images.initial(key, dataset, net, ipc=ipc, init=init), ()),
@@ -64,6 +70,7 @@ class _Matching:
     batch_size: int
     strategy: augment.Strategy
     class_batch: int
+    micro_batch: int | None
 
     def sample(
         self, key: jax.Array, data: ImageArrays, step: jax.Array, *, axis_name: str | None = None
@@ -91,8 +98,14 @@ class _Matching:
     ) -> jax.Array:
         def class_distance(items: tuple) -> jax.Array:
             view_key, real, weights, synthetic = items
-            real, synthetic = self._views(view_key, real, synthetic, batch)
-            return _distance(self._embed(variables, real), weights, self._embed(variables, synthetic), axis_name)
+
+            def weighted_sum(part: tuple) -> jax.Array:
+                real, weights = part
+                return weights @ self._embed(variables, self._real_view(view_key, real, batch))
+
+            total = batches.sum_in_parts(weighted_sum, (real, weights), micro_batch=self.micro_batch)
+            own = self._embed(variables, self._view(view_key, synthetic)).mean(axis=0)
+            return _distance(total, weights.sum(), own, axis_name)
 
         # A plain scan runs only the drawn augmentation of each class; under vmap all of them run.
         items = (keys, batch["images"], batch["weights"], images)
@@ -101,22 +114,28 @@ class _Matching:
     def _all_classes_together(
         self, variables: Any, keys: jax.Array, batch: dict, images: jax.Array, axis_name: str | None
     ) -> jax.Array:
-        real, seen = jax.vmap(lambda *items: self._views(*items, batch))(keys, batch["images"], images)
-        embedded = [
+        real = jax.vmap(lambda key, x: self._real_view(key, x, batch))(keys, batch["images"])
+        seen = jax.vmap(self._view)(keys, images)
+        real, seen = (
             self._embed(variables, x.reshape(-1, *self.net.image_shape)).reshape(*x.shape[:2], -1) for x in (real, seen)
-        ]
-        return jax.vmap(lambda r, w, s: _distance(r, w, s, axis_name))(embedded[0], batch["weights"], embedded[1])
+        )
+        totals = jnp.einsum("kb,kbd->kd", batch["weights"], real)
+        distance = jax.vmap(lambda *items: _distance(*items, axis_name))
+        return distance(totals, batch["weights"].sum(axis=1), seen.mean(axis=1))
 
-    def _views(self, key: jax.Array, real: jax.Array, synthetic: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
-        real = sampling.standardise(real, batch["mean"], batch["std"])
-        return tuple(augment.augment(key, x, self.strategy, siamese=True) for x in (real, synthetic))
+    def _view(self, key: jax.Array, images: jax.Array) -> jax.Array:
+        """The same for real and synthetic images, whole batches and parts: one draw for all."""
+        return augment.augment(key, images, self.strategy, siamese=True)
+
+    def _real_view(self, key: jax.Array, images: jax.Array, batch: dict) -> jax.Array:
+        return self._view(key, sampling.standardise(images, batch["mean"], batch["std"]))
 
     def _embed(self, variables: Any, images: jax.Array) -> jax.Array:
         return self.net.apply_batch(variables, images)[1]["embedding"]
 
 
-def _distance(real: jax.Array, weights: jax.Array, synthetic: jax.Array, axis_name: str | None) -> jax.Array:
-    """|mean real - mean synthetic|^2 of embeddings [b, D] (weighted, over all devices) and [ipc, D]."""
-    total, count = parallel.psum_if(((real * weights[:, None]).sum(axis=0), weights.sum()), axis_name)
+def _distance(total: jax.Array, count: jax.Array, own: jax.Array, axis_name: str | None) -> jax.Array:
+    """|total / count - own|^2: the sum [D] of the real embeddings of all devices, and the synthetic mean [D]."""
+    total, count = parallel.psum_if((total, count), axis_name)
     target = jax.lax.stop_gradient(total / count)
-    return jnp.sum((target - synthetic.mean(axis=0)) ** 2)
+    return jnp.sum((target - own) ** 2)

@@ -24,7 +24,7 @@ from metadd_jax.distillers import class_images
 from metadd_jax.distillers.base import Distiller
 from metadd_jax.distillers.distances import DISTANCES, gradient_distance
 from metadd_jax.structs import Dataset, ImageArrays
-from metadd_jax.training import Recipe, fit
+from metadd_jax.training import Recipe, batches, fit
 
 BATCH_NORMS = ("improved", "published")
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # ipc: (outer, inner)
@@ -42,6 +42,7 @@ def dc(
     distance: str = "ours",
     batch_norm: str = "improved",
     class_batch: int = 1,
+    micro_batch: int | None = None,
 ) -> Distiller:
     """Dataset condensation by gradient matching as a ``Distiller``: no augmentation.
 
@@ -58,6 +59,7 @@ def dc(
         tenth (momentum 0.1), so they stay mostly those of the start or of the inner training. "improved": the
         statistics of this batch replace them. Without effect on other networks.
       class_batch: how many classes are matched at once: memory grows with it, and so does speed on accelerators.
+      micro_batch: how many real images of a class at once, see ``training.batches.sum_in_parts``.
 
     Raises:
       ValueError: for a setting out of range, or (in ``init``) a class with fewer than ``ipc`` images.
@@ -73,6 +75,7 @@ def dc(
         distance=distance,
         batch_norm=batch_norm,
         class_batch=class_batch,
+        micro_batch=micro_batch,
     )
     return method._replace(name="dc")
 
@@ -89,6 +92,7 @@ def dsa(
     distance: str = "ours",
     batch_norm: str = "improved",
     class_batch: int = 1,
+    micro_batch: int | None = None,
 ) -> Distiller:
     """Gradient matching under differentiable Siamese augmentation as a ``Distiller``.
 
@@ -97,14 +101,18 @@ def dsa(
 
     Args:
       augmentation: DSA tokens joined by "_" (leave out ``flip`` for digits), or "none".
-      net, ipc, batch_size, init, outer, inner, distance, batch_norm, class_batch: as in ``dc``.
+      net, ipc, batch_size, init, outer, inner, distance, batch_norm, class_batch, micro_batch: as in ``dc``.
 
     Raises:
       ValueError: as in ``dc``, or for an unknown token.
     """
-    class_images.check_settings(ipc=ipc, batch_size=batch_size, class_batch=class_batch, init=init)
+    class_images.check_settings(
+        ipc=ipc, batch_size=batch_size, class_batch=class_batch, micro_batch=micro_batch, init=init
+    )
     outer, inner = (usual if given is None else given for given, usual in zip((outer, inner), loops(ipc), strict=True))
-    matching = _Matching(net, ipc, batch_size, augmentation, outer, inner, distance, batch_norm, class_batch)
+    matching = _Matching(
+        net, ipc, batch_size, augmentation, outer, inner, distance, batch_norm, class_batch, micro_batch
+    )
 
     def start(key: jax.Array, dataset: Dataset) -> tuple[dict, dict]:
         # The first step draws its own network; this one gives ``aux`` its shapes.
@@ -143,6 +151,7 @@ class _Matching:
     distance: str
     batch_norm: str
     class_batch: int
+    micro_batch: int | None
 
     def __post_init__(self) -> None:
         augment.strategy(self.augmentation)
@@ -198,9 +207,18 @@ class _Matching:
 
         def class_distance(items: tuple) -> jax.Array:
             view_key, label, real, weights, own = items
-            real = sampling.standardise(real, batch["mean"], batch["std"])
-            views = (augment.augment(view_key, x, strategy, siamese=True) for x in (real, own))
-            return self._class_distance(variables, label, *views, weights, axis_name)
+
+            def summed_gradient(part: tuple) -> Any:
+                images, weights = part
+                images = sampling.standardise(images, batch["mean"], batch["std"])
+                images = augment.augment(view_key, images, strategy, siamese=True)
+                return self._summed_gradient(variables, images, label, weights)
+
+            total = batches.sum_in_parts(summed_gradient, (real, weights), micro_batch=self.micro_batch)
+            total, count = parallel.psum_if((total, weights.sum()), axis_name)
+            target = jax.lax.stop_gradient(jax.tree.map(lambda x: x / count, total))
+            own = augment.augment(view_key, own, strategy, siamese=True)
+            return self._distance_to(target, variables, own, label)
 
         # A plain scan runs only the drawn augmentation of each class; under vmap all of them run.
         images = synthetic["images"].reshape(classes, self.ipc, *self.net.image_shape)
@@ -208,19 +226,7 @@ class _Matching:
         distances = jax.lax.map(class_distance, items, batch_size=self.class_batch if self.class_batch > 1 else None)
         return distances.sum(), ({"network": variables}, {})
 
-    def _class_distance(
-        self,
-        variables: Any,
-        label: jax.Array,
-        real: jax.Array,
-        own: jax.Array,
-        weights: jax.Array,
-        axis_name: str | None,
-    ) -> jax.Array:
-        total = self._summed_gradient(variables, real, label, weights)
-        total, count = parallel.psum_if((total, weights.sum()), axis_name)
-        target = jax.lax.stop_gradient(jax.tree.map(lambda x: x / count, total))
-
+    def _distance_to(self, target: Any, variables: Any, own: jax.Array, label: jax.Array) -> jax.Array:
         # Computed again on the way back: what the second derivative needs is then kept for one class, not for all.
         @jax.checkpoint
         def to_target(own: jax.Array, target: Any) -> jax.Array:

@@ -1,7 +1,7 @@
 """Training many networks on distilled sets: the accuracy of every set under every architecture.
 
-All sets of one size and all training seeds of one architecture train at once under ``vmap``, divided over all devices:
-one compilation and one dispatch per architecture.
+All sets of one size and all training seeds of one architecture train in one program, divided over all devices: one
+compilation and one dispatch per architecture (``parallel.each``: under ``vmap``, on a CPU one after the other).
 """
 
 from __future__ import annotations

@@ -78,9 +78,7 @@ def fit(
             targets, temperature = labels[indices], None
         else:
             targets, temperature = _opinion(teacher, net, step, batch), recipe.temperature
-        gradient, batch_stats = jax.grad(_loss, has_aux=True)(
-            variables["params"], net, variables, batch, targets, weights, temperature
-        )
+        gradient, batch_stats = _gradient(net, variables, batch, targets, weights, temperature)
         opt_state = jax.tree.map(lambda x: jnp.where(step == restart, jnp.zeros_like(x), x), opt_state)
         updates, opt_state = tx.update(gradient, opt_state, variables["params"])
         params = jax.tree.map(lambda p, u: p - scale * rate(step) * u, variables["params"], updates)
@@ -104,7 +102,21 @@ def _opinion(teacher: Any, net: zoo.Architecture, step: jax.Array, batch: jax.Ar
     return relabel.teacher_logits(teacher, batch)
 
 
-def _loss(
+def _gradient(
+    net: Any, variables: Any, images: Any, targets: Any, weights: Any, temperature: float | None
+) -> tuple[Any, Any]:
+    """Of the mean loss, to ``params``; and the new ``batch_stats``."""
+
+    def of_sum(part: tuple) -> tuple[Any, Any]:
+        return jax.grad(_summed_loss, has_aux=True)(variables["params"], net, variables, *part, temperature)
+
+    items = (images, targets, weights)
+    # Only batch norm looks from one image to another.
+    gradient, batch_stats = of_sum(items) if net.has_batch_stats else batches.sum_in_parts(of_sum, items)
+    return jax.tree.map(lambda x: x / weights.sum(), gradient), batch_stats
+
+
+def _summed_loss(
     params: Any, net: Any, variables: Any, images: Any, targets: Any, weights: Any, temperature: float | None
 ) -> tuple[jax.Array, Any]:
     """Targets are labels [B], probabilities [B, K] or, with a temperature, a teacher's logits [B, K]."""
@@ -115,7 +127,7 @@ def _loss(
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     else:
         losses = optax.softmax_cross_entropy(logits, targets)
-    return (losses * weights).sum() / weights.sum(), batch_stats
+    return (losses * weights).sum(), batch_stats
 
 
 def _as_collection(batch_stats: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from metadd_jax.zoo import initialise
 Variables = dict[str, Any]
 Outputs = dict[str, jax.Array]
 _COLLECTIONS = ("params", "batch_stats")
+COMPUTE = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Architecture:
       num_classes: K.
       image_shape: (H, W, C) of the images.
       geometry: "imagenet" where the network is torchvision's of that name, else "small".
+      compute: "float32", or "bfloat16" for the layers' products and activations. Weights, images, running statistics
+        and all results stay float32, and norms take their means in float32.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Architecture:
     num_classes: int
     image_shape: tuple[int, int, int]
     geometry: str = "small"
+    compute: str = "float32"
 
     def init(self, key: jax.Array) -> Variables:
         """New ``params`` (and ``batch_stats``, where the network has batch norm). Works under ``vmap``."""
@@ -68,7 +72,7 @@ class Architecture:
           ValueError: if the images have another shape than ``image_shape``.
         """
         self._check(images)
-        return self.module.apply(variables, images, train=False)
+        return _widened(self.module.apply(*self._inputs(variables, images), train=False))
 
     def apply_train(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Outputs, Variables]:
         """Training: like ``apply``, but batch norm uses the statistics of ``images`` and updates its own.
@@ -78,8 +82,9 @@ class Architecture:
           PyTorch with momentum .1, but with the biased variance of the batch (Flax), not the unbiased.
         """
         self._check(images)
-        (logits, out), updates = self.module.apply(variables, images, train=True, mutable=["batch_stats"])
-        return logits, out, updates.get("batch_stats", {})
+        inputs = self._inputs(variables, images)
+        outputs, updates = self.module.apply(*inputs, train=True, mutable=["batch_stats"])
+        return *_widened(outputs), updates.get("batch_stats", {})
 
     def apply_batch(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Outputs]:
         """Like ``apply``, but batch norm uses the statistics of ``images`` and stores nothing.
@@ -118,12 +123,23 @@ class Architecture:
         """Number of trained parameters (batch norm's running statistics are none). Allocates nothing."""
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(self)[0]["params"]))
 
+    def _inputs(self, variables: Variables, images: jax.Array) -> tuple[Variables, jax.Array]:
+        if self.compute == "float32":
+            return variables, images
+        narrow = {name: tree for name, tree in variables.items() if name != "batch_stats"}
+        narrow, images = jax.tree.map(lambda leaf: jnp.asarray(leaf, self.compute), (narrow, images))
+        return {**variables, **narrow}, images
+
     def _check(self, images: jax.Array) -> None:
         if images.shape[1:] != self.image_shape:
             raise ValueError(
                 f"{self.label} was created for images {self.image_shape}, not {tuple(images.shape[1:])}; "
                 "preprocess the images or create the network with their image_shape"
             )
+
+
+def _widened(outputs: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), outputs)
 
 
 @functools.lru_cache(maxsize=256)

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from metadd_jax.zoo import layers
 from metadd_jax.zoo.alexnet import AlexNet, ImageNetAlexNet
-from metadd_jax.zoo.architecture import Architecture, shapes
+from metadd_jax.zoo.architecture import COMPUTE, Architecture, shapes
 from metadd_jax.zoo.convnet import ConvNet
 from metadd_jax.zoo.googlenet import GoogLeNet
 from metadd_jax.zoo.lenet import LeNet
@@ -109,8 +109,8 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
       name: one of ``names()``.
       num_classes: K, at least 1.
       image_shape: (H, W, C) in pixels and channels.
-      **options: ``geometry``, and the network's own, e.g. ``width``, ``depth``, ``norm``; see the families'
-        docstrings.
+      **options: ``geometry``, ``compute`` (see ``Architecture``), and the network's own, e.g. ``width``, ``depth``,
+        ``norm``; see the families' docstrings.
 
     Returns:
       The architecture; equal arguments give equal, hashable objects.
@@ -130,9 +130,14 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
     geometry = options.pop("geometry", usual) if name in _IMAGENET else usual
     if geometry not in _GEOMETRIES:
         raise ValueError(f"{name}: geometry={geometry}; choose one of {', '.join(_GEOMETRIES)}")
+    compute = options.pop("compute", COMPUTE[0])
+    if compute not in COMPUTE:
+        raise ValueError(f"{name}: compute={compute}; choose one of {', '.join(COMPUTE)}")
     entry = _GEOMETRIES[geometry][name]
     chosen = _chosen(name, entry, options)
-    shown = ({} if geometry == usual else {"geometry": geometry}) | chosen
+    shown = {} if geometry == usual else {"geometry": geometry}
+    shown |= {} if compute == COMPUTE[0] else {"compute": compute}
+    shown |= chosen
     text = ",".join(f"{option}={value}" for option, value in shown.items())
     net = Architecture(
         name=name,
@@ -141,6 +146,7 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
         num_classes=num_classes,
         image_shape=tuple(image_shape),
         geometry=geometry,
+        compute=compute,
     )
     try:
         shapes(net)
@@ -175,7 +181,7 @@ def _chosen(name: str, entry: _Entry, options: dict[str, Option]) -> dict[str, O
     }
     for option, value in options.items():
         if option not in defaults:
-            known = ", ".join([*defaults, *["geometry"] * (name in _IMAGENET)]) or "none"
+            known = ", ".join([*defaults, *["geometry"] * (name in _IMAGENET), "compute"])
             raise ValueError(f"{name} has no option {option!r}; its options are: {known}")
         _check(name, option, value, defaults[option])
     return {

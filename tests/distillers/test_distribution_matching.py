@@ -81,9 +81,9 @@ def test_a_batch_holds_distinct_images_of_each_class(tiny):
         assert all((own == image).all(axis=(1, 2, 3)).any() for image in drawn)
 
 
-@pytest.mark.parametrize("class_batch", [1, 2, 5])
-def test_the_loss_is_the_sum_over_classes_and_features(tiny, images, class_batch):
-    method = make(class_batch=class_batch)
+@pytest.mark.parametrize("sizes", [{}, {"class_batch": 2}, {"class_batch": 5, "micro_batch": 3}, {"micro_batch": 4}])
+def test_the_loss_is_the_sum_over_classes_and_features(tiny, images, sizes):
+    method = make(**sizes)
     batch = draw(method, tiny)
     assert float(value(method, images, batch)) == pytest.approx(expected_loss(images, batch), rel=1e-4)
 
@@ -115,7 +115,9 @@ def test_batch_norm_sees_all_classes_in_one_pass(tiny, images):
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_both_sides_see_the_same_views(tiny, batch_norm):
-    method = make(Stub(batch_norm), ipc=5, batch_size=5, augmentation="color_crop_cutout_flip_scale_rotate")
+    method = make(
+        Stub(batch_norm), ipc=5, batch_size=5, micro_batch=2, augmentation="color_crop_cutout_flip_scale_rotate"
+    )
     batch = draw(method, tiny)
     same = standardised(batch).reshape(15, *SHAPE).astype(np.float32)
     loss = jax.jit(lambda x, seed: method.loss(jax.random.key(seed), {"images": x}, (), batch, ())[0])
@@ -160,6 +162,7 @@ def test_the_start_is_distinct_real_images_or_noise(tiny, key):
         ({"ipc": 0}, "ipc=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"class_batch": 0}, "class_batch=0"),
+        ({"micro_batch": 0}, "micro_batch=0 must be at least 1, or None"),
         ({"init": "dream"}, "'dream' must be one of real, noise"),
         ({"augmentation": "sparkle"}, "unknown augmentation 'sparkle'"),
     ],

@@ -161,7 +161,11 @@ def test_the_loops_are_the_published_ones_and_between_them_on_a_line():
 @pytest.mark.parametrize(
     ("settings", "distance"),
     # The cosine sees no scale; the squared distance tells a mean over images from a sum.
-    [({"class_batch": 5}, row_distance), ({"distance": "mse"}, squared_distance)],
+    [
+        ({"class_batch": 5}, row_distance),
+        ({"distance": "mse"}, squared_distance),
+        ({"distance": "mse", "micro_batch": 3}, squared_distance),
+    ],
 )
 def test_the_loss_is_the_sum_over_classes(tiny, images, aux, settings, distance):
     method = make(**settings)
@@ -234,7 +238,7 @@ def test_every_image_counts_once_in_an_epoch_of_256_and_the_rest():
 
 
 def test_both_sides_see_the_same_views(tiny, aux):
-    method = make(distillers.dsa, ipc=5, batch_size=5, augmentation=ALL_VIEWS, distance="mse")
+    method = make(distillers.dsa, ipc=5, batch_size=5, micro_batch=2, augmentation=ALL_VIEWS, distance="mse")
     batch = draw(method, tiny)
     same = standardised(batch).reshape(15, *SHAPE).astype(np.float32)
     loss = jax.jit(lambda x, seed: value(method, x, aux, batch, seed))

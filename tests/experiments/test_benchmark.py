@@ -107,7 +107,8 @@ def test_loops_are_multiplied_out_and_the_unused_is_not_counted():
 
 def test_the_flops_of_the_steps_are_those_of_their_formulas():
     # Two classes: 4 real and 3 own images on their way in, the own ones on their way back; the head is not used.
-    assert flops_of("dm") == 2 * (4 + 3 + 3) * CONVOLUTION
+    # The mean of the real embeddings (64 numbers each) is a product with their weights.
+    assert flops_of("dm") == 2 * ((4 + 3 + 3) * CONVOLUTION + 2 * 4 * 64)
     # Kept activations save each student step's forward pass; every step has the same work.
     assert flops_of("mtt") > flops_of("mtt_kept") > 3 * 6 * 2 * CONVOLUTION
     assert flops_of("dc_inner") > flops_of("dc") + 50 * 6 * 2 * CONVOLUTION

@@ -25,6 +25,8 @@ LABELS = np.array([0, 2, 1, 1, 0])
 class Linear:
     """Softmax regression that always starts from the same weights."""
 
+    has_batch_stats = False
+
     def init(self, key):
         return {"params": jax.tree.map(jnp.asarray, START)}
 

@@ -27,6 +27,7 @@ class Linear:
     """Softmax regression that always starts from the same weights."""
 
     num_classes: int = K
+    has_batch_stats: bool = False
 
     def init(self, key):
         return {"params": jax.tree.map(jnp.asarray, START)}

@@ -132,7 +132,7 @@ def test_parse_reads_whole_numbers_decimals_and_words():
         ("resnet19", (32, 32, 3), "unknown network 'resnet19'; choose one of mlp"),
         ("convnet:colour=1", (32, 32, 3), "options are: width, depth, norm, activation, pooling"),
         ("convnet_bn:norm=batch", (32, 32, 3), "options are: width, depth, activation, pooling"),
-        ("lenet:width=3", (32, 32, 3), "options are: none"),
+        ("lenet:width=3", (32, 32, 3), "options are: compute"),
         ("convnet:norm=banana", (32, 32, 3), "choose one of instance, batch"),
         ("convnet:width=0", (32, 32, 3), "whole number of at least 1"),
         ("convnet:width=1.5", (32, 32, 3), "whole number of at least 1"),
@@ -171,3 +171,32 @@ def test_the_map_of_an_mlp_is_refused():
     assert not net.has_map
     with pytest.raises(ValueError, match="mlp:width=4 has no spatial feature map"):
         _ = net.map_shape
+
+
+@pytest.mark.parametrize("spec", ["convnet_bn:width=8", "resnet18:width=4", "vit:width=24,depth=2"])
+def test_bfloat16_computes_narrowly_and_keeps_everything_wide(key, spec):
+    """A bfloat16 has 8 bits: each layer is off by at most 2^-9, and nothing that comes out is a bfloat16."""
+    wide, narrow = (zoo.parse(f"{spec},compute={compute}", 3, (16, 16, 3)) for compute in ("float32", "bfloat16"))
+    assert wide.label == spec and "compute=bfloat16" in narrow.label
+    variables = wide.init(key)
+    images = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
+
+    def look(net):
+        def loss(variables, images):
+            logits, out, statistics = net.apply_train(variables, images)
+            return jax.nn.logsumexp(logits, axis=1).sum(), (logits, out, statistics)
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(variables, images)
+
+    exact, rounded = look(wide), look(narrow)
+    for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
+        assert a.dtype == b.dtype == jnp.float32
+    apart = jnp.linalg.norm(exact[1][0] - rounded[1][0]) / jnp.linalg.norm(exact[1][0])
+    assert 1e-5 < apart < 0.05
+    assert "bf16" in str(jax.make_jaxpr(narrow.apply)(variables, images))
+    assert "bf16" not in str(jax.make_jaxpr(wide.apply)(variables, images))
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="compute=float16; choose one of float32, bfloat16"):
+        zoo.parse("convnet:compute=float16", 3, (16, 16, 3))

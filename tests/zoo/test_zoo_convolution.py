@@ -10,6 +10,7 @@ from metadd_jax.zoo import convolution
 # side of the kernel, stride, padding, height, width
 CASES = [
     (3, 1, 1, 7, 6),
+    (3, 1, 1, 2, 3),  # small maps go another way on CPU
     (3, 2, 1, 7, 8),
     (3, 1, 3, 5, 5),
     (5, 1, 2, 6, 9),
@@ -77,6 +78,30 @@ def test_second_order_gradient_equals_xla(key):
         )
     )(images)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_few_images_at_a_time_give_the_same_gradients(key, monkeypatch, stride):
+    """Seven images in rounds of two, the last filled up; first and second order, alone and under vmap."""
+    monkeypatch.setattr(convolution, "_PATCH_ELEMENTS", 1)
+    monkeypatch.setattr(convolution, "_LEAST_ROWS", 2 * (36 // stride**2))
+    images = jax.random.normal(key, (2, 7, 6, 6, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+
+    def outer(function, images):
+        def inner(kernel):
+            return jnp.sum(jnp.tanh(function(images, kernel, stride=stride, padding=1)))
+
+        slope = jax.grad(inner)(kernel)
+        return jnp.sum(slope**3), slope
+
+    ours, theirs = (
+        jax.vmap(jax.grad(lambda x, f=function: outer(f, x), has_aux=True))(images)
+        for function in (convolution.convolve, convolution.xla_convolve)
+    )
+    assert "scan" in str(jax.make_jaxpr(lambda x: outer(convolution.convolve, x)[1])(images[0]))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4 * np.abs(b).max())
 
 
 def test_vmap_over_kernels_equals_one_by_one(key):

@@ -146,6 +146,22 @@ def test_adaptive_average_equals_a_loop(length, side):
             np.testing.assert_allclose(result[:, i, j], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_average_pool_gives_each_pixel_a_quarter_of_the_gradient_and_a_dropped_one_none():
+    x, weights = jnp.arange(35.0).reshape(1, 5, 7, 1), jnp.arange(1.0, 7.0).reshape(1, 2, 3, 1)
+
+    def total(x):
+        return (layers.pool(x, "avg") ** 2 * weights).sum()
+
+    pooled = np.asarray(x)[0, :4, :6, 0].reshape(2, 2, 3, 2).mean(axis=(1, 3))
+    expected = np.zeros((5, 7))
+    expected[:4, :6] = np.kron(2 * pooled * np.asarray(weights)[0, :, :, 0], np.full((2, 2), 0.25))
+    np.testing.assert_allclose(jax.grad(total)(x)[0, :, :, 0], expected, rtol=1e-6)
+    curvature = jax.grad(lambda x: (jax.grad(total)(x) ** 2).sum() / 2)(x)  # H g of a quadratic form
+    doubled = np.zeros((5, 7))
+    doubled[:4, :6] = np.kron(pooled * np.asarray(weights)[0, :, :, 0] ** 2, np.full((2, 2), 0.25))
+    np.testing.assert_allclose(curvature[0, :, :, 0], doubled, rtol=1e-6)
+
+
 def test_max_pool_sends_the_gradient_to_the_largest():
     x = jnp.array([[1.0, 3.0], [2.0, 0.0]]).reshape(1, 2, 2, 1)
     gradient = jax.grad(lambda x: layers.pool(x, "max").sum())(x)
