@@ -266,7 +266,7 @@ def each(function: Callable[[Any], Any], items: Any) -> Any:
 
     A CPU is full with one network, and its convolution is slower with many kernels at once (docs/costs.md).
     """
-    return (jax.lax.map if jax.default_backend() == "cpu" else jax.vmap)(function, items)
+    return jax.lax.map(function, items) if jax.default_backend() == "cpu" else jax.vmap(function)(items)
 
 
 def divide(tree: Any, *, axis: int = 0) -> Any:
