@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -83,3 +84,36 @@ def draw(
     images, weights = jax.vmap(draw_one)(jax.random.split(key, num_classes), jnp.arange(num_classes))
     images, weights = parallel.divide((images, weights), axis=1)
     return {"images": images, "weights": weights, "mean": data.mean, "std": data.std}
+
+
+def sum_over_classes(
+    loss: Callable[[jax.Array, Any, Any], jax.Array], images: jax.Array, items: Any, shared: Any, *, class_batch: int
+) -> jax.Array:
+    """Sum over the classes of ``loss(own images, own item, shared)``, whose gradient goes to the images alone.
+
+    Each class's gradient is taken as the class passes by, so activations are kept for one class and not for all, and
+    nothing is computed twice.
+
+    Args:
+      images: [K * ipc, H, W, C], class-major.
+      items: pytree of arrays [K, ...].
+      shared: pytree of arrays that all classes see.
+      class_batch: classes at once. A plain scan (1) runs only the drawn augmentation; under vmap all of them run.
+    """
+    classes = len(jax.tree.leaves(items)[0])
+
+    def each(function: Callable, images: jax.Array, items: Any, shared: Any) -> Any:
+        own = images.reshape(classes, -1, *images.shape[1:])
+        size = class_batch if class_batch > 1 else None
+        return jax.lax.map(lambda x: function(*x, shared), (own, items), batch_size=size)
+
+    @jax.custom_vjp
+    def total(images: jax.Array, items: Any, shared: Any) -> jax.Array:
+        return each(loss, images, items, shared).sum()
+
+    def with_gradient(images: jax.Array, items: Any, shared: Any) -> tuple[jax.Array, jax.Array]:
+        values, gradients = each(jax.value_and_grad(loss), images, items, shared)
+        return values.sum(), gradients.reshape(images.shape)
+
+    total.defvjp(with_gradient, lambda gradients, slope: (slope * gradients, None, None))
+    return total(images, items, shared)

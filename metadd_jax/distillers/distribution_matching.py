@@ -88,32 +88,32 @@ class _Matching:
         del frozen
         net_key, view_key = jax.random.split(key)
         variables = self.net.init(net_key)
-        images = synthetic["images"].reshape(self.net.num_classes, self.ipc, *self.net.image_shape)
         keys = jax.random.split(view_key, self.net.num_classes)
         distances_of = self._all_classes_together if self.net.has_batch_stats else self._class_by_class
-        return distances_of(variables, keys, batch, images, axis_name).sum(), (aux, {})
+        return distances_of(variables, keys, batch, synthetic["images"], axis_name), (aux, {})
 
     def _class_by_class(
         self, variables: Any, keys: jax.Array, batch: dict, images: jax.Array, axis_name: str | None
     ) -> jax.Array:
-        def class_distance(items: tuple) -> jax.Array:
-            view_key, real, weights, synthetic = items
+        def class_distance(synthetic: jax.Array, item: tuple, shared: tuple) -> jax.Array:
+            (view_key, real, weights), (variables, constants) = item, shared
 
             def weighted_sum(part: tuple) -> jax.Array:
                 real, weights = part
-                return weights @ self._embed(variables, self._real_view(view_key, real, batch))
+                return weights @ self._embed(variables, self._real_view(view_key, real, constants))
 
             total = batches.sum_in_parts(weighted_sum, (real, weights), micro_batch=self.micro_batch)
             own = self._embed(variables, self._view(view_key, synthetic)).mean(axis=0)
             return _distance(total, weights.sum(), own, axis_name)
 
-        # A plain scan runs only the drawn augmentation of each class; under vmap all of them run.
-        items = (keys, batch["images"], batch["weights"], images)
-        return jax.lax.map(class_distance, items, batch_size=self.class_batch if self.class_batch > 1 else None)
+        constants = {name: batch[name] for name in ("mean", "std")}
+        items, shared = (keys, batch["images"], batch["weights"]), (variables, constants)
+        return class_images.sum_over_classes(class_distance, images, items, shared, class_batch=self.class_batch)
 
     def _all_classes_together(
         self, variables: Any, keys: jax.Array, batch: dict, images: jax.Array, axis_name: str | None
     ) -> jax.Array:
+        images = images.reshape(self.net.num_classes, self.ipc, *self.net.image_shape)
         real = jax.vmap(lambda key, x: self._real_view(key, x, batch))(keys, batch["images"])
         seen = jax.vmap(self._view)(keys, images)
         real, seen = (
@@ -121,14 +121,14 @@ class _Matching:
         )
         totals = jnp.einsum("kb,kbd->kd", batch["weights"], real)
         distance = jax.vmap(lambda *items: _distance(*items, axis_name))
-        return distance(totals, batch["weights"].sum(axis=1), seen.mean(axis=1))
+        return distance(totals, batch["weights"].sum(axis=1), seen.mean(axis=1)).sum()
 
     def _view(self, key: jax.Array, images: jax.Array) -> jax.Array:
         """The same for real and synthetic images, whole batches and parts: one draw for all."""
         return augment.augment(key, images, self.strategy, siamese=True)
 
-    def _real_view(self, key: jax.Array, images: jax.Array, batch: dict) -> jax.Array:
-        return self._view(key, sampling.standardise(images, batch["mean"], batch["std"]))
+    def _real_view(self, key: jax.Array, images: jax.Array, constants: dict) -> jax.Array:
+        return self._view(key, sampling.standardise(images, constants["mean"], constants["std"]))
 
     def _embed(self, variables: Any, images: jax.Array) -> jax.Array:
         return self.net.apply_batch(variables, images)[1]["embedding"]

@@ -205,35 +205,27 @@ class _Matching:
         variables = self._with_statistics(aux["network"], batch) if self.net.has_batch_stats else aux["network"]
         strategy = augment.strategy(self.augmentation)
 
-        def class_distance(items: tuple) -> jax.Array:
-            view_key, label, real, weights, own = items
+        def class_distance(own: jax.Array, item: tuple, shared: tuple) -> jax.Array:
+            (view_key, label, real, weights), (variables, mean, std) = item, shared
 
             def summed_gradient(part: tuple) -> Any:
                 images, weights = part
-                images = sampling.standardise(images, batch["mean"], batch["std"])
-                images = augment.augment(view_key, images, strategy, siamese=True)
+                images = augment.augment(view_key, sampling.standardise(images, mean, std), strategy, siamese=True)
                 return self._summed_gradient(variables, images, label, weights)
 
             total = batches.sum_in_parts(summed_gradient, (real, weights), micro_batch=self.micro_batch)
             total, count = parallel.psum_if((total, weights.sum()), axis_name)
             target = jax.lax.stop_gradient(jax.tree.map(lambda x: x / count, total))
             own = augment.augment(view_key, own, strategy, siamese=True)
-            return self._distance_to(target, variables, own, label)
-
-        # A plain scan runs only the drawn augmentation of each class; under vmap all of them run.
-        images = synthetic["images"].reshape(classes, self.ipc, *self.net.image_shape)
-        items = (jax.random.split(key, classes), jnp.arange(classes), batch["images"], batch["weights"], images)
-        distances = jax.lax.map(class_distance, items, batch_size=self.class_batch if self.class_batch > 1 else None)
-        return distances.sum(), ({"network": variables}, {})
-
-    def _distance_to(self, target: Any, variables: Any, own: jax.Array, label: jax.Array) -> jax.Array:
-        # Computed again on the way back: what the second derivative needs is then kept for one class, not for all.
-        @jax.checkpoint
-        def to_target(own: jax.Array, target: Any) -> jax.Array:
             gradient = self._summed_gradient(variables, own, label, jnp.full(self.ipc, 1 / self.ipc))
             return gradient_distance(target, gradient, kind=self.distance)
 
-        return to_target(own, target)
+        items = (jax.random.split(key, classes), jnp.arange(classes), batch["images"], batch["weights"])
+        shared = (variables, batch["mean"], batch["std"])
+        distance = class_images.sum_over_classes(
+            class_distance, synthetic["images"], items, shared, class_batch=self.class_batch
+        )
+        return distance, ({"network": variables}, {})
 
     def _summed_gradient(self, variables: Any, images: jax.Array, label: jax.Array, weights: jax.Array) -> Any:
         """Gradient of the weighted sum of the cross-entropies, all images being of class ``label``."""

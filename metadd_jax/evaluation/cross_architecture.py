@@ -7,6 +7,7 @@ compilation and one dispatch per architecture (``parallel.each``: under ``vmap``
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,17 +75,7 @@ def train_and_test(
     images = jnp.stack([jnp.asarray(s.images) for s in sets])
     labels = _labels(sets, net.num_classes)
     rates = _learning_rates(sets, recipe)
-
-    def one(
-        seed: jax.Array, index: jax.Array, images: Any, labels: Any, rates: Any, arrays: Any, own: Any
-    ) -> jax.Array:
-        run_key = jax.random.fold_in(key, seed)
-        settings = {"learning_rate": None if rates is None else rates[index], "teacher": own}
-        variables = fit(run_key, net, images[index], labels[index], recipe, shared_key=key, **settings)
-        right, total = count_correct(net, variables, arrays)
-        return right / total
-
-    batched, at_once = parallel.spread(one, mapped=2), at_once * parallel.device_count()
+    at_once *= parallel.device_count()
     jobs = np.stack(np.meshgrid(np.arange(len(sets)), np.arange(seeds), indexing="ij"), axis=-1).reshape(-1, 2)
     size = -(-len(jobs) // -(-len(jobs) // at_once))  # even groups, so that all have one compiled shape
     results = []
@@ -92,8 +83,24 @@ def train_and_test(
         group = jobs[start : start + size]
         padded = np.concatenate([group, np.repeat(group[-1:], size - len(group), axis=0)])
         pairs = (jnp.asarray(padded[:, 1]), jnp.asarray(padded[:, 0]))
-        results.append(batched(*pairs, images, labels, rates, arrays, teacher)[: len(group)])
+        results.append(_accuracies(net, recipe)(*pairs, key, images, labels, rates, arrays, teacher)[: len(group)])
     return np.concatenate(results).reshape(len(sets), seeds)
+
+
+@functools.lru_cache(maxsize=64)
+def _accuracies(net: zoo.Architecture, recipe: recipes.Recipe) -> Callable[..., np.ndarray]:
+    """Kept, so that judging again (another seed's set, another split) compiles nothing."""
+
+    def one(
+        seed: jax.Array, index: jax.Array, key: Any, images: Any, labels: Any, rates: Any, arrays: Any, teacher: Any
+    ) -> jax.Array:
+        settings = {"learning_rate": None if rates is None else rates[index], "teacher": teacher}
+        own = jax.random.fold_in(key, seed)
+        variables = fit(own, net, images[index], labels[index], recipe, shared_key=key, **settings)
+        right, total = count_correct(net, variables, arrays)
+        return right / total
+
+    return parallel.spread(one, mapped=2)
 
 
 def _labels(sets: Sequence[SyntheticSet], num_classes: int) -> jax.Array:

@@ -8,8 +8,8 @@ direction takes the form that is fast there:
 
   forward            XLA's convolution; patches and a matrix product under ``vmap`` over kernels, to fewer than
                      16 channels, and to maps of less than 4 pixels
-  to the images      stride 1: a forward convolution with the turned kernel; else, and from maps of at most 4
-                     pixels, from the matrix product
+  to the images      stride 1: a forward convolution with the turned kernel; else, from maps of at most 4 pixels,
+                     and to fewer than 16 channels, from the matrix product
   to the kernel      patches and a matrix product, a few images at a time (XLA inside a scan: 1,400 ms against 35)
 
 Layouts: images [B, H, W, C], kernels [k, k, C, O] (HWIO), results [B, h, w, O].
@@ -27,7 +27,7 @@ from jax.typing import ArrayLike
 
 # Patches of about 5 MB stay in the caches: 256 images of [16, 16, 128] take 0.13 s so and 0.25 s at once.
 _PATCH_ELEMENTS, _LEAST_ROWS = 1_200_000, 1024
-_LEAST_SIDE = 4
+_LEAST_SIDE, _FEW_CHANNELS = 4, 16
 
 
 def output_side(side: int, kernel: int, *, stride: int = 1, padding: int = 0) -> int:
@@ -70,7 +70,7 @@ def _cpu_forward(stride: int, padding: int) -> Callable[[jax.Array, jax.Array], 
         # XLA's convolution is slower where it makes few channels (4 -> 4: 6 ms against 2) and on small maps (2x2, 512
         # channels: 2 GFLOP/s against 160).
         least = min(output_side(side, kernel.shape[0], stride=stride, padding=padding) for side in images.shape[1:3])
-        good = kernel.shape[3] >= 16 and least >= _LEAST_SIDE
+        good = kernel.shape[3] >= _FEW_CHANNELS and least >= _LEAST_SIDE
         return (xla_convolve if good else matmul_convolve)(images, kernel, stride=stride, padding=padding)
 
     @batched.def_vmap
@@ -96,7 +96,9 @@ def _cpu_gradients(stride: int, padding: int, kept: tuple, gradient: jax.Array) 
 def _to_images(stride: int, padding: int, images: jax.Array, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
     """Gradient to the images; of ``images`` only the shape counts."""
     side = kernel.shape[0]
-    if stride == 1 and padding < side and min(gradient.shape[1:3]) > _LEAST_SIDE:
+    # To few channels the product is small and its patches are those of the result, not of the wide gradient.
+    good = kernel.shape[2] >= _FEW_CHANNELS and min(gradient.shape[1:3]) > _LEAST_SIDE
+    if stride == 1 and padding < side and good:
         return _cpu_convolve(1, side - 1 - padding, gradient, kernel[::-1, ::-1].swapaxes(2, 3))
     product = functools.partial(matmul_convolve, kernel=kernel, stride=stride, padding=padding)
     return jax.vjp(product, images)[1](gradient)[0]

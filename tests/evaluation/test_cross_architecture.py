@@ -159,3 +159,13 @@ def test_mistakes_stop_before_training(sets, dataset, networks):
         judge(nets=[zoo.parse("mlp", 3, SHAPE)])
     with pytest.raises(ValueError, match="labels reach 7"):
         judge(sets[0].replace(labels=sets[0].labels + 6))
+
+
+def test_judging_again_compiles_nothing(sets, dataset, networks, caplog):
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    for key, expected in ((jax.random.key(5), True), (jax.random.key(6), False)):
+        caplog.clear()
+        with jax.log_compiles():
+            train_and_test(key, sets, networks[0], dataset.test, seeds=2, recipe=recipe)
+        compiled = [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]
+        assert bool(compiled) == expected, compiled
