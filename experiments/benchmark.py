@@ -63,6 +63,7 @@ class BenchmarkConfig:
       eval_seeds: networks of an evaluation.
       test_per_class: test images per class of an evaluation, fewer than published for its fewer epochs.
       subset: synthetic images that the invariant loss looks at per step; 0 for all.
+      micro_batch: synthetic images that pass an auxiliary at once; 0 for all.
       checkpoint: whether an auxiliary's forward pass is computed again for the gradient (less memory, more time).
       chunk: steps in a scan.
       repeats: timed calls, after one that is not timed.
@@ -92,6 +93,7 @@ class BenchmarkConfig:
     eval_seeds: int = 5
     test_per_class: int = 20
     subset: int = 0
+    micro_batch: int = 0
     checkpoint: bool = False
     chunk: int = 3
     repeats: int = 5

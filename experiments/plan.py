@@ -135,7 +135,7 @@ def step_flops(job: pipeline.Job, name: str) -> float:
     if config.method in ("dc", "dsa"):
         usual = mdd.distillers.gradient_matching.loops(config.ipc)
         outer, inner = config.dc.outer or usual[0], config.dc.inner or usual[1]
-        own = 3 * f * classes * config.batch_size + 12 * f * images + 3 * f * images * inner * (outer - 1) / outer
+        own = 3 * f * classes * config.batch_size + 9 * f * images + 3 * f * images * inner * (outer - 1) / outer
     elif config.method == "dm":
         own = f * classes * config.batch_size + 3 * f * images
     elif config.method == "sre2l":

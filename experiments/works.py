@@ -139,7 +139,8 @@ def _step(name: Name, config: BenchmarkConfig) -> Work:
     method, tx, images = makers.get(name.kind, _trajectory)(name.kind, ipc, data, config)
     if name.wrapped:
         auxiliaries = [_frozen(spec, classes, config) for spec in config.auxiliaries]
-        loss = InvariantConfig(checkpoint=config.checkpoint, subset=config.subset, weighting="raw")
+        settings = {name: getattr(config, name) for name in ("checkpoint", "subset", "micro_batch")}
+        loss = InvariantConfig(weighting="raw", **settings)
         method = mdd.distillers.metadd(method, auxiliaries, config=loss)
     state = mdd.distillers.init_state(jax.random.key(0), method, tx, data)
     if name.kind == "dc_inner":

@@ -12,7 +12,9 @@ Shapes: M auxiliaries, B images [H, W, C], maps [M, B, H, W] in [0, 1], logits [
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -45,6 +47,8 @@ class InvariantConfig:
       positivity: L_pos as "jaccard", "soft_ratio" or "hinge" (see ``positivity``).
       views: DSA tokens joined by "_" for the one draw that all auxiliaries share; "none" shows the plain image.
       subset: number of synthetic images looked at per step (random, unbiased); 0 means all.
+      micro_batch: number of images that pass an auxiliary at once; 0 means all. Their activations are then computed
+        again for the gradient, so memory is that of one part in one auxiliary.
       checkpoint: keep nothing of an auxiliary's forward pass but its input and compute the rest again for the
         gradient: memory of one auxiliary at a time instead of all, for about a third more work in them.
       cam: how maps are made.
@@ -63,6 +67,7 @@ class InvariantConfig:
     positivity: str = "jaccard"
     views: str = "color_crop_cutout_flip_scale_rotate"
     subset: int = 0
+    micro_batch: int = 0
     checkpoint: bool = False
     cam: features.CamConfig = features.CamConfig()
 
@@ -74,10 +79,10 @@ class InvariantConfig:
             raise ValueError(f"strengths ai={self.ai}, pos={self.pos}, var={self.var} must not be negative")
         if self.kl < 0 and self.kl_cap <= 0:
             raise ValueError(f"kl={self.kl} pushes the KL up without bound; give kl_cap > 0 as well")
-        if self.temperature <= 0 or self.calibration_steps < 1 or self.subset < 0:
+        if self.temperature <= 0 or self.calibration_steps < 1 or min(self.subset, self.micro_batch) < 0:
             raise ValueError(
-                f"temperature={self.temperature} must be > 0, calibration_steps={self.calibration_steps} >= 1 "
-                f"and subset={self.subset} >= 0"
+                f"temperature={self.temperature} must be > 0, calibration_steps={self.calibration_steps} >= 1, "
+                f"subset={self.subset} and micro_batch={self.micro_batch} >= 0"
             )
 
     @property
@@ -225,14 +230,24 @@ def _check(images, labels, auxiliaries, reference, config) -> None:
 
 
 def _observe_all(auxiliaries, images, labels, config, needs_maps) -> tuple[jax.Array | None, jax.Array]:
-    def look(auxiliary: Auxiliary, images: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+    def look(auxiliary: Auxiliary, images: jax.Array, labels: jax.Array) -> tuple[jax.Array | None, jax.Array]:
         if needs_maps:
             return features.observe(auxiliary, images, labels, config=config.cam)
         return None, features.logits_of(auxiliary, images)
 
-    if config.checkpoint:
-        look = jax.checkpoint(look)
-    seen = [look(auxiliary, images) for auxiliary in auxiliaries]
+    def look_in_parts(auxiliary: Auxiliary, images: jax.Array, labels: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def one(item: tuple) -> Any:
+            seen = look(auxiliary, *(leaf[None] for leaf in item))
+            return jax.tree.map(lambda leaf: leaf[0], seen)
+
+        return jax.lax.map(one, (images, labels), batch_size=config.micro_batch)
+
+    if 0 < config.micro_batch < len(images):
+        view = look_in_parts
+    else:
+        view = jax.checkpoint(look) if config.checkpoint else look
+    seen = [view(auxiliary, images, labels) for auxiliary in auxiliaries]
     maps = jnp.stack([maps for maps, _ in seen]) if needs_maps else None
     return maps, jnp.stack([logits for _, logits in seen])
 

@@ -155,6 +155,22 @@ def test_a_random_subset_is_unbiased(images, auxiliaries):
     assert float(draws.std()) > 0
 
 
+@pytest.mark.parametrize("terms", [{}, {"pos": 0, "var": 0}])
+def test_images_in_parts_change_memory_and_nothing_else(key, images, auxiliaries, terms):
+    """Six images, four at once and the two that are left."""
+
+    def value(x, micro_batch):
+        config = InvariantConfig(views="none", micro_batch=micro_batch, **terms)
+        return invariant.invariant_loss(key, x, LABELS, auxiliaries[:2], config=config)
+
+    (whole, slope), (parts, other) = (
+        jax.jit(jax.value_and_grad(lambda x, n=size: value(x, n), has_aux=True))(images) for size in (0, 4)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, parts)
+    np.testing.assert_allclose(other, slope, rtol=1e-3, atol=1e-5 * np.abs(slope).max())
+    assert "scan" in str(jax.make_jaxpr(lambda x: value(x, 4)[0])(images))
+
+
 def test_checkpointing_changes_memory_and_nothing_else(key, images, auxiliaries):
     def value(x, config):
         return invariant.invariant_loss(key, x, LABELS, auxiliaries, config=config)[0]
