@@ -105,7 +105,7 @@ def _parts(job: pipeline.Job, method: mdd.distillers.Distiller, state: Any, scra
     elif config.method == "sre2l":
         scratch_knob = "--sre2l.group-size"
     if method.name != config.method:
-        scratch_knob += ", --metadd.subset or --metadd.checkpoint"
+        scratch_knob += ", --metadd.subset or --metadd.micro-batch"
     return (
         Part("real images", _size(job.dataset.arrays), "--stream-per-class"),
         Part("set and optimiser", _size(state) + _size(state.synthetic), "--ipc"),
@@ -145,7 +145,8 @@ def step_flops(job: pipeline.Job, name: str) -> float:
     if name == config.method:
         return own
     seen = min(config.metadd.subset or images, images)
-    return own + seen * sum(4 * forward_flops(net) for net in job.seen)
+    passes = 6 if 0 < config.metadd.micro_batch < seen else 4  # in parts, activations are computed again
+    return own + passes * seen * sum(forward_flops(net) for net in job.seen)
 
 
 def _stages(job: pipeline.Job, plans: list[Plan]) -> dict[str, float]:
