@@ -56,10 +56,10 @@ def check(config: DistillConfig) -> None:
     if config.zca and config.method == "sre2l":
         raise ValueError("sre2l clips to what a picture can hold, which a whitened image has not; leave --zca out")
     settings = config.mtt
-    if config.method in TRAJECTORIES and settings.max_start_epoch - 1 + settings.expert_epochs > settings.epochs:
+    if config.method in TRAJECTORIES and settings.snapshots - 1 > settings.epochs:
         raise ValueError(
             f"--mtt.max-start-epoch {settings.max_start_epoch} and --mtt.expert-epochs {settings.expert_epochs} reach "
-            f"epoch {settings.max_start_epoch - 1 + settings.expert_epochs} of experts of {settings.epochs} epochs; "
+            f"epoch {settings.snapshots - 1} of experts of {settings.epochs} epochs; "
             "raise --mtt.epochs or lower one of them"
         )
 

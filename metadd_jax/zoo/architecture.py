@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metadd_jax.zoo import initialise
+from metadd_jax.zoo import initialise, layers
 
 Variables = dict[str, Any]
 Outputs = dict[str, jax.Array]
@@ -72,7 +72,7 @@ class Architecture:
           ValueError: if the images have another shape than ``image_shape``.
         """
         self._check(images)
-        return _widened(self.module.apply(*self._inputs(variables, images), train=False))
+        return jax.tree.map(layers.widen, self.module.apply(*self._inputs(variables, images), train=False))
 
     def apply_train(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Outputs, Variables]:
         """Training: like ``apply``, but batch norm uses the statistics of ``images`` and updates its own.
@@ -84,7 +84,7 @@ class Architecture:
         self._check(images)
         inputs = self._inputs(variables, images)
         outputs, updates = self.module.apply(*inputs, train=True, mutable=["batch_stats"])
-        return *_widened(outputs), updates.get("batch_stats", {})
+        return *jax.tree.map(layers.widen, outputs), updates.get("batch_stats", {})
 
     def apply_batch(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Outputs]:
         """Like ``apply``, but batch norm uses the statistics of ``images`` and stores nothing.
@@ -136,10 +136,6 @@ class Architecture:
                 f"{self.label} was created for images {self.image_shape}, not {tuple(images.shape[1:])}; "
                 "preprocess the images or create the network with their image_shape"
             )
-
-
-def _widened(outputs: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), outputs)
 
 
 @functools.lru_cache(maxsize=256)

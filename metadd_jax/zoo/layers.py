@@ -82,12 +82,17 @@ def linear(x: jax.Array, features: int, *, kernel_init: Initializer | None = Non
     return nn.Dense(features, kernel_init=kernel_init or init, bias_init=init, name=name)(x)
 
 
+def widen(x: jax.Array) -> jax.Array:
+    """``x`` in float32 if it is narrower: what sums over many values need."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def standardise(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Takes away the mean over ``axes`` and divides by the (biased) standard deviation, in float32 at least.
 
     Two passes: the one-pass E[x^2] - E[x]^2 loses every digit where the mean is large beside the deviation.
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = widen(x)
     centred = wide - wide.mean(axes, keepdims=True)
     variance = jnp.square(centred).mean(axes, keepdims=True)
     return (centred * jax.lax.rsqrt(variance + EPSILON)).astype(x.dtype)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
+from metadd_jax.zoo import layers
 from metadd_jax.zoo.architecture import Architecture, Variables
 
 
@@ -48,7 +48,7 @@ def batch_norm_inputs(net: Architecture, variables: Variables, images: jax.Array
     def measure(layer: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
             x, stored = args[0], context.module.variables["batch_stats"]
-            axes, x = tuple(range(x.ndim - 1)), x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            axes, x = tuple(range(x.ndim - 1)), layers.widen(x)
             found.append(NormInput(x.mean(axes), x.var(axes), stored["mean"], stored["var"]))
         return layer(*args, **kwargs)
 
