@@ -17,6 +17,7 @@ from typing import Any
 
 import command
 import cost_table
+import sweep
 
 _AUXILIARIES = ("resnet34", "googlenet", "vit", "vgg11")
 _TRAINED = ("mlp", "lenet", "alexnet", "vgg11", "resnet18", "resnet18_bn", "resnet34", "resnet50", "googlenet", "vit")
@@ -68,6 +69,8 @@ class BenchmarkConfig:
       chunk: steps in a scan.
       repeats: timed calls, after one that is not timed.
       peak_side: side of the square matrices whose product gives the machine's peak.
+      sweep: FIELD=N,N,...: every work at each of these values of a setting above ("ipc", "num_classes", ...; for
+        "auxiliaries" the first N of them), and a straight line through the costs.
       cache: a folder for compiled programs, to see what a second start compiles; none by default.
       torch: the same works as a PyTorch program beside ours, and the ratio.
       torch_python: interpreter that has PyTorch; none takes this one.
@@ -98,6 +101,7 @@ class BenchmarkConfig:
     chunk: int = 3
     repeats: int = 5
     peak_side: int = 2048
+    sweep: str | None = None
     cache: str | None = None
     torch: bool = False
     torch_python: str | None = None
@@ -111,27 +115,32 @@ def run(arguments: list[str]) -> None:
     if child := os.environ.get(_CHILD):
         import measure
 
-        print(json.dumps(measure.measure(child, config)))
+        task = json.loads(child)
+        print(json.dumps(measure.measure(task["work"], dataclasses.replace(config, **task["settings"]))))
         return
 
     import common
     import works
 
-    names = [works.parse(work, config) for work in config.works]
+    points = sweep.points(config)
+    settings = [dataclasses.replace(config, **point.settings) for point in points]
+    names = [works.parse(point.work, own) for point, own in zip(points, settings, strict=True)]
     common.check_names((config.backbone, config.teacher, *config.auxiliaries))
     if config.torch:
         _require_torch(config)
     results = []
     with command.bar(len(names), "benchmark", "work") as progress:
-        for work, name in zip(config.works, names, strict=True):
-            progress.set_postfix_str(work)
+        for point, own, name in zip(points, settings, names, strict=True):
+            progress.set_postfix_str(point.line)
             # One right after the other: a machine's speed changes over an hour.
-            ours = _in_a_fresh_process([sys.executable, __file__, *arguments], work, {_CHILD: work})
-            results.append({**ours, "torch": _torch(name, work, config) if config.torch else None})
+            task = json.dumps({"work": point.work, "settings": point.settings})
+            ours = _in_a_fresh_process([sys.executable, __file__, *arguments], point.work, {_CHILD: task})
+            theirs = _torch(name, point.work, own) if config.torch else None
+            results.append({**ours, "work": point.line, "torch": theirs})
             progress.update()
             if config.out:  # after every work, for a later one may need more memory than there is
                 _write(config, results)
-    print("\n".join(cost_table.table(results)))
+    print("\n".join([*cost_table.table(results), "", *sweep.lines(config, results)]))
 
 
 def _write(config: BenchmarkConfig, results: list[dict[str, Any]]) -> None:
@@ -139,7 +148,9 @@ def _write(config: BenchmarkConfig, results: list[dict[str, Any]]) -> None:
 
     facts = {"config": dataclasses.asdict(config), **command.versions(), "results": results}
     files.write_json(config.out, facts)
-    files.write_text(pathlib.Path(config.out).with_suffix(".md"), cost_table.document(facts))
+    files.write_text(
+        pathlib.Path(config.out).with_suffix(".md"), cost_table.document(facts, sweep.lines(config, results))
+    )
 
 
 def _in_a_fresh_process(program: list[str], work: str, environment: dict[str, str]) -> dict[str, Any] | None:

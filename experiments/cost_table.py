@@ -35,8 +35,8 @@ def table(results: list[dict[str, Any]]) -> list[str]:
     return [_line(head), _line(["---"] * len(head)).replace(" ", ""), *map(_line, rows)]
 
 
-def document(facts: dict[str, Any]) -> str:
-    """A page with the machine, the settings, the table and what its columns mean."""
+def document(facts: dict[str, Any], curves: list[str]) -> str:
+    """A page with the machine, the settings, the table, the lines of a sweep and what the columns mean."""
     config, rates = facts["config"], [r["matmul_flops_per_second"] / 1e9 for r in facts["results"]]
     settings = ", ".join(f"{name} {value}" for name, value in config.items() if name not in ("works", "out"))
     machine = ", ".join(f"{name} {value}" for name, value in facts.items() if name not in ("config", "results"))
@@ -45,9 +45,9 @@ def document(facts: dict[str, Any]) -> str:
         machine += f", torch {torch['version']} on {torch['device']} with {torch['threads']} threads"
     peak = f"Matrix product: {min(rates):.3g} to {max(rates):.3g} GFLOP/s in the processes of this table."
     notes = "\n".join(f"- {note}" for note in (*_NOTES, peak))
-    return "\n".join(["# Benchmark", "", f"{machine}.", "", f"Settings: {settings}.", "", *table(facts["results"])]) + (
-        f"\n\n{notes}\n"
-    )
+    return "\n".join(
+        ["# Benchmark", "", f"{machine}.", "", f"Settings: {settings}.", "", *table(facts["results"]), "", *curves]
+    ) + (f"\n\n{notes}\n")
 
 
 def _own_cells(r: dict[str, Any]) -> list[str]:

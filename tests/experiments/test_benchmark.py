@@ -151,6 +151,7 @@ def test_the_page_and_the_facts_are_written(tmp_path, monkeypatch):
 
 def test_what_is_measured_is_kept_when_a_later_work_fails(tmp_path, monkeypatch):
     def run(program, work, environment):
+        assert json.loads(environment["METADD_BENCHMARK_WORK"]) == {"work": work, "settings": {}}
         if work == "dc":
             raise ValueError("no memory")
         return {**ROW, "work": work}
