@@ -7,7 +7,7 @@ product (jax 0.10.2, 2 cores, [128,16,16,32] -> 32 channels inside a scan: 5 aga
 direction takes the form that is fast there:
 
   forward            XLA's convolution; patches and a matrix product under ``vmap`` over kernels, to fewer than
-                     16 channels, and to maps of less than 4 pixels
+                     16 channels, to maps of less than 4 pixels, and (a few images at a time) from 33 to 64 channels
   to the images      stride 1: a forward convolution with the turned kernel; else, from maps of at most 4 pixels,
                      and to fewer than 16 channels, from the matrix product
   to the kernel      patches and a matrix product, a few images at a time (XLA inside a scan: 1,400 ms against 35)
@@ -28,6 +28,8 @@ from jax.typing import ArrayLike
 # Patches of about 5 MB stay in the caches: 256 images of [16, 16, 128] take 0.13 s so and 0.25 s at once.
 _PATCH_ELEMENTS, _LEAST_ROWS = 1_200_000, 1024
 _LEAST_SIDE, _FEW_CHANNELS = 4, 16
+# From these XLA's convolution reaches 100 GFLOP/s, products 150, and XLA's own from 96 or 128 channels 200.
+_HALF_RATE = range(33, 65)
 
 
 def output_side(side: int, kernel: int, *, stride: int = 1, padding: int = 0) -> int:
@@ -70,8 +72,11 @@ def _cpu_forward(stride: int, padding: int) -> Callable[[jax.Array, jax.Array], 
         # XLA's convolution is slower where it makes few channels (4 -> 4: 6 ms against 2) and on small maps (2x2, 512
         # channels: 2 GFLOP/s against 160).
         least = min(output_side(side, kernel.shape[0], stride=stride, padding=padding) for side in images.shape[1:3])
-        good = kernel.shape[3] >= _FEW_CHANNELS and least >= _LEAST_SIDE
-        return (xla_convolve if good else matmul_convolve)(images, kernel, stride=stride, padding=padding)
+        if kernel.shape[3] < _FEW_CHANNELS or least < _LEAST_SIDE:
+            return product(images, kernel)
+        if kernel.shape[2] in _HALF_RATE:
+            return _in_rounds(functools.partial(product, kernel=kernel), images, least * least, kernel[..., 0].size)
+        return xla_convolve(images, kernel, stride=stride, padding=padding)
 
     @batched.def_vmap
     def rule(size: int, is_batched: list[bool], images: jax.Array, kernel: jax.Array) -> tuple[jax.Array, bool]:
@@ -104,6 +109,27 @@ def _to_images(stride: int, padding: int, images: jax.Array, kernel: jax.Array, 
     return jax.vjp(product, images)[1](gradient)[0]
 
 
+def _in_rounds(function: Callable, images: jax.Array, places: int, length: int) -> jax.Array:
+    """``function`` of a few images at a time, whose patches, of ``length`` at ``places`` places, stay in the caches."""
+    rounds = _rounds(len(images), places, length)
+    if rounds == 1:
+        return function(images)
+    results = lax.map(function, _divide(images, rounds))
+    return results.reshape(-1, *results.shape[2:])[: len(images)]
+
+
+def _rounds(size: int, places: int, length: int) -> int:
+    """How many rounds keep the patches (``places`` of ``length`` numbers an image) of a round of images small."""
+    return min(size, -(-size * places // max(_LEAST_ROWS, _PATCH_ELEMENTS // length)))
+
+
+def _divide(x: jax.Array, rounds: int) -> jax.Array:
+    """[B, ...] -> [rounds, share, ...], neighbours together, filled up with zeros."""
+    share = -(-len(x) // rounds)
+    filled = jnp.pad(x, ((0, rounds * share - len(x)), *[(0, 0)] * (x.ndim - 1)))
+    return filled.reshape(rounds, share, *x.shape[1:])
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _to_kernel(stride: int, padding: int, side: int, images: jax.Array, gradient: jax.Array) -> jax.Array:
     """Gradient [k, k, C, O] to the kernel: patches and a product, for a few images at a time."""
@@ -113,15 +139,13 @@ def _to_kernel(stride: int, padding: int, side: int, images: jax.Array, gradient
         return jnp.einsum("bhwk,bhwo->ko", patches, gradient, preferred_element_type=wide)
 
     wide = jnp.promote_types(gradient.dtype, jnp.float32)  # a sum of many terms
-    size, places, length = len(images), gradient.shape[1] * gradient.shape[2], side * side * images.shape[3]
-    rounds = min(size, -(-size * places // max(_LEAST_ROWS, _PATCH_ELEMENTS // length)))
+    length = side * side * images.shape[3]
+    rounds = _rounds(len(images), gradient.shape[1] * gradient.shape[2], length)
     if rounds == 1:
         total = part(images, gradient)
     else:
-        share = -(-size // rounds)
         # Zeros that fill up the last round add nothing.
-        parts = [jnp.pad(x, ((0, rounds * share - size), *[(0, 0)] * 3)) for x in (images, gradient)]
-        parts = [x.reshape(rounds, share, *x.shape[1:]) for x in parts]
+        parts = _divide(images, rounds), _divide(gradient, rounds)
         start = jnp.zeros((length, gradient.shape[3]), wide)
         total, _ = lax.scan(lambda total, items: (total + part(*items), None), start, parts)
     return total.reshape(side, side, images.shape[3], gradient.shape[3]).astype(gradient.dtype)
