@@ -33,12 +33,11 @@ def run(arguments: list[str]) -> None:
         command.be_silent()
 
     import pipeline
+    import plan
 
-    job = pipeline.prepare(config)
+    job = plan.with_class_batch(pipeline.prepare(config))
     finished = job.directory / "results.md"
     if config.plan:
-        import plan
-
         print("\n".join(plan.lines(job, *plan.plan(job))))
     elif finished.exists():
         print(finished.read_text())

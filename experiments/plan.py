@@ -78,18 +78,40 @@ def plan(job: pipeline.Job) -> tuple[list[Plan], dict[str, float]]:
     return plans, _stages(job, plans)
 
 
+def with_class_batch(job: pipeline.Job) -> pipeline.Job:
+    """The job, with as many classes at once as half of a device's memory holds where its ``class_batch`` is 0.
+
+    XLA's plan of a step for one class tells what a class takes. On a CPU the answer is 1: one class fills its cores.
+    """
+    config = job.config
+    if config.class_batch:
+        return job
+    count, limit = 1, parallel.memory_limit()
+    if config.method in methods.MATCHING and limit and jax.default_backend() != "cpu":
+        one = dataclasses.replace(config, class_batch=1)
+        method, tx = methods.make(one, job.backbone, job.dataset)
+        scratch = _compile(job, method, tx)[0].memory_analysis().temp_size_in_bytes
+        count = min(job.dataset.num_classes, max(1, int(limit / 2 / scratch)))
+    return dataclasses.replace(job, config=dataclasses.replace(config, class_batch=count))
+
+
+def _compile(job: pipeline.Job, method: mdd.distillers.Distiller, tx: Any) -> tuple[Any, tuple]:
+    """A compiled update, and what it is called with."""
+    state = mdd.distillers.init_state(jax.random.key(0), method, tx, job.dataset)
+    arguments = (state, job.dataset.arrays, method.frozen)
+    return parallel.jit(mdd.distillers.make_update(method, tx)).lower(*arguments).compile(), arguments
+
+
 def _random(net: mdd.zoo.Architecture) -> Any:
     return parallel.jit(net.init)(jax.random.key(0))
 
 
 def _measure(job: pipeline.Job, method: mdd.distillers.Distiller, tx: Any) -> Plan:
-    state = mdd.distillers.init_state(jax.random.key(0), method, tx, job.dataset)
-    arguments = (state, job.dataset.arrays, method.frozen)
-    compiled = parallel.jit(mdd.distillers.make_update(method, tx)).lower(*arguments).compile()
-    jax.block_until_ready(compiled(*arguments))
+    compiled, (state, *rest) = _compile(job, method, tx)
+    jax.block_until_ready(compiled(state, *rest))
     start = time.perf_counter()
     for _ in range(CALIBRATION_STEPS):
-        state, _ = jax.block_until_ready(compiled(state, *arguments[1:]))
+        state, _ = jax.block_until_ready(compiled(state, *rest))
     seconds = (time.perf_counter() - start) / CALIBRATION_STEPS
     parts = _parts(job, method, state, compiled.memory_analysis().temp_size_in_bytes)
     return Plan(method.name, step_flops(job, method.name), seconds, parts)

@@ -81,7 +81,7 @@ def _imagenet_networks(config: DistillConfig) -> DistillConfig:
 def _dm(data: str, ipc: int) -> DistillConfig:
     large = data == "cifar10" and ipc >= 100
     return dataclasses.replace(
-        _common(data, ipc), steps=20_001, image_lr=10.0 if large else 1.0, class_batch=10, save_every=2000
+        _common(data, ipc), steps=20_001, image_lr=10.0 if large else 1.0, class_batch=0, save_every=2000
     )
 
 

@@ -1,7 +1,9 @@
 """The plan: formulas against XLA's count, memory against what lies there, a job that cannot fit is refused."""
 
 import dataclasses
+import types
 
+import jax
 import options
 import pipeline
 import plan
@@ -52,6 +54,22 @@ def test_flops_of_a_step_by_method(job):
     steps = options.TrajectoryMatching(syn_steps=4, batch_syn=5)
     assert flops("mtt", method="mtt", mtt=steps) == pytest.approx(4 * 5 * 12 * f)
     assert flops("sre2l", method="sre2l") == pytest.approx(3 * f * 10)
+
+
+@pytest.mark.parametrize(("steps_that_fit", "classes"), [(0.5, 1), (7, 3), (1000, 10)])
+def test_classes_at_once_are_those_that_half_of_the_memory_holds(job, monkeypatch, steps_that_fit, classes):
+    def auto(**changes):
+        config = dataclasses.replace(job.config, class_batch=0, **changes)
+        return plan.with_class_batch(dataclasses.replace(job, config=config)).config.class_batch
+
+    assert auto() == 1  # a CPU
+    compiled = types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(temp_size_in_bytes=1000))
+    monkeypatch.setattr(plan, "_compile", lambda job, method, tx: (compiled, ()))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(parallel, "memory_limit", lambda: 1000 * steps_that_fit)
+    assert auto() == classes
+    assert auto(method="mtt") == 1  # does not go class by class
+    assert plan.with_class_batch(job) is job
 
 
 def test_steps_hours_and_memory(job):

@@ -30,7 +30,7 @@ def shrunk(config):
         config,
         ipc=min(config.ipc, 2),
         batch_size=4,
-        class_batch=min(config.class_batch, 2),
+        class_batch=2,
         steps=2,
         augmentation="flip_crop",
         dc=dataclasses.replace(config.dc, inner=1),
