@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from metadd_jax.zoo import layers
+from metadd_jax.zoo import layers, norms
 
 # Channels at width 128, kernel, whether a max pool follows.
 _CONVOLUTIONS = ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True))
@@ -30,7 +30,7 @@ class AlexNet(nn.Module):
     Attributes:
       num_classes: K.
       width: channels of the first convolution; the later ones scale with it.
-      norm: one of ``layers.NORMS``, between convolution and ReLU; "none" is the field's AlexNet.
+      norm: one of ``norms.NORMS``, between convolution and ReLU; "none" is the field's AlexNet.
     """
 
     num_classes: int
@@ -47,7 +47,7 @@ class AlexNet(nn.Module):
             padding = first_padding if index == 0 else kernel // 2
             features = layers.scaled(channels, self.width, 128)
             x = layers.Conv(features, kernel, padding=padding, name=f"conv{index + 1}")(x)
-            x = nn.relu(layers.norm(x, self.norm, train=train, name=f"norm{index + 1}"))
+            x = nn.relu(norms.norm(x, self.norm, train=train, name=f"norm{index + 1}"))
             if pooled:
                 if pools == stage:
                     x = maps = self.perturb("map", x)

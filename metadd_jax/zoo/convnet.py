@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from metadd_jax.zoo import layers
+from metadd_jax.zoo import layers, norms
 
 
 def default_depth(side: int) -> int:
@@ -24,7 +24,7 @@ class ConvNet(nn.Module):
       num_classes: K.
       width: channels of every block.
       depth: number of blocks, or None for the field's choice by resolution (``default_depth``).
-      norm: one of ``layers.NORMS``.
+      norm: one of ``norms.NORMS``.
       activation: one of ``layers.ACTIVATIONS``.
       pooling: one of ``layers.POOLINGS``.
     """
@@ -46,7 +46,7 @@ class ConvNet(nn.Module):
         for block in range(depth):
             padding = first_padding if block == 0 else 1
             x = layers.Conv(self.width, 3, padding=padding, name=f"conv{block + 1}")(x)
-            x = layers.norm(x, self.norm, train=train, name=f"norm{block + 1}")
+            x = norms.norm(x, self.norm, train=train, name=f"norm{block + 1}")
             x = layers.ACTIVATIONS[self.activation](x)
             if block == stage:
                 x = maps = self.perturb("map", x)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metadd_jax.zoo import initialise, layers
+from metadd_jax.zoo import initialise, layers, norms
 
 # Stage -> block -> channels at width 64: 1x1 branch; 1x1 and 3x3; 1x1 and 3x3; 1x1 behind the max pool.
 _INCEPTIONS = {
@@ -39,7 +39,7 @@ class ConvNorm(nn.Module):
     Attributes:
       features: channels of the result.
       kernel: side of the window.
-      norm: one of ``layers.NORMS``.
+      norm: one of ``norms.NORMS``.
       imagenet: torchvision's epsilon and initialisation.
       stride: step of the window.
     """
@@ -54,8 +54,8 @@ class ConvNorm(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         init = initialise.normal(0.01) if self.imagenet else None
         x = layers.bare_conv(x, self.features, self.kernel, stride=self.stride, init=init, name="conv")
-        epsilon = _IMAGENET_EPSILON if self.imagenet else layers.EPSILON
-        return nn.relu(layers.norm(x, self.norm, train=train, epsilon=epsilon, name="norm"))
+        epsilon = _IMAGENET_EPSILON if self.imagenet else norms.EPSILON
+        return nn.relu(norms.norm(x, self.norm, train=train, epsilon=epsilon, name="norm"))
 
 
 class Inception(nn.Module):
@@ -65,7 +65,7 @@ class Inception(nn.Module):
 
     Attributes:
       channels: of the six convolutions, in the order of ``_INCEPTIONS``.
-      norm: one of ``layers.NORMS``.
+      norm: one of ``norms.NORMS``.
       imagenet: as in ``ConvNorm``.
     """
 
@@ -103,7 +103,7 @@ class GoogLeNet(nn.Module):
       transform_input: images standardised by ImageNet's mean and deviation are brought to mean .5 and
         deviation .5 first; torchvision's published weights need it.
       width: channels of the 7x7 stem (a third of the small stem's); everything else scales with it.
-      norm: one of ``layers.NORMS``.
+      norm: one of ``norms.NORMS``.
     """
 
     num_classes: int

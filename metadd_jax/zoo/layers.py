@@ -16,7 +16,6 @@ from jax.nn.initializers import Initializer
 from metadd_jax.zoo import convolution
 from metadd_jax.zoo.initialise import fan_in_uniform
 
-NORMS = ("instance", "batch", "layer", "group", "none")
 POOLINGS = ("avg", "max", "none")
 ACTIVATIONS = {
     "relu": nn.relu,
@@ -26,8 +25,6 @@ ACTIVATIONS = {
 }
 MIN_MAP_SIDE = 4
 IMAGENET_SIDE = 128  # pixels, the longer side: from here on names mean torchvision's networks
-_GROUPS = 4
-EPSILON = 1e-5
 
 
 class SizeError(ValueError):
@@ -85,55 +82,6 @@ def linear(x: jax.Array, features: int, *, kernel_init: Initializer | None = Non
 def widen(x: jax.Array) -> jax.Array:
     """``x`` in float32 if it is narrower: what sums over many values need."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def standardise(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Takes away the mean over ``axes`` and divides by the (biased) standard deviation, in float32 at least.
-
-    Two passes: the one-pass E[x^2] - E[x]^2 loses every digit where the mean is large beside the deviation.
-    """
-    wide = widen(x)
-    centred = wide - wide.mean(axes, keepdims=True)
-    variance = jnp.square(centred).mean(axes, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + EPSILON)).astype(x.dtype)
-
-
-class FeatureNorm(nn.Module):
-    """Instance, group or layer norm of [B, H, W, C], without running statistics; eps 1e-5.
-
-    ``instance``: group norm with as many groups as channels, affine, params [C]. ``group``: 4 groups,
-    params [C]. ``layer``: over all of H, W, C, params [H, W, C] (PyTorch: (C, H, W)).
-    """
-
-    kind: str
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        channels = x.shape[-1]
-        shape = x.shape[1:] if self.kind == "layer" else (channels,)
-        scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
-        if self.kind == "group":
-            if channels % _GROUPS:
-                raise SizeError(f"group norm needs channels in multiples of {_GROUPS}, not {channels}; set width so")
-            grouped = x.reshape(*x.shape[:3], _GROUPS, channels // _GROUPS)
-            return standardise(grouped, (1, 2, 4)).reshape(x.shape) * scale + bias
-        return standardise(x, (1, 2, 3) if self.kind == "layer" else (1, 2)) * scale + bias
-
-
-def norm(x: jax.Array, kind: str, *, train: bool, name: str, epsilon: float = EPSILON) -> jax.Array:
-    """Applies one of ``NORMS``; ``epsilon`` is batch norm's.
-
-    Batch norm: momentum .9 here is PyTorch's .1; the running variance is the biased one (Flax), where PyTorch
-    keeps the unbiased one: a factor n / (n - 1), n = B H W.
-    """
-    if kind == "none":
-        return x
-    if kind == "batch":
-        return nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, epsilon=epsilon, use_fast_variance=False, name=name
-        )(x)
-    return FeatureNorm(kind, name=name)(x)
 
 
 def pool(x: jax.Array, kind: str) -> jax.Array:

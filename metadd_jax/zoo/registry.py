@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from flax import linen as nn
 
-from metadd_jax.zoo import layers
+from metadd_jax.zoo import layers, norms
 from metadd_jax.zoo.alexnet import AlexNet, ImageNetAlexNet
 from metadd_jax.zoo.architecture import COMPUTE, Architecture, shapes
 from metadd_jax.zoo.convnet import ConvNet
@@ -91,7 +91,7 @@ _IMAGENET = {
     **{name: _Entry(Swin, {**fixed, "patch": 4, "window": 7}) for name, fixed in _SWINS.items()},
 }
 _GEOMETRIES = {"small": _SMALL, "imagenet": _IMAGENET}
-_WORDS = {"norm": layers.NORMS, "activation": tuple(layers.ACTIVATIONS), "pooling": layers.POOLINGS}
+_WORDS = {"norm": norms.NORMS, "activation": tuple(layers.ACTIVATIONS), "pooling": layers.POOLINGS}
 
 
 def names() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import jax
 from flax import linen as nn
 from jax.nn.initializers import Initializer
 
-from metadd_jax.zoo import initialise, layers
+from metadd_jax.zoo import initialise, layers, norms
 
 
 class BasicBlock(nn.Module):
@@ -18,7 +18,7 @@ class BasicBlock(nn.Module):
       features: channels of the result.
       halve: whether the block halves the map.
       average_pooling: halve by a stride-1 convolution and a 2x2 average pool, not by a stride of 2.
-      norm: one of ``layers.NORMS``.
+      norm: one of ``norms.NORMS``.
       kernel_init: of the convolutions, or None for PyTorch's default.
     """
 
@@ -35,14 +35,14 @@ class BasicBlock(nn.Module):
         stride = 2 if self.halve and not self.average_pooling else 1
         pooling = "avg" if self.halve and self.average_pooling else "none"
         x = layers.bare_conv(x, self.features, 3, stride=stride, init=init, name="conv1")
-        x = nn.relu(layers.norm(x, self.norm, train=train, name="norm1"))
+        x = nn.relu(norms.norm(x, self.norm, train=train, name="norm1"))
         x = layers.pool(x, pooling)
         x = layers.bare_conv(x, self.features, 3, init=init, name="conv2")
-        x = layers.norm(x, self.norm, train=train, name="norm2")
+        x = norms.norm(x, self.norm, train=train, name="norm2")
         if self.halve or shortcut.shape[-1] != self.features:
             shortcut = layers.bare_conv(shortcut, self.features, 1, stride=stride, init=init, name="shortcut_conv")
             shortcut = layers.pool(shortcut, pooling)
-            shortcut = layers.norm(shortcut, self.norm, train=train, name="shortcut_norm")
+            shortcut = norms.norm(shortcut, self.norm, train=train, name="shortcut_norm")
         return nn.relu(x + shortcut)
 
 
@@ -54,7 +54,7 @@ class Bottleneck(nn.Module):
     Attributes:
       features: channels of the first two convolutions.
       halve: whether the block halves the map.
-      norm: one of ``layers.NORMS``.
+      norm: one of ``norms.NORMS``.
       kernel_init: of the convolutions, or None for PyTorch's default.
     """
 
@@ -70,14 +70,14 @@ class Bottleneck(nn.Module):
         stride = 2 if self.halve else 1
         wide = 4 * self.features
         x = layers.bare_conv(x, self.features, 1, init=init, name="conv1")
-        x = nn.relu(layers.norm(x, self.norm, train=train, name="norm1"))
+        x = nn.relu(norms.norm(x, self.norm, train=train, name="norm1"))
         x = layers.bare_conv(x, self.features, 3, stride=stride, init=init, name="conv2")
-        x = nn.relu(layers.norm(x, self.norm, train=train, name="norm2"))
+        x = nn.relu(norms.norm(x, self.norm, train=train, name="norm2"))
         x = layers.bare_conv(x, wide, 1, init=init, name="conv3")
-        x = layers.norm(x, self.norm, train=train, name="norm3")
+        x = norms.norm(x, self.norm, train=train, name="norm3")
         if self.halve or shortcut.shape[-1] != wide:
             shortcut = layers.bare_conv(shortcut, wide, 1, stride=stride, init=init, name="shortcut_conv")
-            shortcut = layers.norm(shortcut, self.norm, train=train, name="shortcut_norm")
+            shortcut = norms.norm(shortcut, self.norm, train=train, name="shortcut_norm")
         return nn.relu(x + shortcut)
 
 
@@ -98,7 +98,7 @@ class ResNet(nn.Module):
       average_pooling: see above.
       imagenet: see above.
       width: channels of the stem and of the first stage (of its narrow convolutions).
-      norm: one of ``layers.NORMS``.
+      norm: one of ``norms.NORMS``.
     """
 
     num_classes: int
@@ -115,7 +115,7 @@ class ResNet(nn.Module):
         init = initialise.fan_out_normal() if self.imagenet else None
         kernel, stride = (7, 2) if self.imagenet else (3, 1)
         x = layers.bare_conv(x, self.width, kernel, stride=stride, init=init, name="stem_conv")
-        x = nn.relu(layers.norm(x, self.norm, train=train, name="stem_norm"))
+        x = nn.relu(norms.norm(x, self.norm, train=train, name="stem_norm"))
         if self.imagenet:
             x = layers.window_pool(x, 3, 2, padding=1)
         for stage, blocks in enumerate(self.stage_sizes):

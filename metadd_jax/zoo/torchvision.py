@@ -14,7 +14,7 @@ Known extras of torchvision's files are ignored on the way in: ``num_batches_tra
 ``relative_position_index`` (both written on the way out), and GoogLeNet's auxiliary heads, which this library does not
 have: the way back lacks them, so build torchvision's network with ``aux_logits=False``. Its published weights go
 with ``googlenet:transform_input=True``. PyTorch's running variance is the unbiased one and is taken as it is; what
-training here adds to it is the biased one (``layers.norm``).
+training here adds to it is the biased one (``norms.norm``).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from metadd_jax.zoo import initialise, layers
+from metadd_jax.zoo import initialise, layers, norms
 
 _CHANNELS = (64, 128, 256, 512, 512)
 _CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -35,7 +35,7 @@ class VGG(nn.Module):
       stages: channels of each convolution at width 64, one tuple a stage.
       imagenet: see above.
       width: channels of the first convolution; everything else scales with it.
-      norm: one of ``layers.NORMS``.
+      norm: one of ``norms.NORMS``.
     """
 
     num_classes: int
@@ -59,7 +59,7 @@ class VGG(nn.Module):
                 name = f"{stage + 1}_{index + 1}"
                 features = layers.scaled(channels, self.width, 64)
                 x = layers.Conv(features, 3, padding=padding, **inits, name=f"conv{name}")(x)
-                x = nn.relu(layers.norm(x, self.norm, train=train, name=f"norm{name}"))
+                x = nn.relu(norms.norm(x, self.norm, train=train, name=f"norm{name}"))
             if stage == map_stage:
                 x = maps = self.perturb("map", x)
             x = layers.pool(x, "max")
