@@ -76,6 +76,19 @@ def test_processes_that_disagree_are_stopped(together):
         assert "process 1 would start from other data, networks or checkpoints than process 0" in text
 
 
+@pytest.mark.slow
+def test_every_method_on_two_processes(tmp_path):
+    """Two processes of two devices, by pmap and by sharded jit, make the images that one device makes."""
+    start_two(HERE / "two_processes.py", tmp_path, "{coordinator}", "{process}", "methods")
+    alone = two_processes.methods("jit")
+    for mode in ("pmap", "sharded"):
+        first, second = (dict(np.load(tmp_path / f"{mode}{number}.npz")) for number in range(2))
+        assert set(alone) - set(first) == ({"dm batch norm"} if mode == "pmap" else set())
+        for name, images in first.items():
+            np.testing.assert_array_equal(images, second[name], err_msg=f"{mode}, {name}")
+            np.testing.assert_allclose(images, alone[name], rtol=1e-3, atol=1e-4, err_msg=f"{mode}, {name}")
+
+
 SMOKE = [
     "smoke", "--backbone", "convnet:width=4,depth=1", "--seen", "convnet:width=4,depth=2", "convnet:width=6,depth=1",
     "--unseen", "mlp:width=8", "--steps", "4", "--distill-seeds", "1", "--eval-epochs", "2",

@@ -1,6 +1,8 @@
 """What ``test_hosts`` lets two processes of two devices do together, and one process of four alone.
 
-python tests/two_processes.py FOLDER HOST:PORT PROCESS
+python tests/two_processes.py FOLDER HOST:PORT PROCESS [methods]
+
+With "methods" it is two updates by every method of the contract suite, otherwise all else that is done together.
 """
 
 import pathlib
@@ -10,23 +12,16 @@ import jax
 import numpy as np
 import optax
 
-from metadd_jax import data, distillers, evaluation, parallel, training, zoo
+sys.path.append(str(pathlib.Path(__file__).parent / "distillers"))
+import members
+
+from metadd_jax import distillers, evaluation, parallel, training
 from metadd_jax.evaluation.cross_architecture import train_and_test
-
-SHAPE = (8, 8, 1)
-
-
-def tiny():
-    """34 images of 3 classes, and 7 to test on."""
-    rng = np.random.default_rng(0)
-    labels = rng.permutation(np.repeat(np.arange(3), (20, 5, 9)))
-    images = (rng.integers(0, 120, (len(labels), *SHAPE)) + 60 * labels[:, None, None, None]).astype(np.uint8)
-    return data.from_arrays("tiny", images, labels, images[:7], labels[:7])
 
 
 def job(folder):
     """Everything that several processes share, as arrays by name; its files go to ``folder``."""
-    dataset, net = tiny(), zoo.parse("mlp:width=8", 3, SHAPE)
+    dataset, net = members.tiny(), members.make_net("mlp:width=8")
     made = {}
     method, tx = distillers.dm(net, ipc=2, batch_size=8, augmentation="flip"), optax.sgd(0.1, momentum=0.5)
     for mode, pool in (("pmap", 0), ("sharded", 8)):
@@ -47,11 +42,29 @@ def job(folder):
     return {name: np.asarray(value) for name, value in made.items()}
 
 
-def main(folder, coordinator, process):
+def methods(mode):
+    """The images of every member of the contract suite after two updates, by name."""
+    dataset = members.tiny()
+    auxiliaries = members.auxiliaries(dataset)
+    config = distillers.RunConfig(steps=2, chunk=2, device_mode=mode)
+    made = {}
+    for name in members.MEMBERS:
+        if "batch norm" in name and mode == "pmap":
+            continue  # refused: its statistics are those of one batch
+        method, tx = members.make(name, auxiliaries, dataset)
+        made[name] = np.asarray(method.synthetic(distillers.distil(0, method, tx, dataset, config)).images)
+    return made
+
+
+def main(folder, coordinator, process, what="job"):
     jax.config.update("jax_num_cpu_devices", 2)
     parallel.initialize(coordinator=coordinator, num_processes=2, process_id=int(process))
     assert jax.local_device_count() == 2 and parallel.device_count() == 4
     folder = pathlib.Path(folder)
+    if what == "methods":
+        for mode in ("pmap", "sharded"):
+            np.savez(folder / f"{mode}{process}.npz", **methods(mode))
+        return
     np.savez(folder / f"process{process}.npz", **job(folder))
     parallel.require_agreement({"same": np.arange(3)}, text="same")
     try:

@@ -2,83 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import members
 import numpy as np
-import optax
 import pytest
 
-from metadd_jax import distillers, features, invariant, parallel, storage, zoo
+from metadd_jax import distillers, parallel, storage
 
 STEPS = 2
-TX = optax.sgd(0.1, momentum=0.5)
-SMALL_VIEWS = "flip"  # few ops compile fast; all of them are tested in test_augment
-
-
-def base(spec="convnet:width=4,depth=1", **settings):
-    net = zoo.parse(spec, num_classes=3, image_shape=(8, 8, 1))
-    return distillers.dm(net, **{"ipc": 2, "batch_size": 8, "augmentation": SMALL_VIEWS} | settings)
-
-
-def matching(method, spec="convnet:width=4,depth=1", **settings):
-    net = zoo.parse(spec, num_classes=3, image_shape=(8, 8, 1))
-    return method(net, **{"ipc": 2, "batch_size": 8, "outer": 2, "inner": 2} | settings)
-
-
-def wrapped(auxiliaries, over=None, **settings):
-    config = invariant.InvariantConfig(**{"views": SMALL_VIEWS, "calibration_steps": 2, "kl": 1.0} | settings)
-    return distillers.metadd(over or base(), auxiliaries, reference=auxiliaries[0], config=config)
-
-
-def recover(**settings):
-    teacher = zoo.parse("convnet_bn:width=4,depth=1", num_classes=3, image_shape=(8, 8, 1))
-    settings = {"ipc": 2, "roll": (0, 2), "group_size": 2} | settings
-    method = distillers.sre2l(teacher, teacher.init(jax.random.key(1)), **settings)
-    return method, distillers.recover_optimiser(0.1, 10, [0.3], [0.2])
-
-
-def wrapped_recover(auxiliaries):
-    method, tx = recover(crop=False)
-    config = invariant.InvariantConfig(views=SMALL_VIEWS, calibration_steps=1, kl=0.0)
-    return distillers.metadd(method, auxiliaries, config=config), tx
-
-
-def with_vit(auxiliaries, dataset):
-    vit = zoo.parse("vit:width=8,depth=1,heads=2,patch=4", num_classes=3, image_shape=(8, 8, 1))
-    cam = features.CamConfig(transformer_method="attention")
-    extra = distillers.freeze(vit, vit.init(jax.random.key(3)), dataset, config=cam)
-    return wrapped([auxiliaries[0], extra], weighting="raw", subset=3, kl=0.0, cam=cam)
-
-
-def trajectories(method, **settings):
-    net = zoo.parse("mlp:width=8", num_classes=3, image_shape=(8, 8, 1))
-    walk = np.cumsum(np.random.default_rng(0).normal(0, 0.1, (3, 4, net.num_params())), axis=1)
-    return method(
-        net, walk.astype(np.float32), ipc=2, syn_steps=3, expert_epochs=2, max_start_epoch=2, batch_syn=4,
-        augmentation=SMALL_VIEWS, **settings,
-    )  # fmt: skip
-
-
-TRAJECTORY_TX = distillers.trajectory_optimiser(1.0, 1e-5, lr_teacher=0.01)
-
-MEMBERS = {
-    "dm": lambda auxiliaries, dataset: base(),
-    "dm two classes at once, from noise": lambda a, d: base(class_batch=2, init="noise", augmentation="none"),
-    "dm batch norm": lambda a, d: base("convnet_bn:width=4,depth=1"),
-    "metadd calibrated": lambda a, d: wrapped(a, weighting="calibrated"),
-    "metadd per step": lambda a, d: wrapped(a, weighting="per_step", kl=0.0, ai=0.0),
-    "metadd raw, attention, subset": with_vit,
-    "dc": lambda a, d: matching(distillers.dc, class_batch=2),
-    "dc, running statistics": lambda a, d: matching(distillers.dc, "convnet_bn:width=4,depth=1"),
-    "dsa": lambda a, d: matching(distillers.dsa, augmentation=SMALL_VIEWS),
-    "metadd over dsa": lambda a, d: wrapped(a, over=matching(distillers.dsa, augmentation=SMALL_VIEWS), kl=0.0),
-    "mtt": lambda a, d: (trajectories(distillers.mtt), TRAJECTORY_TX),
-    "tesla, soft labels, raw rate": lambda a, d: (
-        trajectories(distillers.tesla, soft_labels=True, raw_lr=True),
-        TRAJECTORY_TX,
-    ),
-    "metadd over mtt": lambda a, d: (wrapped(a, over=trajectories(distillers.mtt)), TRAJECTORY_TX),
-    "sre2l": lambda a, d: recover(),
-    "metadd around sre2l": lambda a, d: wrapped_recover(a),
-}
 
 compiled = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -95,8 +25,7 @@ class Member:
     """A method with its first state and its compiled chunk, made once for the whole suite."""
 
     def __init__(self, made, dataset, *, one_device):
-        # A method whose parameters want an optimiser of their own comes with it.
-        self.method, self.tx = made if type(made) is tuple else (made, TX)
+        self.method, self.tx = made
         self.dataset, self.one_device, self.traces = dataset, one_device, 0
         self.start = distillers.init_state(jax.random.key(0), self.method, self.tx, dataset)
         self.chunk = self.compile("jit")
@@ -127,12 +56,12 @@ SLOW = (
     "tesla, soft labels, raw rate",
     "metadd around sre2l",
 )
-PARAMS = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MEMBERS]
+PARAMS = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in members.MEMBERS]
 
 
 @pytest.fixture(scope="module", params=PARAMS)
 def member(request, tiny, auxiliaries):
-    return Member(MEMBERS[request.param](auxiliaries, tiny), tiny, one_device="batch norm" in request.param)
+    return Member(members.make(request.param, auxiliaries, tiny), tiny, one_device="batch norm" in request.param)
 
 
 def assert_same_bits(a, b):

@@ -1,0 +1,105 @@
+"""Every distillation method on a data set of 34 pictures, with networks of 4 channels and two frozen ones."""
+
+import jax
+import numpy as np
+import optax
+
+from metadd_jax import data, distillers, features, invariant, zoo
+
+SHAPE = (8, 8, 1)
+COUNTS = (20, 5, 9)  # one class is smaller than the batches of 8
+TX = optax.sgd(0.1, momentum=0.5)
+SMALL_VIEWS = "flip"  # few ops compile fast; all of them are tested in test_augment
+
+
+def tiny():
+    """34 images of 3 classes, and 7 to test on."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat(np.arange(3), COUNTS))
+    # Classes differ in brightness, so that there is something to match.
+    images = (rng.integers(0, 120, (len(labels), *SHAPE)) + 60 * labels[:, None, None, None]).astype(np.uint8)
+    return data.from_arrays("tiny", images, labels, images[:7], labels[:7])
+
+
+def make_net(spec):
+    return zoo.parse(spec, num_classes=3, image_shape=SHAPE)
+
+
+def auxiliaries(dataset):
+    nets = [make_net("convnet:width=4,depth=1"), make_net("convnet_bn:width=6,depth=1")]
+    return [distillers.freeze(net, net.init(jax.random.key(seed)), dataset) for seed, net in enumerate(nets, start=10)]
+
+
+def make(name, auxiliaries, dataset):
+    """The method of this name and its optimiser."""
+    made = MEMBERS[name](auxiliaries, dataset)
+    # A method whose parameters want an optimiser of their own comes with it.
+    return made if type(made) is tuple else (made, TX)
+
+
+def base(spec="convnet:width=4,depth=1", **settings):
+    net = make_net(spec)
+    return distillers.dm(net, **{"ipc": 2, "batch_size": 8, "augmentation": SMALL_VIEWS} | settings)
+
+
+def matching(method, spec="convnet:width=4,depth=1", **settings):
+    net = make_net(spec)
+    return method(net, **{"ipc": 2, "batch_size": 8, "outer": 2, "inner": 2} | settings)
+
+
+def wrapped(auxiliaries, over=None, **settings):
+    config = invariant.InvariantConfig(**{"views": SMALL_VIEWS, "calibration_steps": 2, "kl": 1.0} | settings)
+    return distillers.metadd(over or base(), auxiliaries, reference=auxiliaries[0], config=config)
+
+
+def recover(**settings):
+    teacher = make_net("convnet_bn:width=4,depth=1")
+    settings = {"ipc": 2, "roll": (0, 2), "group_size": 2} | settings
+    method = distillers.sre2l(teacher, teacher.init(jax.random.key(1)), **settings)
+    return method, distillers.recover_optimiser(0.1, 10, [0.3], [0.2])
+
+
+def wrapped_recover(auxiliaries):
+    method, tx = recover(crop=False)
+    config = invariant.InvariantConfig(views=SMALL_VIEWS, calibration_steps=1, kl=0.0)
+    return distillers.metadd(method, auxiliaries, config=config), tx
+
+
+def with_vit(auxiliaries, dataset):
+    vit = make_net("vit:width=8,depth=1,heads=2,patch=4")
+    cam = features.CamConfig(transformer_method="attention")
+    extra = distillers.freeze(vit, vit.init(jax.random.key(3)), dataset, config=cam)
+    return wrapped([auxiliaries[0], extra], weighting="raw", subset=3, kl=0.0, cam=cam)
+
+
+def trajectories(method, **settings):
+    net = make_net("mlp:width=8")
+    walk = np.cumsum(np.random.default_rng(0).normal(0, 0.1, (3, 4, net.num_params())), axis=1)
+    return method(
+        net, walk.astype(np.float32), ipc=2, syn_steps=3, expert_epochs=2, max_start_epoch=2, batch_syn=4,
+        augmentation=SMALL_VIEWS, **settings,
+    )  # fmt: skip
+
+
+TRAJECTORY_TX = distillers.trajectory_optimiser(1.0, 1e-5, lr_teacher=0.01)
+
+MEMBERS = {
+    "dm": lambda auxiliaries, dataset: base(),
+    "dm two classes at once, from noise": lambda a, d: base(class_batch=2, init="noise", augmentation="none"),
+    "dm batch norm": lambda a, d: base("convnet_bn:width=4,depth=1"),
+    "metadd calibrated": lambda a, d: wrapped(a, weighting="calibrated"),
+    "metadd per step": lambda a, d: wrapped(a, weighting="per_step", kl=0.0, ai=0.0),
+    "metadd raw, attention, subset": with_vit,
+    "dc": lambda a, d: matching(distillers.dc, class_batch=2),
+    "dc, running statistics": lambda a, d: matching(distillers.dc, "convnet_bn:width=4,depth=1"),
+    "dsa": lambda a, d: matching(distillers.dsa, augmentation=SMALL_VIEWS),
+    "metadd over dsa": lambda a, d: wrapped(a, over=matching(distillers.dsa, augmentation=SMALL_VIEWS), kl=0.0),
+    "mtt": lambda a, d: (trajectories(distillers.mtt), TRAJECTORY_TX),
+    "tesla, soft labels, raw rate": lambda a, d: (
+        trajectories(distillers.tesla, soft_labels=True, raw_lr=True),
+        TRAJECTORY_TX,
+    ),
+    "metadd over mtt": lambda a, d: (wrapped(a, over=trajectories(distillers.mtt)), TRAJECTORY_TX),
+    "sre2l": lambda a, d: recover(),
+    "metadd around sre2l": lambda a, d: wrapped_recover(a),
+}
