@@ -195,6 +195,6 @@ def _trajectory(config: DistillConfig, backbone: mdd.zoo.Architecture, trained: 
 
 
 def _sre2l(config: DistillConfig, teacher: Any) -> Distiller:
-    names = ("r_bn", "crop", "flip", "roll", "group_size")
+    names = ("r_bn", "crop", "flip", "roll", "group_size", "group_ipc")
     settings = {name: getattr(config.sre2l, name) for name in names}
     return mdd.distillers.sre2l(teacher.net, teacher.variables, ipc=config.ipc, **settings)

@@ -77,6 +77,7 @@ class SqueezeRecover:
       flip: mirror it with probability 1/2.
       roll: lowest and highest toroidal shift in pixels.
       group_size: most images whose statistics are taken together.
+      group_ipc: how many of them are of one class; published is 1.
     """
 
     weights: str | None = None
@@ -87,6 +88,7 @@ class SqueezeRecover:
     flip: bool = False
     roll: tuple[int, int] = (0, 4)
     group_size: int = 100
+    group_ipc: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

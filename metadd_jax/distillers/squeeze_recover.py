@@ -35,6 +35,7 @@ def sre2l(
     flip: bool = True,
     roll: tuple[int, int] = (0, 32),
     group_size: int = 100,
+    group_ipc: int = 1,
 ) -> Distiller:
     """SRe2L's recovery as a ``Distiller``; give it the optimiser that ``recover_optimiser`` makes.
 
@@ -42,8 +43,8 @@ def sre2l(
     mean CE(teacher(x), y) + r_bn * sum_l w_l (|var_l - running_var_l|_2 + |mean_l - running_mean_l|_2) + tv * TV(x)
     + l2 * mean_i |x_i|_2, with the statistics at the input of every batch norm l of the teacher in evaluation mode,
     w_1 = ``first_multiplier`` and all others 1. As published, a group is up to ``group_size`` different classes of one
-    pass over the classes (the k-th image of each). The groups' losses are added, so each image's gradient, and with
-    Adam its whole course, is that of its group alone.
+    pass over the classes (the k-th image of each); ``group_ipc`` passes can share one. The groups' losses are added, so
+    each image's gradient, and with Adam its whole course, is that of its group alone.
 
     One update therefore works on all groups, one after the other, each with its gradient: it needs the memory of one
     group's activations and of the set (images, gradient, Adam's two moments and copies on the way). ImageNet at 224
@@ -78,7 +79,9 @@ def sre2l(
       crop: whether a group is seen through a random resized crop.
       flip: whether a group is mirrored with probability 1/2.
       roll: lowest and highest shift in pixels of the toroidal roll, both axes; (0, 0) for none.
-      group_size: most images whose statistics are taken together, all of different classes.
+      group_size: most images whose statistics are taken together.
+      group_ipc: how many of them are of one class. Published is 1; with few classes more images tell more about the
+        statistics of many channels (docs/methods.md).
 
     Raises:
       ValueError: for a setting out of range or a teacher without batch norm; in ``init``, for a data set of another
@@ -86,6 +89,8 @@ def sre2l(
     """
     if ipc < 1 or group_size < 1:
         raise ValueError(f"ipc={ipc} and group_size={group_size} must be at least 1")
+    if not 1 <= group_ipc <= group_size or ipc % group_ipc:
+        raise ValueError(f"group_ipc={group_ipc} must divide ipc={ipc} and be at most group_size={group_size}")
     if min(r_bn, first_multiplier, tv, l2) < 0:
         raise ValueError(f"r_bn={r_bn}, first_multiplier={first_multiplier}, tv={tv} and l2={l2} must be at least 0")
     if roll[0] > roll[1]:
@@ -94,7 +99,7 @@ def sre2l(
         raise ValueError(
             f"{teacher_net.label} has no batch-norm statistics to match; use a teacher with them, such as resnet18_bn"
         )
-    recover = _Recover(teacher_net, ipc, r_bn, first_multiplier, tv, l2, crop, flip, roll, group_size)
+    recover = _Recover(teacher_net, ipc, r_bn, first_multiplier, tv, l2, crop, flip, roll, group_size, group_ipc)
     return Distiller(
         name="sre2l",
         init=recover.init,
@@ -144,6 +149,7 @@ class _Recover:
     flip: bool
     roll: tuple[int, int]
     group_size: int
+    group_ipc: int
 
     def init(self, key: jax.Array, dataset: Dataset) -> tuple[dict[str, jax.Array], tuple]:
         return class_images.initial(key, dataset, self.net, ipc=self.ipc, init="noise"), ()
@@ -154,18 +160,20 @@ class _Recover:
         del batch
         images = parallel.sum_gradient(synthetic["images"], axis_name)
         classes, shape = self.net.num_classes, self.net.image_shape
-        passes = images.reshape(classes, self.ipc, *shape).swapaxes(0, 1)
-        size = min(self.group_size, classes)
+        rounds, together = self.ipc // self.group_ipc, self.group_ipc
+        passes = images.reshape(classes, rounds, together, *shape).transpose(1, 2, 0, 3, 4, 5)
+        size = min(self.group_size // together, classes)
         whole = classes // size * size
         parts = []
         for start, stop, width in ((0, whole, size), (whole, classes, classes - whole)):  # the last may be smaller
             if start < stop:
-                groups = passes[:, start:stop].reshape(-1, width, *shape)
-                labels = jnp.tile(jnp.arange(start, stop), self.ipc).reshape(-1, width)
+                groups = passes[:, :, start:stop].reshape(rounds, together, -1, width, *shape).swapaxes(1, 2)
+                groups = groups.reshape(-1, together * width, *shape)
+                labels = jnp.tile(jnp.arange(start, stop).reshape(-1, width), (rounds, together))
                 part_key = jax.random.fold_in(key, start)
                 parts.append(self._sum_over_groups(part_key, groups, labels, frozen, axis_name))
         total = jax.tree.map(lambda *sums: sum(sums), *parts)
-        loss, count = total.pop("loss"), self.ipc * -(-classes // size)
+        loss, count = total.pop("loss"), rounds * -(-classes // size)
         return loss, (aux, {name: value / count for name, value in total.items()})
 
     def _sum_over_groups(
@@ -187,7 +195,7 @@ class _Recover:
     def _group(
         self, key: jax.Array, images: jax.Array, labels: jax.Array, variables: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss of images [b, H, W, C] of different classes, and its two main parts."""
+        """The loss of images [b, H, W, C] of one group, and its two main parts."""
         images = self._view(key, images)
         logits, layers = zoo.batch_norm_inputs(self.net, variables, images)
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()

@@ -121,6 +121,13 @@ def test_groups_hold_different_classes_of_one_pass_and_add_up(teacher):
     whole, _ = loss_of(distillers.sre2l(*teacher, ipc=2, **STILL), images)
     together = sum(group_loss(*teacher, images[number::2], np.arange(5)) for number in (0, 1))
     assert float(whole) == pytest.approx(float(together), rel=1e-5)
+    # Two of a class and four in all: {0, 1}, {2, 3}, {4} with their first and second images.
+    both = sum(
+        group_loss(*teacher, images[[2 * label + number for number in (0, 1) for label in part]], np.array(part * 2))
+        for part in parts
+    )
+    pairs = distillers.sre2l(*teacher, ipc=2, group_size=4, group_ipc=2, **STILL)
+    assert float(loss_of(pairs, images)[0]) == pytest.approx(float(both), rel=1e-5)
 
 
 @pytest.mark.parametrize("view", [{"crop": True}, {"flip": True}, {"roll": (0, 7)}])
@@ -196,6 +203,8 @@ def make_tiny_teacher():
         ({"ipc": 0}, "ipc=0"),
         ({"group_size": 0}, "group_size=0"),
         ({"r_bn": -1.0}, "r_bn=-1.0"),
+        ({"ipc": 3, "group_ipc": 2}, "group_ipc=2 must divide ipc=3"),
+        ({"ipc": 4, "group_ipc": 4, "group_size": 2}, "at most group_size=2"),
         ({"roll": (3, 1)}, r"roll=\(3, 1\) must be \(lowest, highest\)"),
     ],
 )
