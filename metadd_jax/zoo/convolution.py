@@ -136,8 +136,7 @@ def _to_kernel(stride: int, padding: int, side: int, images: jax.Array, gradient
 
     def part(images: jax.Array, gradient: jax.Array) -> jax.Array:
         patches = _patches(_pad(images, padding), side, stride)
-        # Transposed, for the narrow factor is the cheaper one to turn: 13 ms against 16 in a network's second layer.
-        return jnp.einsum("bhwo,bhwk->ok", gradient, patches, preferred_element_type=wide)
+        return jnp.einsum("bhwk,bhwo->ko", patches, gradient, preferred_element_type=wide)
 
     wide = jnp.promote_types(gradient.dtype, jnp.float32)  # a sum of many terms
     length = side * side * images.shape[3]
@@ -147,9 +146,9 @@ def _to_kernel(stride: int, padding: int, side: int, images: jax.Array, gradient
     else:
         # Zeros that fill up the last round add nothing.
         parts = _divide(images, rounds), _divide(gradient, rounds)
-        start = jnp.zeros((gradient.shape[3], length), wide)
+        start = jnp.zeros((length, gradient.shape[3]), wide)
         total, _ = lax.scan(lambda total, items: (total + part(*items), None), start, parts)
-    return total.T.reshape(side, side, images.shape[3], gradient.shape[3]).astype(gradient.dtype)
+    return total.reshape(side, side, images.shape[3], gradient.shape[3]).astype(gradient.dtype)
 
 
 def _to_kernel_gradients(stride: int, padding: int, side: int, kept: tuple, gradient: jax.Array) -> tuple:
