@@ -140,7 +140,7 @@ def run(arguments: list[str]) -> None:
             progress.update()
             if config.out:  # after every work, for a later one may need more memory than there is
                 _write(config, results)
-    print("\n".join([*cost_table.table(results), "", *sweep.lines(config, results)]))
+    print("\n".join([*cost_table.table(results), *sweep.lines(config, results)]))
 
 
 def _write(config: BenchmarkConfig, results: list[dict[str, Any]]) -> None:

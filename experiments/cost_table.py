@@ -46,7 +46,7 @@ def document(facts: dict[str, Any], curves: list[str]) -> str:
     peak = f"Matrix product: {min(rates):.3g} to {max(rates):.3g} GFLOP/s in the processes of this table."
     notes = "\n".join(f"- {note}" for note in (*_NOTES, peak))
     return "\n".join(
-        ["# Benchmark", "", f"{machine}.", "", f"Settings: {settings}.", "", *table(facts["results"]), "", *curves]
+        ["# Benchmark", "", f"{machine}.", "", f"Settings: {settings}.", "", *table(facts["results"]), *curves]
     ) + (f"\n\n{notes}\n")
 
 

@@ -73,11 +73,14 @@ def _without_metadd(work: str, field: str, value: int) -> str:
 
 
 def lines(config: BenchmarkConfig, results: list[dict[str, Any]]) -> list[str]:
-    """For each work, ours and PyTorch's: the straight line of time, memory and FLOPs, and how far it is from them."""
+    """For each work, ours and PyTorch's: the straight line of time, memory and FLOPs, and how far it is from them.
+
+    What comes first is an empty line, for these follow a table.
+    """
     if not config.sweep:
         return []
     field, values = _read(config)
-    rows = [f"| work | cost | at {field} 0 | for one more | largest deviation % |", "|---|---|---|---|---|"]
+    rows = ["", f"| work | cost | at {field} 0 | for one more | largest deviation % |", "|---|---|---|---|---|"]
     for work, measured in zip(config.works, _groups(results, len(values)), strict=False):
         rows += _rows(work, values, measured)
         if all(r["torch"] for r in measured):

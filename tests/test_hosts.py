@@ -31,7 +31,11 @@ def start_two(*command, **arguments):
         )
         for number in range(2)
     ]
-    printed = [process.communicate(timeout=1500) for process in processes]
+    try:
+        printed = [process.communicate(timeout=1500) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # one that waits for a lost other would never end
     for process, (_, errors) in zip(processes, printed, strict=True):
         assert process.returncode == 0, errors[-3000:]
     return printed

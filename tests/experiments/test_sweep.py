@@ -76,9 +76,9 @@ def test_lines_of_time_memory_and_flops_ours_and_pytorchs():
     config = with_sweep("ipc=1,3", works=("dm",))
     theirs = {"median_seconds": 4.0, "peak_resident_bytes": 9e8, "peak_device_bytes": None}
     rows = sweep.lines(config, [measured(1, 100, theirs), measured(2, 300, theirs)])
-    assert rows[2] == "| dm | s | 0.5 | 0.5 | 0 |"
-    assert [float(cell) for cell in rows[3].split("|")[3:5]] == pytest.approx([0, 100], abs=1e-6)
-    assert rows[6].startswith("| dm, PyTorch | s | 4 |") and len(rows) == 8
+    assert rows[3] == "| dm | s | 0.5 | 0.5 | 0 |"
+    assert [float(cell) for cell in rows[4].split("|")[3:5]] == pytest.approx([0, 100], abs=1e-6)
+    assert rows[7].startswith("| dm, PyTorch | s | 4 |") and len(rows) == 9
 
 
 def test_the_child_is_told_what_differs(monkeypatch, capsys):
