@@ -57,6 +57,8 @@ def _read(config: BenchmarkConfig) -> tuple[str, list[int]]:
     values = [int(part) for part in listed.split(",") if part.isdecimal()]
     if len(values) != len(listed.split(",")) or len(set(values)) < 2:
         raise ValueError(f"a sweep is two or more whole numbers, such as {field}=1,10,50, not {config.sweep!r}")
+    if field == "auxiliaries" and 1 in values:
+        raise ValueError("the invariant loss compares networks, so 1 auxiliary is too few; sweep auxiliaries=0,2,3,4")
     if field == "auxiliaries" and max(values) > len(config.auxiliaries):
         raise ValueError(
             f"{max(values)} auxiliaries are more than the {len(config.auxiliaries)} given; add --auxiliaries"

@@ -52,6 +52,7 @@ def test_auxiliaries_are_counted_and_none_is_the_bare_step():
         ("ipd=1,2", "cannot sweep 'ipd'; one of auxiliaries, batch_size"),
         ("ipc=1", "two or more whole numbers"),
         ("ipc=1,two", "two or more whole numbers"),
+        ("auxiliaries=0,1", "1 auxiliary is too few"),
         ("auxiliaries=0,5", "5 auxiliaries are more than the 4 given"),
     ],
 )
