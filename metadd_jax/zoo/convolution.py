@@ -188,18 +188,20 @@ def matmul_convolve(images: ArrayLike, kernel: ArrayLike, *, stride: int = 1, pa
     side, _, channels, features = kernel.shape
     weights = kernel.reshape(side * side * channels, features)
     if side == 1:
-        return _pad(images, padding)[:, ::stride, ::stride] @ weights
+        return _times(_pad(images, padding)[:, ::stride, ::stride], weights)
     if side == stride and padding == 0:
-        return _tiles(images, side) @ weights
+        return _times(_tiles(images, side), weights)
 
     @jax.checkpoint
     def product(images: jax.Array, weights: jax.Array) -> jax.Array:
-        patches = _patches(_pad(images, padding), side, stride)
-        # As one matrix: with four axes XLA transposes the cotangent before the product for the kernel.
-        rows = patches.reshape(-1, patches.shape[-1]) @ weights
-        return rows.reshape(*patches.shape[:3], features)
+        return _times(_patches(_pad(images, padding), side, stride), weights)
 
     return product(images, weights)
+
+
+def _times(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """[..., D] @ [D, O], of matrices: with more axes XLA transposes the cotangent for the gradient to ``weights``."""
+    return (x.reshape(-1, x.shape[-1]) @ weights).reshape(*x.shape[:-1], weights.shape[1])
 
 
 def _pad(images: jax.Array, padding: int) -> jax.Array:

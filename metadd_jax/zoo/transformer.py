@@ -16,7 +16,9 @@ normal = initialise.truncated_normal(0.02)
 
 def dense(x: jax.Array, features: int, name: str, *, use_bias: bool = True) -> jax.Array:
     """Linear, [..., D] -> [..., features]; weights normal, bias 0."""
-    return nn.Dense(features, use_bias=use_bias, kernel_init=normal, name=name)(x)
+    # As a matrix of tokens: with more axes XLA on a CPU takes twice as long for the weights' gradient.
+    rows = nn.Dense(features, use_bias=use_bias, kernel_init=normal, name=name)(x.reshape(-1, x.shape[-1]))
+    return rows.reshape(*x.shape[:-1], features)
 
 
 def norm(x: jax.Array, epsilon: float, name: str) -> jax.Array:
