@@ -186,7 +186,7 @@ def test_bfloat16_computes_narrowly_and_keeps_everything_wide(key, spec):
             logits, out, statistics = net.apply_train(variables, images)
             return jax.nn.logsumexp(logits, axis=1).sum(), (logits, out, statistics)
 
-        return jax.grad(loss, argnums=(0, 1), has_aux=True)(variables, images)
+        return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables, images)
 
     exact, rounded = look(wide), look(narrow)
     for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
