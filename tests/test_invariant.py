@@ -11,9 +11,9 @@ from metadd_jax.invariant import InvariantConfig
 SHAPE = (8, 8, 1)
 
 
-@pytest.fixture
-def auxiliaries(key):
-    made = []
+@pytest.fixture(scope="module")
+def auxiliaries():
+    made, key = [], jax.random.key(0)
     for index, spec in enumerate(["convnet:width=4,depth=1", "alexnet:width=4", "convnet:width=6,depth=1"]):
         net = zoo.parse(spec, num_classes=3, image_shape=SHAPE)
         images = jax.random.normal(jax.random.fold_in(key, index), (6, *SHAPE))
