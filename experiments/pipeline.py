@@ -66,6 +66,8 @@ def prepare(config: DistillConfig) -> Job:
             f"ipc={config.ipc}, distill_seeds={config.distill_seeds} and train_seeds={config.train_seeds} "
             "must each be at least 1"
         )
+    if config.wrapped and not config.seen:
+        raise ValueError("MetaDD looks through auxiliary networks: name some by --seen, or distil bare by --no-wrapped")
     if config.evaluate_on == "validation" and not config.validation_fraction:
         raise ValueError("--evaluate-on validation needs --validation-fraction, for example 0.1")
     common.check_names((config.backbone, *config.seen, *config.unseen))
@@ -330,7 +332,7 @@ def _average(facts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def draw(job: Job, sets: dict[str, list[mdd.SyntheticSet]], auxiliaries: dict[str, mdd.Auxiliary]) -> None:
-    """``synthetic.png`` and ``maps.png`` in the folder of each distilled set."""
+    """``synthetic.png`` and (where there are auxiliaries) ``maps.png`` in the folder of each distilled set."""
     seen = [auxiliaries[net.label] for net in job.seen]
     space, names = exchange.value_space(job.dataset), job.dataset.class_names
     for name, group in sets.items():
@@ -340,6 +342,8 @@ def draw(job: Job, sets: dict[str, list[mdd.SyntheticSet]], auxiliaries: dict[st
             folder = job.directory / name / f"seed{seed}"
             pixels = exchange.to_pixels(synthetic.images, space)
             pictures.grid(folder / "synthetic.png", pixels, synthetic.labels, class_names=names)
+            if not seen:
+                continue
             first = np.arange(0, len(synthetic.labels), job.config.ipc)  # one image of each class
             labels, shown = synthetic.labels[first], [net.name for net in job.seen]
             stack = mdd.evaluation.map_stack(synthetic.images[first], labels, seen)

@@ -196,7 +196,8 @@ MAKERS["evaluate"] = _evaluate
 
 
 def _network(p: SimpleNamespace, spec: str, classes: int = 0) -> nn.Module:
-    return torch_networks.create(spec, classes or p.num_classes, p.image_shape).to(p.torch_device)
+    with torch.device(p.torch_device):
+        return torch_networks.create(spec, classes or p.num_classes, p.image_shape)
 
 
 def _flatten(net: nn.Module) -> torch.Tensor:
