@@ -12,8 +12,7 @@ Shapes: M auxiliaries, B images [H, W, C], maps [M, B, H, W] in [0, 1], logits [
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -26,6 +25,7 @@ from metadd_jax.structs import Auxiliary
 TERMS = ("ai", "pos", "var")
 POSITIVITY = ("jaccard", "soft_ratio", "hinge")
 WEIGHTING = ("calibrated", "per_step", "raw")
+_CPU_PART = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,8 @@ class InvariantConfig:
       positivity: L_pos as "jaccard", "soft_ratio" or "hinge" (see ``positivity``).
       views: DSA tokens joined by "_" for the one draw that all auxiliaries share; "none" shows the plain image.
       subset: number of synthetic images looked at per step (random, unbiased); 0 means all.
-      micro_batch: number of images that pass an auxiliary at once; 0 means all. Their activations are then computed
-        again for the gradient, so memory is that of one part in one auxiliary.
+      micro_batch: largest number of images that pass the auxiliaries at once; 0 means all, on a CPU 10. Memory is that
+        of one part, whose gradient is taken as it passes by; no work is done twice.
       checkpoint: keep nothing of an auxiliary's forward pass but its input and compute the rest again for the
         gradient: memory of one auxiliary at a time instead of all, for about a third more work in them.
       cam: how maps are made.
@@ -166,33 +166,10 @@ def invariant_terms(
     """
     config = config or InvariantConfig()
     _check(images, labels, auxiliaries, reference, config)
-    view_key, subset_key = jax.random.split(key)
-    if config.subset:
-        chosen = jax.random.choice(subset_key, images.shape[0], (config.subset,), replace=False)
-        images, labels = images[chosen], labels[chosen]
-    images = parallel.divide(images)
-    # One shared draw: frozen networks shown the bare pixels invite adversarial patterns, and maps of different
-    # views could not be compared.
-    seen = augment.augment(view_key, images, augment.strategy(config.views), siamese=True)
-    terms, metrics, strengths = {}, {}, config.strengths
-    needs_maps = "var" in strengths or ("pos" in strengths and config.positivity != "hinge")
-    maps, logits = _observe_all(auxiliaries, seen, labels, config, needs_maps)
-    if "ai" in strengths:
-        entropy = cross_entropy(logits, labels)
-        metrics["cross_entropy"] = entropy.mean()
-        metrics["accuracy"] = (logits.argmax(axis=2) == labels[None]).mean()
-        terms["ai"] = entropy.sum(axis=0).mean()
-        if config.kl:
-            kl = _reference_divergence(logits, seen, reference, config)
-            metrics["kl"] = kl.mean()
-            terms["ai"] += config.kl * kl.sum(axis=0).mean()
-    if "pos" in strengths:
-        terms["pos"] = positivity(maps, logits, labels, kind=config.positivity).mean()
-    if "var" in strengths:
-        terms["var"] = variance(maps).mean()
-    if needs_maps:
-        metrics |= _map_facts(maps)
-    return terms, metrics
+    seen, labels = _seen(key, images, labels, config)
+    names = tuple(config.strengths)
+    values, (_, found) = _weigh(jnp.eye(len(names)), seen, labels, (tuple(auxiliaries), reference), config)
+    return dict(zip(names, values, strict=True)), _metrics(found, labels, config)
 
 
 def invariant_loss(
@@ -211,10 +188,13 @@ def invariant_loss(
     calibrated ones. See ``invariant_terms`` for the other arguments and the errors.
     """
     config = config or InvariantConfig()
-    terms, metrics = invariant_terms(key, images, labels, auxiliaries, reference=reference, config=config)
-    weights = config.strengths if weights is None else weights
-    loss = sum((weights[term] * value for term, value in terms.items()), start=jnp.zeros(()))
-    return loss, {**{f"loss_{term}": value for term, value in terms.items()}, **metrics}
+    _check(images, labels, auxiliaries, reference, config)
+    seen, labels = _seen(key, images, labels, config)
+    names, weights = tuple(config.strengths), config.strengths if weights is None else weights
+    row = jnp.stack([jnp.asarray(weights[name], jnp.float32) for name in names])[None] if names else jnp.zeros((1, 0))
+    (loss,), (terms, found) = _weigh(row, seen, labels, (tuple(auxiliaries), reference), config)
+    means = {f"loss_{name}": value for name, value in zip(names, terms.mean(axis=1), strict=True)}
+    return loss, {**means, **_metrics(found, labels, config)}
 
 
 def _check(images, labels, auxiliaries, reference, config) -> None:
@@ -229,27 +209,93 @@ def _check(images, labels, auxiliaries, reference, config) -> None:
         raise ValueError(f"subset={config.subset} is larger than the {images.shape[0]} synthetic images")
 
 
-def _observe_all(auxiliaries, images, labels, config, needs_maps) -> tuple[jax.Array | None, jax.Array]:
-    def look(auxiliary: Auxiliary, images: jax.Array, labels: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+def _seen(key: jax.Array, images: jax.Array, labels: jax.Array, config: InvariantConfig) -> tuple[jax.Array, jax.Array]:
+    """The images of this step under the view that all networks share, and their labels."""
+    view_key, subset_key = jax.random.split(key)
+    if config.subset:
+        chosen = jax.random.choice(subset_key, images.shape[0], (config.subset,), replace=False)
+        images, labels = images[chosen], labels[chosen]
+    images = parallel.divide(images)
+    # One shared draw: frozen networks shown the bare pixels invite adversarial patterns, and maps of different
+    # views could not be compared.
+    return augment.augment(view_key, images, augment.strategy(config.views), siamese=True), labels
+
+
+def _weigh(
+    rows: jax.Array, images: jax.Array, labels: jax.Array, frozen: tuple, config: InvariantConfig
+) -> tuple[jax.Array, tuple[jax.Array, dict]]:
+    """Rows [R, T] of constant weights times the means of the T terms: [R]; and what they come from, without gradient.
+
+    Every term is a mean over images, so the images can pass the networks in parts. The gradients of the R sums are
+    taken as a part passes by: only its activations are kept, and nothing is computed twice.
+    """
+    count = len(images)
+    parts = -(-count // (config.micro_batch or (_CPU_PART if jax.default_backend() == "cpu" else count)))
+    share = -(-count // parts)
+
+    def divided(leaf: jax.Array) -> jax.Array:
+        filled = jnp.concatenate([leaf, leaf[: parts * share - count]])
+        # Neighbours go to different parts, so that devices that hold neighbours all have work in every part.
+        return filled.reshape(share, parts, *leaf.shape[1:]).swapaxes(0, 1)
+
+    def joined(leaf: jax.Array) -> jax.Array:  # from [parts, N, share, ...]
+        return jnp.moveaxis(leaf, 0, 2).reshape(leaf.shape[1], share * parts, *leaf.shape[3:])[:, :count]
+
+    def part_sums(images: jax.Array, labels: jax.Array, shares: jax.Array, rest: tuple) -> tuple[jax.Array, tuple]:
+        rows, _, frozen = rest
+        values, found = _look(images, labels, frozen, config)
+        return rows @ (values @ shares), jax.lax.stop_gradient((values, found))
+
+    def each(function: Callable, images: jax.Array, rest: tuple) -> Any:
+        shares = jnp.where(jnp.arange(parts * share) < count, 1.0 / count, 0.0).reshape(share, parts).T
+        return jax.lax.map(lambda part: function(*part, rest), (divided(images), divided(rest[1]), shares))
+
+    def with_gradients(images: jax.Array, labels: jax.Array, shares: jax.Array, rest: tuple) -> tuple:
+        sums, pull, seen = jax.vjp(lambda x: part_sums(x, labels, shares, rest), images, has_aux=True)
+        return sums, seen, jax.lax.map(lambda row: pull(row)[0], jnp.eye(len(sums)))
+
+    @jax.custom_vjp
+    def total(images: jax.Array, rest: tuple) -> tuple[jax.Array, tuple]:
+        sums, seen = each(part_sums, images, rest)
+        return sums.sum(axis=0), jax.tree.map(joined, seen)
+
+    def forward(images: jax.Array, rest: tuple) -> tuple[tuple, jax.Array]:
+        sums, seen, gradients = each(with_gradients, images, rest)
+        return (sums.sum(axis=0), jax.tree.map(joined, seen)), joined(gradients)
+
+    def backward(gradients: jax.Array, slopes: tuple) -> tuple[jax.Array, None]:
+        return jnp.tensordot(slopes[0], gradients, axes=1), None
+
+    total.defvjp(forward, backward)
+    if parts == 1:
+        return part_sums(images, labels, jnp.full(count, 1.0 / count), (rows, labels, frozen))
+    return total(images, (rows, labels, frozen))
+
+
+def _look(images: jax.Array, labels: jax.Array, frozen: tuple, config: InvariantConfig) -> tuple[jax.Array, dict]:
+    """The terms of each image [T, B], and what they were made from: logits, maps, kl [M, B, ...]."""
+    (auxiliaries, reference), strengths = frozen, config.strengths
+    needs_maps = "var" in strengths or ("pos" in strengths and config.positivity != "hinge")
+
+    def look(auxiliary: Auxiliary, images: jax.Array) -> tuple[jax.Array | None, jax.Array]:
         if needs_maps:
             return features.observe(auxiliary, images, labels, config=config.cam)
         return None, features.logits_of(auxiliary, images)
 
-    def look_in_parts(auxiliary: Auxiliary, images: jax.Array, labels: jax.Array) -> tuple[jax.Array | None, jax.Array]:
-        @functools.partial(jax.checkpoint, prevent_cse=False)
-        def one(item: tuple) -> Any:
-            seen = look(auxiliary, *(leaf[None] for leaf in item))
-            return jax.tree.map(lambda leaf: leaf[0], seen)
-
-        return jax.lax.map(one, (images, labels), batch_size=config.micro_batch)
-
-    if 0 < config.micro_batch < len(images):
-        view = look_in_parts
-    else:
-        view = jax.checkpoint(look) if config.checkpoint else look
-    seen = [view(auxiliary, images, labels) for auxiliary in auxiliaries]
-    maps = jnp.stack([maps for maps, _ in seen]) if needs_maps else None
-    return maps, jnp.stack([logits for _, logits in seen])
+    view = jax.checkpoint(look) if config.checkpoint else look
+    maps, logits = zip(*[view(auxiliary, images) for auxiliary in auxiliaries], strict=True)
+    found = {"logits": jnp.stack(logits), **({"maps": jnp.stack(maps)} if needs_maps else {})}
+    terms = {}
+    if "ai" in strengths:
+        terms["ai"] = cross_entropy(found["logits"], labels).sum(axis=0)
+        if config.kl:
+            found["kl"] = _reference_divergence(found["logits"], images, reference, config)
+            terms["ai"] += config.kl * found["kl"].sum(axis=0)
+    if "pos" in strengths:
+        terms["pos"] = positivity(found.get("maps"), found["logits"], labels, kind=config.positivity)
+    if "var" in strengths:
+        terms["var"] = variance(found["maps"])
+    return jnp.stack([terms[name] for name in strengths]) if terms else jnp.zeros((0, len(images))), found
 
 
 def _reference_divergence(logits, images, reference, config) -> jax.Array:
@@ -258,9 +304,19 @@ def _reference_divergence(logits, images, reference, config) -> jax.Array:
     return jnp.minimum(kl, config.kl_cap) if config.kl_cap else kl
 
 
+def _metrics(found: dict[str, jax.Array], labels: jax.Array, config: InvariantConfig) -> dict[str, jax.Array]:
+    facts = {}
+    if config.ai:
+        facts["cross_entropy"] = cross_entropy(found["logits"], labels).mean()
+        facts["accuracy"] = (found["logits"].argmax(axis=2) == labels[None]).mean()
+    if "kl" in found:
+        facts["kl"] = found["kl"].mean()
+    return facts | (_map_facts(found["maps"]) if "maps" in found else {})
+
+
 def _map_facts(maps: jax.Array) -> dict[str, jax.Array]:
     # L_var alone is zero when every map is dead, so these stand beside it in every log.
-    facts = split.measure(jax.lax.stop_gradient(maps))
+    facts = split.measure(maps)
     return {
         "meta_ratio": facts["meta_ratio"],
         "chance_corrected": facts["chance_corrected"],

@@ -9,7 +9,7 @@ without the wrapper, so a run with and one without MetaDD are a matched pair.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -99,12 +99,12 @@ class _Added:
         if self.config.weighting == "per_step":
             constant = jax.lax.stop_gradient(synthetic)
             weights = _weights(self.gradients(key, constant, aux["base"], batch, frozen, axis_name), self.config)
-        terms, facts = self.terms(_own_key(key), synthetic, aux["base"], frozen)
-        own = sum((weights[name] * term for name, term in terms.items()), start=jnp.zeros(()))
+        own, facts = self._invariant(
+            invariant.invariant_loss, _own_key(key), synthetic, aux["base"], frozen, weights=weights
+        )
         metrics = {
             **metrics,
             "loss_base": value,
-            **{f"loss_{name}": term for name, term in terms.items()},
             **{f"weight_{name}": weight for name, weight in weights.items()},
             **facts,
         }
@@ -113,11 +113,12 @@ class _Added:
     def refresh(self, key: jax.Array, synthetic: Any, aux: Any, step: jax.Array, frozen: Any) -> Any:
         return {**aux, "base": self.base.refresh(key, synthetic, aux["base"], step, frozen["base"])}
 
-    def terms(self, key: jax.Array, synthetic: Any, base_aux: Any, frozen: Any) -> tuple[dict, dict]:
+    def _invariant(
+        self, function: Callable, key: jax.Array, synthetic: Any, base_aux: Any, frozen: Any, **given: Any
+    ) -> tuple[Any, dict]:
         seen = self.base.decode(synthetic, base_aux)
-        return invariant.invariant_terms(
-            key, seen.images, seen.labels, frozen["auxiliaries"], reference=frozen["reference"], config=self.config
-        )
+        auxiliaries, reference = frozen["auxiliaries"], frozen["reference"]
+        return function(key, seen.images, seen.labels, auxiliaries, reference=reference, config=self.config, **given)
 
     def gradients(
         self, key: jax.Array, synthetic: Any, base_aux: Any, batch: Any, frozen: Any, axis_name: str | None
@@ -128,7 +129,7 @@ class _Added:
             return self.base.loss(key, synthetic, base_aux, batch, frozen["base"], axis_name=axis_name)[0]
 
         def own_terms(synthetic: Any) -> dict:
-            return self.terms(_own_key(key), synthetic, base_aux, frozen)[0]
+            return self._invariant(invariant.invariant_terms, _own_key(key), synthetic, base_aux, frozen)[0]
 
         of_terms = jax.jacrev(own_terms)(synthetic)
         return {
