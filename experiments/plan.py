@@ -167,8 +167,7 @@ def step_flops(job: pipeline.Job, name: str) -> float:
     if name == config.method:
         return own
     seen = min(config.metadd.subset or images, images)
-    passes = 6 if 0 < config.metadd.micro_batch < seen else 4  # in parts, activations are computed again
-    return own + passes * seen * sum(forward_flops(net) for net in job.seen)
+    return own + 4 * seen * sum(forward_flops(net) for net in job.seen)
 
 
 def _stages(job: pipeline.Job, plans: list[Plan]) -> dict[str, float]:

@@ -81,14 +81,19 @@ def _imagenet_networks(config: DistillConfig) -> DistillConfig:
 def _dm(data: str, ipc: int) -> DistillConfig:
     large = data == "cifar10" and ipc >= 100
     return dataclasses.replace(
-        _common(data, ipc), steps=20_001, image_lr=10.0 if large else 1.0, class_batch=0, save_every=2000
+        _common(data, ipc),
+        steps=20_001,
+        image_lr=10.0 if large else 1.0,
+        class_batch=0,
+        chunk=113,  # divides the steps: a shorter last chunk would be compiled once more
+        save_every=2000,
     )
 
 
 def _gradient(method: str, data: str, ipc: int) -> DistillConfig:
     """DC and DSA: 1001 networks, each matched ``outer`` times."""
     outer, _ = loops(ipc)
-    config = dataclasses.replace(_common(data, ipc), method=method, image_lr=0.1, steps=1001 * outer)
+    config = dataclasses.replace(_common(data, ipc), method=method, image_lr=0.1, steps=1001 * outer, chunk=91)
     if method == "dsa":
         return config
     augmented = data == "mnist"

@@ -146,7 +146,7 @@ def write(directory: str | pathlib.Path, results: Mapping[str, Any]) -> str:
         parts += ["", f"Trained on the whole training split (percent): {whole}."]
     for comparison in results["comparisons"]:
         parts += ["", *comparison_lines(comparison)]
-    if results["agreement"]:
+    if any(results["agreement"].values()):  # compared where there are two networks
         parts += ["", *agreement_lines(results["agreement"])]
     if results.get("pulls"):
         parts += ["", *pull_lines(results["pulls"])]

@@ -51,17 +51,24 @@ def convolve(images: ArrayLike, kernel: ArrayLike, *, stride: int = 1, padding: 
     Returns:
       [B, h, w, O], h and w as ``output_side`` says.
     """
-    if jax.default_backend() != "cpu":
-        return xla_convolve(images, kernel, stride=stride, padding=padding)
     side = kernel.shape[0]
-    if side == 1 or (side == stride and padding == 0):
+    if _on_cpu() and (side == 1 or (side == stride and padding == 0)):
         return matmul_convolve(images, kernel, stride=stride, padding=padding)
-    return _cpu_convolve(stride, padding, images, kernel)
+    return _convolve(stride, padding, images, kernel)
 
 
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+# The convolution and its two gradients are one product of three things: the derivatives of one are the others. So the
+# gradient of a gradient (DC, MTT) is made of these three as well. Left to itself JAX writes the derivative of a
+# kernel's gradient as a convolution with a kernel as large as the image: 28 times the work for 16x16 pixels.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _cpu_convolve(stride: int, padding: int, images: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _cpu_forward(stride, padding)(images, kernel)
+def _convolve(stride: int, padding: int, images: jax.Array, kernel: jax.Array) -> jax.Array:
+    if _on_cpu():
+        return _cpu_forward(stride, padding)(images, kernel)
+    return xla_convolve(images, kernel, stride=stride, padding=padding)
 
 
 def _cpu_forward(stride: int, padding: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -88,25 +95,45 @@ def _cpu_forward(stride: int, padding: int) -> Callable[[jax.Array, jax.Array], 
     return batched
 
 
-def _cpu_keep(stride: int, padding: int, images: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
-    return _cpu_convolve(stride, padding, images, kernel), (images, kernel)
+def _keep(stride: int, padding: int, images: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
+    return _convolve(stride, padding, images, kernel), (images, kernel)
 
 
-def _cpu_gradients(stride: int, padding: int, kept: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _gradients(stride: int, padding: int, kept: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     images, kernel = kept
-    to_images = _to_images(stride, padding, images, kernel, gradient)
+    to_images = _to_images(stride, padding, images.shape, kernel, gradient)
     return to_images, _to_kernel(stride, padding, kernel.shape[0], images, gradient)
 
 
-def _to_images(stride: int, padding: int, images: jax.Array, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Gradient to the images; of ``images`` only the shape counts."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _to_images(stride: int, padding: int, shape: tuple[int, ...], kernel: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Gradient to images of this shape."""
+    if not _on_cpu():
+        convolution = functools.partial(xla_convolve, kernel=kernel, stride=stride, padding=padding)
+        return jax.linear_transpose(convolution, jax.ShapeDtypeStruct(shape, gradient.dtype))(gradient)[0]
     side = kernel.shape[0]
     # To few channels the product is small and its patches are those of the result, not of the wide gradient.
     good = kernel.shape[2] >= _FEW_CHANNELS and min(gradient.shape[1:3]) > _LEAST_SIDE
     if stride == 1 and padding < side and good:
-        return _cpu_convolve(1, side - 1 - padding, gradient, kernel[::-1, ::-1].swapaxes(2, 3))
+        return _convolve(1, side - 1 - padding, gradient, kernel[::-1, ::-1].swapaxes(2, 3))
     product = functools.partial(matmul_convolve, kernel=kernel, stride=stride, padding=padding)
-    return jax.vjp(product, images)[1](gradient)[0]
+    return jax.linear_transpose(product, jax.ShapeDtypeStruct(shape, gradient.dtype))(gradient)[0]
+
+
+def _to_images_gradients(stride: int, padding: int, shape: tuple[int, ...], kept: tuple, gradient: jax.Array) -> tuple:
+    del shape
+    kernel, outward = kept
+    to_kernel = _to_kernel(stride, padding, kernel.shape[0], gradient, outward)
+    return to_kernel, _convolve(stride, padding, gradient, kernel)
+
+
+_to_images.defvjp(
+    lambda stride, padding, shape, kernel, gradient: (
+        _to_images(stride, padding, shape, kernel, gradient),
+        (kernel, gradient),
+    ),
+    _to_images_gradients,
+)
 
 
 def _in_rounds(function: Callable, images: jax.Array, places: int, length: int) -> jax.Array:
@@ -132,7 +159,11 @@ def _divide(x: jax.Array, rounds: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _to_kernel(stride: int, padding: int, side: int, images: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Gradient [k, k, C, O] to the kernel: patches and a product, for a few images at a time."""
+    """Gradient [k, k, C, O] to the kernel; on a CPU by patches and a product, for a few images at a time."""
+    if not _on_cpu():
+        shape = (side, side, images.shape[3], gradient.shape[3])
+        convolution = functools.partial(xla_convolve, images, stride=stride, padding=padding)
+        return jax.linear_transpose(convolution, jax.ShapeDtypeStruct(shape, gradient.dtype))(gradient)[0]
 
     def part(images: jax.Array, gradient: jax.Array) -> jax.Array:
         patches = _patches(_pad(images, padding), side, stride)
@@ -152,10 +183,9 @@ def _to_kernel(stride: int, padding: int, side: int, images: jax.Array, gradient
 
 
 def _to_kernel_gradients(stride: int, padding: int, side: int, kept: tuple, gradient: jax.Array) -> tuple:
-    # The convolution and its two gradients are one product of three things: the derivatives of one are the others.
     del side
     images, outward = kept
-    return _to_images(stride, padding, images, gradient, outward), _cpu_convolve(stride, padding, images, gradient)
+    return _to_images(stride, padding, images.shape, gradient, outward), _convolve(stride, padding, images, gradient)
 
 
 _to_kernel.defvjp(
@@ -165,7 +195,7 @@ _to_kernel.defvjp(
     ),
     _to_kernel_gradients,
 )
-_cpu_convolve.defvjp(_cpu_keep, _cpu_gradients)
+_convolve.defvjp(_keep, _gradients)
 
 
 def xla_convolve(images: ArrayLike, kernel: ArrayLike, *, stride: int = 1, padding: int = 0) -> jax.Array:

@@ -10,7 +10,11 @@ import sys
 import time
 
 import numpy as np
+import options
+import pipeline
 import pytest
+
+from metadd_jax import data, structs, zoo
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = [
@@ -147,6 +151,7 @@ def test_mistakes_in_options_are_one_line(cache, tmp_path):
         "unknown network": [*TINY, *new, "--backbone", "convnext"],
         "no_such_set": [*TINY, *new, "--dataset", "no_such_set", "--data-dir", tmp_path],
         "ipc=0": [*TINY, *new, "--ipc", "0"],
+        "--no-wrapped": [*TINY, *new, "--seen"],
         "smallest class": [*TINY, *new, "--ipc", "401"],
         "unknown method": [*TINY, *new, "--method", "dmm"],
         "wants the labels of a teacher": [*TINY, *new, "--eval-recipe", "sre2l_cifar"],
@@ -180,6 +185,16 @@ def test_a_folder_of_another_run_or_a_damaged_checkpoint_is_refused_and_left(unb
     (other / "thesis.txt").write_text("years of work")
     assert "not empty" in fails([*TINY, "--overwrite", "--run-dir", other], cache)
     assert (other / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_bare_run_without_auxiliaries_has_pictures_and_no_maps(unbroken, tmp_path):
+    config = options.DistillConfig(run_dir=str(tmp_path), wrapped=False, seen=())
+    arrays = np.load(unbroken / "dm" / "seed0" / "synthetic.npz")
+    noise, labels = np.random.default_rng(0).integers(0, 256, (10, 28, 28, 1), np.uint8), np.arange(10)
+    dataset = data.from_arrays("noise", noise, labels, noise, labels)
+    job = pipeline.Job(config, tmp_path, dataset, zoo.parse("mlp", 10, (28, 28, 1)), (), ())
+    pipeline.draw(job, {"dm": [structs.SyntheticSet(images=arrays["images"], labels=arrays["labels"])] * 3}, {})
+    assert {path.name for path in (tmp_path / "dm" / "seed0").iterdir()} == {"synthetic.png"}
 
 
 def test_a_finished_run_is_told_from_its_results(unbroken, cache):

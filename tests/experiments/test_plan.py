@@ -47,8 +47,6 @@ def test_flops_of_a_step_by_method(job):
     assert flops("dm+metadd") == pytest.approx(flops() + 10 * 4 * own)
     subset = dataclasses.replace(job.config.metadd, subset=5)
     assert flops("dm+metadd", metadd=subset) == pytest.approx(flops() + 5 * 4 * own)
-    parts = dataclasses.replace(job.config.metadd, micro_batch=5)
-    assert flops("dm+metadd", metadd=parts) == pytest.approx(flops() + 10 * 6 * own)
     loops = options.GradientMatching(outer=2, inner=3)
     assert flops("dc", method="dc", dc=loops) == pytest.approx(f * (3 * 10 * 4 + 9 * 10 + 3 * 10 * 3 / 2))
     steps = options.TrajectoryMatching(syn_steps=4, batch_syn=5)

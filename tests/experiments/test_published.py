@@ -85,6 +85,13 @@ def test_every_preset_is_a_setting_that_can_work(name):
     methods.check_backbone(config, mdd.zoo.parse(config.backbone, 10, shape))
 
 
+def test_no_matching_preset_ends_on_a_shorter_chunk():
+    """It would be compiled once more."""
+    for name, row in published.PRESETS.items():
+        if row.method in ("dm", "dc", "dsa"):
+            assert row.steps % row.chunk == 0, name
+
+
 def test_rows_read_as_published():
     row = presets.preset("mtt/cifar100_mtt/50")
     assert (row.mtt.syn_steps, row.mtt.expert_epochs, row.mtt.max_start_epoch) == (80, 2, 40)

@@ -62,22 +62,63 @@ def test_values_equal_a_loop_over_windows():
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_second_order_gradient_equals_xla(key):
-    """What trajectory and gradient matching need: the gradient of a function of a gradient."""
-    images = jax.random.normal(key, (2, 5, 5, 2))
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, 2, 3))
+@pytest.fixture(params=["cpu", "gpu"])
+def backend(request, monkeypatch):
+    """The ways of a CPU, and those of an accelerator computed on this CPU."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+    return request.param
 
-    def outer(function, images):
-        inner = jax.grad(lambda kernel: jnp.sum(jnp.tanh(function(images, kernel, padding=1))))(kernel)
-        return jnp.sum(inner**2)
+
+@pytest.mark.parametrize(("stride", "padding", "features"), [(1, 1, 3), (2, 1, 3), (1, 0, 16)])
+def test_second_order_gradients_equal_xla(key, backend, stride, padding, features):
+    """What trajectory and gradient matching need: the gradient of a function of both gradients."""
+    images = jax.random.normal(key, (2, 5, 6, 2))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 2, features))
+
+    def outer(function, images, kernel):
+        def inner(images, kernel):
+            return jnp.sum(jnp.tanh(function(images, kernel, stride=stride, padding=padding)))
+
+        return sum(jnp.sum(slope**3) for slope in jax.grad(inner, argnums=(0, 1))(images, kernel))
 
     ours, theirs = jax.jit(
-        lambda images: tuple(
-            jax.grad(lambda x, f=function: outer(f, x))(images)
+        lambda *arguments: tuple(
+            jax.grad(lambda *a, f=function: outer(f, *a), argnums=(0, 1))(*arguments)
             for function in (convolution.convolve, convolution.xla_convolve)
         )
-    )(images)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    )(images, kernel)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+
+
+def work(jaxpr):
+    """Multiplications of all convolutions, those with the zeros of a padded image too: a library does not skip them."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval
+            total += eqn.outvars[0].aval.size * kernel.size // kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda leaf: hasattr(leaf, "jaxpr")):
+            total += work(inner.jaxpr) if hasattr(inner, "jaxpr") else 0
+    return total
+
+
+def test_the_derivative_of_a_kernels_gradient_is_made_of_small_kernels(monkeypatch):
+    """JAX's own has a kernel as large as the image, on an image padded to as much again."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    images, kernel = jnp.ones((4, 16, 16, 8)), jnp.ones((3, 3, 8, 8))
+
+    def cost(function):
+        def matched(images):
+            slope = jax.grad(lambda kernel: jnp.sum(function(images, kernel, padding=1) ** 2))(kernel)
+            return jnp.sum(slope**3)
+
+        return work(jax.make_jaxpr(jax.grad(matched))(images).jaxpr)
+
+    forward = 4 * 16 * 16 * 9 * 8 * 8
+    # Forward, the kernel's gradient, and the derivatives of both in images and outward gradient: at most 8.
+    assert cost(convolution.convolve) <= 8 * forward
+    assert cost(convolution.xla_convolve) > 30 * forward
 
 
 @pytest.mark.parametrize("stride", [1, 2])
