@@ -18,14 +18,19 @@ def network(spec, shape=SHAPE):
 def sample(key, net, batch=3):
     image_key, label_key, net_key = jax.random.split(key, 3)
     images = jax.random.normal(image_key, (batch, *net.image_shape))
-    return net.init(net_key), images, jax.random.randint(label_key, (batch,), 0, net.num_classes)
+    return jax.jit(net.init)(net_key), images, jax.random.randint(label_key, (batch,), 0, net.num_classes)
+
+
+def raw_maps(net, *given, config=None):
+    """``features.raw_maps``, compiled: op by op it takes ten times as long."""
+    return jax.jit(lambda *given: features.raw_maps(net, *given, config=config))(*given)
 
 
 def test_grad_cam_of_a_pooled_linear_head_is_the_classical_cam(key):
     """GAP + linear: alpha_k = w_ky / (h w), so the map is ReLU(sum_k w_ky A_k) / (h w)."""
     net = network("resnet18:width=4", (128, 128, 3))
     variables, images, labels = sample(key, net)
-    maps, logits, out = features.raw_maps(net, variables, images, labels)
+    maps, logits, out = raw_maps(net, variables, images, labels)
     head = next(
         leaf["kernel"]
         for leaf in variables["params"].values()
@@ -34,14 +39,14 @@ def test_grad_cam_of_a_pooled_linear_head_is_the_classical_cam(key):
     h, w = out["map"].shape[1:3]
     expected = np.einsum("bhwd,bd->bhw", np.asarray(out["map"]), np.asarray(head).T[np.asarray(labels)]) / (h * w)
     np.testing.assert_allclose(maps, np.maximum(expected, 0), atol=1e-6)
-    np.testing.assert_allclose(logits, net.apply(variables, images)[0], atol=1e-6)
+    np.testing.assert_allclose(logits, jax.jit(net.apply)(variables, images)[0], atol=1e-6)
 
 
 def test_local_alpha_adds_up_to_the_logit_where_the_head_is_linear_in_every_pixel(key):
     """Flatten + linear: sum_ijk w_ijky A_ijk is the logit less its bias, before what is negative is cut off."""
     net = network("convnet:width=4,depth=2")
     variables, images, labels = sample(key, net)
-    maps, logits, out = features.raw_maps(net, variables, images, labels, config=features.CamConfig(alpha="local"))
+    maps, logits, out = raw_maps(net, variables, images, labels, config=features.CamConfig(alpha="local"))
     head = variables["params"]["head"]
     rows = np.asarray(head["kernel"]).T[np.asarray(labels)].reshape(out["map"].shape)
     shares = (np.asarray(out["map"]) * rows).sum(-1)
@@ -53,9 +58,7 @@ def test_local_alpha_adds_up_to_the_logit_where_the_head_is_linear_in_every_pixe
 def test_local_alpha_is_grad_cam_where_the_head_averages(key):
     net = network("resnet18:width=4", (128, 128, 3))
     given = sample(key, net)
-    mean, local = (
-        features.raw_maps(net, *given, config=features.CamConfig(alpha=alpha))[0] for alpha in features.ALPHA
-    )
+    mean, local = (raw_maps(net, *given, config=features.CamConfig(alpha=alpha))[0] for alpha in features.ALPHA)
     np.testing.assert_allclose(local, mean, atol=1e-6)
 
 
@@ -67,8 +70,9 @@ def test_alpha_is_the_mean_derivative_of_the_logit_by_finite_differences(key, sp
             lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, sample(key, net, batch=1)
         )
         config = features.CamConfig(alpha="mean", transformer_method="grad")
-        maps, _, out = features.raw_maps(net, variables, images, labels, config=config)
+        maps, _, out = raw_maps(net, variables, images, labels, config=config)
 
+        @jax.jit
         def logit(shift):
             perturbed = {**variables, "perturbations": {"map": shift}}
             return net.apply(perturbed, images)[0][0, labels[0]]
@@ -113,12 +117,12 @@ def test_the_gradient_through_the_map_to_the_pixels_by_finite_differences(key, s
 def test_attention_map_and_rollout_against_numpy(key):
     net = network("vit:width=12,depth=3,heads=2")
     variables, images, labels = sample(key, net, batch=2)
-    attention = np.asarray(net.apply(variables, images)[1]["attention"]).mean(axis=2)
-    patch_logits = np.asarray(net.apply(variables, images)[1]["patch_logits"])
+    out = jax.jit(net.apply)(variables, images)[1]
+    attention, patch_logits = np.asarray(out["attention"]).mean(axis=2), np.asarray(out["patch_logits"])
 
     def maps(method):
         config = features.CamConfig(transformer_method=method)
-        return np.asarray(features.raw_maps(net, variables, images, labels, config=config)[0])
+        return np.asarray(raw_maps(net, variables, images, labels, config=config)[0])
 
     np.testing.assert_allclose(maps("attention"), attention[-1, :, 0, 1:].reshape(2, 4, 4), atol=1e-6)
     own = np.stack([patch_logits[i, :, :, label] for i, label in enumerate(np.asarray(labels))])

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+import common
+import distill
 import numpy as np
 import options
 import pipeline
@@ -144,29 +146,50 @@ def fails(arguments, cache):
 
 def test_mistakes_in_options_are_one_line(cache, tmp_path):
     new = ["--run-dir", tmp_path / "new"]
+    assert "unknown network" in fails([*TINY, *new, "--backbone", "convnext"], cache)
+    assert "did you mean 'smoke'" in fails(["smok"], cache)
+
+
+@pytest.fixture
+def refused(cache, tmp_path, monkeypatch):
+    """What the script says to options that it refuses, asked in this process."""
+    monkeypatch.setenv("METADD_CACHE", str(cache))
+    monkeypatch.setattr(common, "open_cache", lambda folder: None)  # JAX's own is this process's
+
+    def ask(*options):
+        with pytest.raises(ValueError) as found:
+            distill.run([*TINY, "--run-dir", str(tmp_path / "new"), *map(str, options)])
+        assert "\n" not in str(found.value) and not (tmp_path / "new" / "config.json").exists()
+        return str(found.value)
+
+    return ask
+
+
+def test_what_cannot_work_is_refused_before_any_work(refused, tmp_path):
+    cases = {
+        "no_such_set": ["--dataset", "no_such_set", "--data-dir", tmp_path],
+        "ipc=0": ["--ipc", "0"],
+        "--no-wrapped": ["--seen"],
+        "smallest class": ["--ipc", "401"],
+        "unknown method": ["--method", "dmm"],
+        "wants the labels of a teacher": ["--eval-recipe", "sre2l_cifar"],
+        "sre2l needs a teacher with batch norm": ["--method", "sre2l"],
+        "reach epoch 12 of experts of 10 epochs": ["--method", "mtt", "--mtt.max-start-epoch", "11"],
+        "cannot write": ["--run-dir", "/proc/nowhere/run"],
+    }
+    for part, options_given in cases.items():
+        assert part in refused(*options_given)
+
+
+def test_arrays_that_are_no_data_set_are_refused(refused, tmp_path):
     bad = tmp_path / "bad.npz"
     images = np.zeros((20, 8, 8, 1), np.uint8)
-    cases = {
-        "did you mean 'smoke'": ["smok"],
-        "unknown network": [*TINY, *new, "--backbone", "convnext"],
-        "no_such_set": [*TINY, *new, "--dataset", "no_such_set", "--data-dir", tmp_path],
-        "ipc=0": [*TINY, *new, "--ipc", "0"],
-        "--no-wrapped": [*TINY, *new, "--seen"],
-        "smallest class": [*TINY, *new, "--ipc", "401"],
-        "unknown method": [*TINY, *new, "--method", "dmm"],
-        "wants the labels of a teacher": [*TINY, *new, "--eval-recipe", "sre2l_cifar"],
-        "sre2l needs a teacher with batch norm": [*TINY, *new, "--method", "sre2l"],
-        "reach epoch 12 of experts of 10 epochs": [*TINY, *new, "--method", "mtt", "--mtt.max-start-epoch", "11"],
-        "cannot write": [*TINY, "--run-dir", "/proc/nowhere/run"],
-    }
     np.savez(bad, images=images, labels=np.full(20, -1))
-    for part, arguments in cases.items():
-        assert part in fails(arguments, cache)
-    assert "label" in fails([*TINY, *new, "--dataset", bad], cache)
+    assert "label" in refused("--dataset", bad)
     np.savez(bad, images=np.full((20, 8, 8, 1), np.nan), labels=np.arange(20) % 2)
-    assert "nan" in fails([*TINY, *new, "--dataset", bad], cache).lower()
+    assert "nan" in refused("--dataset", bad).lower()
     np.savez(bad, images=np.zeros((20, 8, 8, 5), np.uint8), labels=np.arange(20) % 2)
-    assert "channel" in fails([*TINY, *new, "--dataset", bad], cache)
+    assert "channel" in refused("--dataset", bad)
 
 
 def test_a_folder_of_another_run_or_a_damaged_checkpoint_is_refused_and_left(unbroken, cache, tmp_path):

@@ -178,7 +178,7 @@ def test_bfloat16_computes_narrowly_and_keeps_everything_wide(key, spec):
     """A bfloat16 has 8 bits: each layer is off by at most 2^-9, and nothing that comes out is a bfloat16."""
     wide, narrow = (zoo.parse(f"{spec},compute={compute}", 3, (16, 16, 3)) for compute in ("float32", "bfloat16"))
     assert wide.label == spec and "compute=bfloat16" in narrow.label
-    variables = wide.init(key)
+    variables = jax.jit(wide.init)(key)
     images = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
 
     def look(net):

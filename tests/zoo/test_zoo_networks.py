@@ -63,7 +63,7 @@ def test_map_is_the_deepest_that_is_fine_enough(name, image_shape, map_shape):
 @pytest.mark.parametrize("name", ["mlp", "lenet", "alexnet_bn", "vgg11", "resnet18_bn_ap", "googlenet"])
 def test_forward_pass_is_finite_and_per_image(name, key):
     net = small(name, (32, 32, 1))
-    variables = net.init(key)
+    variables = jax.jit(net.init)(key)
     images = jax.random.normal(key, (2, 32, 32, 1))
     apply = jax.jit(net.apply)
     logits, out = apply(variables, images)
@@ -77,7 +77,7 @@ def test_forward_pass_is_finite_and_per_image(name, key):
 
 def test_gradient_at_the_map_of_an_averaging_head_is_the_head_row(key):
     net = small("resnet18", (128, 128, 1))
-    variables = net.init(key)
+    variables = jax.jit(net.init)(key)
     images = jax.random.normal(key, (2, 128, 128, 1))
     zeros = jnp.zeros((2, *net.map_shape))
 
@@ -91,7 +91,7 @@ def test_gradient_at_the_map_of_an_averaging_head_is_the_head_row(key):
 
 def test_shift_of_the_last_map_moves_the_logits_as_the_linear_head_says(key):
     net = zoo.create("convnet", 5, (8, 8, 1), width=4, depth=1)  # the head sees the map itself
-    variables = net.init(key)
+    variables = jax.jit(net.init)(key)
     images = jax.random.normal(key, (2, 8, 8, 1))
     shift = jax.random.normal(jax.random.key(1), (2, *net.map_shape))
     apply = jax.jit(net.apply)
@@ -106,7 +106,7 @@ def test_shift_of_the_last_map_moves_the_logits_as_the_linear_head_says(key):
 
 def test_vit_outputs(key):
     net = small("vit", (8, 8, 1))
-    variables = net.init(key)
+    variables = jax.jit(net.init)(key)
     images = jax.random.normal(key, (2, 8, 8, 1))
     zeros = jnp.zeros((2, *net.map_shape))
 
