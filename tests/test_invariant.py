@@ -17,7 +17,7 @@ def auxiliaries():
     for index, spec in enumerate(["convnet:width=4,depth=1", "alexnet:width=4", "convnet:width=6,depth=1"]):
         net = zoo.parse(spec, num_classes=3, image_shape=SHAPE)
         images = jax.random.normal(jax.random.fold_in(key, index), (6, *SHAPE))
-        variables = net.init(jax.random.fold_in(key, 10 + index))
+        variables = jax.jit(net.init)(jax.random.fold_in(key, 10 + index))
         made.append(features.make_auxiliary(net, variables, images, jnp.arange(6) % 3))
     return made
 

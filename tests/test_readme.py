@@ -8,9 +8,14 @@ import pytest
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.mark.parametrize("edit", ["as it stands", "another network, without MetaDD"])
-def test_the_example(edit, tmp_path, monkeypatch):
-    monkeypatch.setenv("METADD_CACHE", str(tmp_path))
+def test_the_example(edit, cache, monkeypatch):
+    monkeypatch.setenv("METADD_CACHE", str(cache))
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     if "another network" in edit:
         code, edits = re.subn('network = "[^"]*"', 'network = "lenet"', code)
