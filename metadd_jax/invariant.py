@@ -12,14 +12,13 @@ Shapes: M auxiliaries, B images [H, W, C], maps [M, B, H, W] in [0, 1], logits [
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from metadd_jax import augment, features, parallel, split
+from metadd_jax import augment, features, parallel, parts, split
 from metadd_jax.structs import Auxiliary
 
 TERMS = ("ai", "pos", "var")
@@ -226,50 +225,16 @@ def _weigh(
 ) -> tuple[jax.Array, tuple[jax.Array, dict]]:
     """Rows [R, T] of constant weights times the means of the T terms: [R]; and what they come from, without gradient.
 
-    Every term is a mean over images, so the images can pass the networks in parts. The gradients of the R sums are
-    taken as a part passes by: only its activations are kept, and nothing is computed twice.
+    Every term is a mean over images, so the images can pass the networks in parts.
     """
-    count = len(images)
-    parts = -(-count // (config.micro_batch or (_CPU_PART if jax.default_backend() == "cpu" else count)))
-    share = -(-count // parts)
 
-    def divided(leaf: jax.Array) -> jax.Array:
-        filled = jnp.concatenate([leaf, leaf[: parts * share - count]])
-        # Neighbours go to different parts, so that devices that hold neighbours all have work in every part.
-        return filled.reshape(share, parts, *leaf.shape[1:]).swapaxes(0, 1)
-
-    def joined(leaf: jax.Array) -> jax.Array:  # from [parts, N, share, ...]
-        return jnp.moveaxis(leaf, 0, 2).reshape(leaf.shape[1], share * parts, *leaf.shape[3:])[:, :count]
-
-    def part_sums(images: jax.Array, labels: jax.Array, shares: jax.Array, rest: tuple) -> tuple[jax.Array, tuple]:
-        rows, _, frozen = rest
+    def part(images: jax.Array, labels: jax.Array, shares: jax.Array, shared: tuple) -> tuple[jax.Array, tuple]:
+        rows, frozen = shared
         values, found = _look(images, labels, frozen, config)
         return rows @ (values @ shares), jax.lax.stop_gradient((values, found))
 
-    def each(function: Callable, images: jax.Array, rest: tuple) -> Any:
-        shares = jnp.where(jnp.arange(parts * share) < count, 1.0 / count, 0.0).reshape(share, parts).T
-        return jax.lax.map(lambda part: function(*part, rest), (divided(images), divided(rest[1]), shares))
-
-    def with_gradients(images: jax.Array, labels: jax.Array, shares: jax.Array, rest: tuple) -> tuple:
-        sums, pull, seen = jax.vjp(lambda x: part_sums(x, labels, shares, rest), images, has_aux=True)
-        return sums, seen, jax.lax.map(lambda row: pull(row)[0], jnp.eye(len(sums)))
-
-    @jax.custom_vjp
-    def total(images: jax.Array, rest: tuple) -> tuple[jax.Array, tuple]:
-        sums, seen = each(part_sums, images, rest)
-        return sums.sum(axis=0), jax.tree.map(joined, seen)
-
-    def forward(images: jax.Array, rest: tuple) -> tuple[tuple, jax.Array]:
-        sums, seen, gradients = each(with_gradients, images, rest)
-        return (sums.sum(axis=0), jax.tree.map(joined, seen)), joined(gradients)
-
-    def backward(gradients: jax.Array, slopes: tuple) -> tuple[jax.Array, None]:
-        return jnp.tensordot(slopes[0], gradients, axes=1), None
-
-    total.defvjp(forward, backward)
-    if parts == 1:
-        return part_sums(images, labels, jnp.full(count, 1.0 / count), (rows, labels, frozen))
-    return total(images, (rows, labels, frozen))
+    size = config.micro_batch or (_CPU_PART if jax.default_backend() == "cpu" else len(images))
+    return parts.means(part, images, labels, (rows, frozen), size=size)
 
 
 def _look(images: jax.Array, labels: jax.Array, frozen: tuple, config: InvariantConfig) -> tuple[jax.Array, dict]:
