@@ -116,7 +116,7 @@ class DistillConfig:
       image_lr: learning rate of the synthetic images (SGD; sre2l: Adam).
       image_momentum: momentum of the synthetic images (not sre2l).
       augmentation: DSA tokens joined by "_", "none", or "auto" (by data set: digits are not flipped).
-      class_batch: classes matched at once (dm, dc, dsa); more is faster on accelerators and needs more memory; 0 for as
+      class_batch: classes matched at once (dm, dc, dsa); more makes dm faster on a GPU and needs more memory; 0 for as
         many as half of a device's memory holds (on a CPU one).
       micro_batch: real images of a class that pass a network at once (dm, dc, dsa); 0 for all, on a CPU for 32.
       distill_seeds: sets distilled per method, each from its own seed.

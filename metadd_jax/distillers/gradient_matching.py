@@ -58,7 +58,8 @@ def dc(
         a class, drawn anew at every step, in one pass as one batch. "published": that pass moves the statistics by a
         tenth (momentum 0.1), so they stay mostly those of the start or of the inner training. "improved": the
         statistics of this batch replace them. Without effect on other networks.
-      class_batch: how many classes are matched at once: memory grows with it, and so does speed on accelerators.
+      class_batch: how many classes are matched at once: memory grows with it; the gradients of several classes to one
+        kernel are a grouped convolution, which is slow on a GPU (docs/gpu.md).
       micro_batch: how many real images of a class at once, see ``training.batches.sum_in_parts``.
 
     Raises:
