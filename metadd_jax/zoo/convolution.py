@@ -8,6 +8,7 @@ direction takes the form that is fast there:
 
   forward            XLA's convolution; patches and a matrix product under ``vmap`` over kernels, to fewer than
                      16 channels, to maps of less than 4 pixels, and (a few images at a time) from 33 to 64 channels
+                     and in bfloat16
   to the images      stride 1: a forward convolution with the turned kernel; else, from maps of at most 4 pixels,
                      and to fewer than 16 channels, from the matrix product
   to the kernel      patches and a matrix product, a few images at a time (XLA inside a scan: 1,400 ms against 35)
@@ -27,6 +28,8 @@ from jax.typing import ArrayLike
 
 # Patches of about 5 MB stay in the caches: 256 images of [16, 16, 128] take 0.13 s so and 0.25 s at once.
 _PATCH_ELEMENTS, _LEAST_ROWS = 1_200_000, 1024
+# Products of bfloat16 are so fast where a CPU has a unit for them that larger ones pay.
+_NARROW_SHARE = 4
 _LEAST_SIDE, _FEW_CHANNELS = 4, 16
 # From these XLA's convolution reaches 100 GFLOP/s, products 150, and XLA's own from 96 or 128 channels 200.
 _HALF_RATE = range(33, 65)
@@ -76,14 +79,17 @@ def _cpu_forward(stride: int, padding: int) -> Callable[[jax.Array, jax.Array], 
 
     @jax.custom_batching.custom_vmap
     def batched(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        dtype, narrow = images.dtype, images.dtype == jnp.bfloat16
         # XLA's convolution is slower where it makes few channels (4 -> 4: 6 ms against 2) and on small maps (2x2, 512
         # channels: 2 GFLOP/s against 160).
         least = min(output_side(side, kernel.shape[0], stride=stride, padding=padding) for side in images.shape[1:3])
         if kernel.shape[3] < _FEW_CHANNELS or least < _LEAST_SIDE:
             return product(images, kernel)
-        if kernel.shape[2] in _HALF_RATE:
+        if kernel.shape[2] in _HALF_RATE or (narrow and kernel.shape[2] >= _FEW_CHANNELS):
             return _in_rounds(functools.partial(product, kernel=kernel), images, least * least, kernel[..., 0].size)
-        return xla_convolve(images, kernel, stride=stride, padding=padding)
+        if narrow:  # XLA's convolution of few channels is slower in bfloat16
+            images, kernel = images.astype(jnp.float32), kernel.astype(jnp.float32)
+        return xla_convolve(images, kernel, stride=stride, padding=padding).astype(dtype)
 
     @batched.def_vmap
     def rule(size: int, is_batched: list[bool], images: jax.Array, kernel: jax.Array) -> tuple[jax.Array, bool]:
@@ -138,16 +144,17 @@ _to_images.defvjp(
 
 def _in_rounds(function: Callable, images: jax.Array, places: int, length: int) -> jax.Array:
     """``function`` of a few images at a time, whose patches, of ``length`` at ``places`` places, stay in the caches."""
-    rounds = _rounds(len(images), places, length)
+    rounds = _rounds(images, places, length)
     if rounds == 1:
         return function(images)
     results = lax.map(function, _divide(images, rounds))
     return results.reshape(-1, *results.shape[2:])[: len(images)]
 
 
-def _rounds(size: int, places: int, length: int) -> int:
+def _rounds(images: jax.Array, places: int, length: int) -> int:
     """How many rounds keep the patches (``places`` of ``length`` numbers an image) of a round of images small."""
-    return min(size, -(-size * places // max(_LEAST_ROWS, _PATCH_ELEMENTS // length)))
+    elements = _PATCH_ELEMENTS * (_NARROW_SHARE if images.dtype == jnp.bfloat16 else 1)
+    return min(len(images), -(-len(images) * places // max(_LEAST_ROWS, elements // length)))
 
 
 def _divide(x: jax.Array, rounds: int) -> jax.Array:
@@ -171,7 +178,7 @@ def _to_kernel(stride: int, padding: int, side: int, images: jax.Array, gradient
 
     wide = jnp.promote_types(gradient.dtype, jnp.float32)  # a sum of many terms
     length = side * side * images.shape[3]
-    rounds = _rounds(len(images), gradient.shape[1] * gradient.shape[2], length)
+    rounds = _rounds(images, gradient.shape[1] * gradient.shape[2], length)
     if rounds == 1:
         total = part(images, gradient)
     else:
@@ -231,7 +238,9 @@ def matmul_convolve(images: ArrayLike, kernel: ArrayLike, *, stride: int = 1, pa
 
 def _times(x: jax.Array, weights: jax.Array) -> jax.Array:
     """[..., D] @ [D, O], of matrices: with more axes XLA transposes the cotangent for the gradient to ``weights``."""
-    return (x.reshape(-1, x.shape[-1]) @ weights).reshape(*x.shape[:-1], weights.shape[1])
+    wide = jnp.promote_types(x.dtype, jnp.float32)  # what a CPU's matrix unit makes of bfloat16, and what sums need
+    product = jnp.matmul(x.reshape(-1, x.shape[-1]), weights, preferred_element_type=wide).astype(x.dtype)
+    return product.reshape(*x.shape[:-1], weights.shape[1])
 
 
 def _pad(images: jax.Array, padding: int) -> jax.Array:

@@ -112,7 +112,8 @@ def pool(x: jax.Array, kind: str) -> jax.Array:
 @jax.custom_vjp
 def _halve_on_cpu(x: jax.Array) -> jax.Array:
     """Mean of each 2x2 window. XLA computes the norm before it once here, and four times for four slices."""
-    return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID") / 4
+    total = jax.lax.reduce_window(widen(x), 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    return (total / 4).astype(x.dtype)
 
 
 def _halve_backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:

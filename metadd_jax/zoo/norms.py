@@ -80,8 +80,9 @@ def instance_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _keep(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, tuple]:
-    standard, mean, rate = standardise(x, (1, 2))
-    return standard * scale + bias, (x, mean, rate, scale)
+    standard, mean, rate = standardise(widen(x), (1, 2))
+    # Rounded once: a CPU rounds to bfloat16 by integer operations.
+    return (standard * widen(scale) + widen(bias)).astype(x.dtype), (x, mean, rate, scale)
 
 
 def _gradients(kept: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
