@@ -238,10 +238,13 @@ def measure(p: SimpleNamespace) -> dict[str, Any] | None:
     torch.manual_seed(0)
     try:
         step = MAKERS[p.kind](p)
+        step()  # not timed; a network that is drawn anew at every step is made here first
     except UnknownNetworkError:
         return None
     seconds, on_gpu = [], p.torch_device != "cpu"
-    for _ in range(p.repeats + 1):
+    for _ in range(p.repeats):
+        if on_gpu:
+            torch.cuda.synchronize()
         start = time.perf_counter()
         step()
         if on_gpu:
@@ -249,8 +252,8 @@ def measure(p: SimpleNamespace) -> dict[str, Any] | None:
         seconds.append(time.perf_counter() - start)
     unit = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
     return {
-        "seconds": seconds[1:],
-        "median_seconds": statistics.median(seconds[1:]),
+        "seconds": seconds,
+        "median_seconds": statistics.median(seconds),
         "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         "peak_device_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
         "version": torch.__version__,

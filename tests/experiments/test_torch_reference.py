@@ -82,6 +82,12 @@ def test_a_network_without_a_pytorch_form_is_not_measured(spec):
     assert torch_reference.measure(types.SimpleNamespace(**settings)) is None
 
 
+def test_nor_is_a_step_that_draws_such_a_network():
+    settings = {"kind": "dm", "backbone": "convnet:compute=bfloat16", "num_classes": 2, "image_shape": (8, 8, 3)}
+    settings |= {"size": 1, "batch_size": 1, "augmentation": "none", "torch_device": "cpu", "repeats": 1}
+    assert torch_reference.measure(types.SimpleNamespace(**settings)) is None
+
+
 @pytest.fixture(scope="module")
 def images():
     """Real images [K, REAL, ...] and a set [K * IPC, ...]."""
