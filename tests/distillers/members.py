@@ -87,7 +87,7 @@ MEMBERS = {
     "dm": lambda auxiliaries, dataset: base(),
     "dm two classes at once, from noise": lambda a, d: base(class_batch=2, init="noise", augmentation="none"),
     "dm batch norm": lambda a, d: base("convnet_bn:width=4,depth=1"),
-    "metadd calibrated": lambda a, d: wrapped(a, weighting="calibrated"),
+    "metadd calibrated, in parts": lambda a, d: wrapped(a, weighting="calibrated", micro_batch=4),
     "metadd per step": lambda a, d: wrapped(a, weighting="per_step", kl=0.0, ai=0.0),
     "metadd raw, attention, subset": with_vit,
     "dc": lambda a, d: matching(distillers.dc, class_batch=2),
