@@ -1,6 +1,6 @@
 """Two-dimensional convolution that stays fast on CPU, inside ``lax.scan`` and under ``vmap`` over kernels.
 
-On GPU and TPU this is XLA's own convolution. On CPU that one is a trap: inside a loop its gradients run 6 to
+On GPU and TPU this is XLA's own convolution (its second derivatives are not, see below). On CPU that one is a trap: inside a loop its gradients run 6 to
 30 times slower than outside (jax issue 12868), and ``vmap`` over kernels turns it into a grouped convolution,
 which is slower still. Its plain forward pass is good, though, and 3 times faster than patches and a matrix
 product (jax 0.10.2, 2 cores, [128,16,16,32] -> 32 channels inside a scan: 5 against 17 ms). So on CPU each
