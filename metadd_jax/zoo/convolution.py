@@ -1,10 +1,10 @@
 """Two-dimensional convolution that stays fast on CPU, inside ``lax.scan`` and under ``vmap`` over kernels.
 
-On GPU and TPU this is XLA's own convolution (its second derivatives are not, see below). On CPU that one is a trap: inside a loop its gradients run 6 to
-30 times slower than outside (jax issue 12868), and ``vmap`` over kernels turns it into a grouped convolution,
-which is slower still. Its plain forward pass is good, though, and 3 times faster than patches and a matrix
-product (jax 0.10.2, 2 cores, [128,16,16,32] -> 32 channels inside a scan: 5 against 17 ms). So on CPU each
-direction takes the form that is fast there:
+On GPU and TPU this is XLA's own convolution, but for its second derivatives (see ``_convolve``). On CPU that one is a
+trap: inside a loop its gradients run 6 to 30 times slower than outside (jax issue 12868), and ``vmap`` over kernels
+turns it into a grouped convolution, which is slower still. Its plain forward pass is good, though, and 3 times faster
+than patches and a matrix product (jax 0.10.2, 2 cores, [128,16,16,32] -> 32 channels inside a scan: 5 against 17 ms).
+So on CPU each direction takes the form that is fast there:
 
   forward            XLA's convolution; patches and a matrix product under ``vmap`` over kernels, to fewer than
                      16 channels, to maps of less than 4 pixels, and (a few images at a time) from 33 to 64 channels
