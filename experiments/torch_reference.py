@@ -242,13 +242,12 @@ def measure(p: SimpleNamespace) -> dict[str, Any] | None:
     except UnknownNetworkError:
         return None
     seconds, on_gpu = [], p.torch_device != "cpu"
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    wait()
     for _ in range(p.repeats):
-        if on_gpu:
-            torch.cuda.synchronize()
         start = time.perf_counter()
         step()
-        if on_gpu:
-            torch.cuda.synchronize()
+        wait()
         seconds.append(time.perf_counter() - start)
     unit = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
     return {

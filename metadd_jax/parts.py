@@ -11,6 +11,20 @@ import jax.numpy as jnp
 Function = Callable[[jax.Array, Any, jax.Array, Any], tuple[jax.Array, Any]]
 
 
+def shares(count: int, most: int) -> tuple[int, int]:
+    """How many parts of at most ``most`` items hold ``count`` of them, and the items of each part, all alike."""
+    parts = -(-count // most)
+    return parts, -(-count // parts)
+
+
+def deal(items: jax.Array, parts: int) -> jax.Array:
+    """[parts * share, ...] -> [parts, share, ...].
+
+    Neighbours go to different parts, so that devices that hold neighbours all have work in every part.
+    """
+    return items.reshape(-1, parts, *items.shape[1:]).swapaxes(0, 1)
+
+
 def means(function: Function, images: jax.Array, items: Any, shared: Any, *, size: int) -> tuple[jax.Array, Any]:
     """R sums over images [B, ...] with weight 1 / B each; their gradient goes to the images alone.
 
@@ -30,24 +44,20 @@ def means(function: Function, images: jax.Array, items: Any, shared: Any, *, siz
       The sums [R] and the facts [N, B, ...].
     """
     count = len(images)
-    parts = -(-count // size)
-    share = -(-count // parts)
+    parts, share = shares(count, size)
     if parts == 1:
         return function(images, items, jnp.full(count, 1.0 / count), shared)
 
     def divide(leaf: jax.Array) -> jax.Array:
-        filled = jnp.concatenate([leaf, leaf[: parts * share - count]])
-        # Neighbours go to different parts, so that devices that hold neighbours all have work in every part.
-        return filled.reshape(share, parts, *leaf.shape[1:]).swapaxes(0, 1)
+        return deal(jnp.concatenate([leaf, leaf[: parts * share - count]]), parts)
 
-    def join(leaf: jax.Array) -> jax.Array:  # [parts, N, share, ...]
+    def join(leaf: jax.Array) -> jax.Array:  # from [parts, N, share, ...]
         return jnp.moveaxis(leaf, 0, 2).reshape(leaf.shape[1], share * parts, *leaf.shape[3:])[:, :count]
 
-    def each(function: Callable, *arguments: Any) -> Any:
-        images, items, shared = arguments
-        weights = jnp.where(jnp.arange(parts * share) < count, 1.0 / count, 0.0).reshape(share, parts).T
+    def each(one: Callable, images: jax.Array, items: Any, shared: Any) -> Any:
+        weights = deal(jnp.where(jnp.arange(parts * share) < count, 1.0 / count, 0.0), parts)
         divided = jax.tree.map(divide, (images, items))
-        return jax.lax.map(lambda part: function(*part[0], part[1], shared), (divided, weights))
+        return jax.lax.map(lambda part: one(*part[0], part[1], shared), (divided, weights))
 
     def with_gradients(images: jax.Array, *rest: Any) -> tuple[jax.Array, Any, jax.Array]:
         sums, pull, facts = jax.vjp(lambda images: function(images, *rest), images, has_aux=True)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metadd_jax import augment, transforms
+from metadd_jax import augment, parts, transforms
 from metadd_jax.training import recipes
 
 MIXUP_ALPHA, CUTMIX_ALPHA = 0.8, 1.0  # SRe2L's
@@ -83,15 +83,12 @@ def sum_in_parts(function: Callable[[Any], Any], items: Any, *, micro_batch: int
     """
     size = len(jax.tree.leaves(items)[0])
     micro_batch = micro_batch or (_CPU_PART if jax.default_backend() == "cpu" else size)
-    parts = -(-size // micro_batch)
-    if parts == 1:
+    count, share = parts.shares(size, micro_batch)
+    if count == 1:
         return function(items)
-    share = -(-size // parts)
 
     def divide(leaf: jax.Array) -> jax.Array:
-        padded = jnp.pad(leaf, ((0, parts * share - size), *[(0, 0)] * (leaf.ndim - 1)))
-        # Neighbours go to different parts, so that devices that hold neighbours all have work in every part.
-        return padded.reshape(share, parts, *leaf.shape[1:]).swapaxes(0, 1)
+        return parts.deal(jnp.pad(leaf, ((0, count * share - size), *[(0, 0)] * (leaf.ndim - 1))), count)
 
     divided = jax.tree.map(divide, items)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, _first(divided)))
