@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metadd_jax.zoo import initialise, layers
+from metadd_jax.zoo import initialise, layers, norms
 
 Variables = dict[str, Any]
 Outputs = dict[str, jax.Array]
@@ -74,8 +74,14 @@ class Architecture:
         self._check(images)
         return jax.tree.map(layers.widen, self.module.apply(*self._inputs(variables, images), train=False))
 
-    def apply_train(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Outputs, Variables]:
+    def apply_train(
+        self, variables: Variables, images: jax.Array, weights: jax.Array | None = None
+    ) -> tuple[jax.Array, Outputs, Variables]:
         """Training: like ``apply``, but batch norm uses the statistics of ``images`` and updates its own.
+
+        Args:
+          weights: [B], 0 for images that only fill up a batch: batch norm does not see them, so that the others give
+            what they would give alone. The rest counts alike, whatever its weight. None: all count.
 
         Returns:
           Logits [B, K], ``out`` and the new ``batch_stats`` ({} where there are none): .9 old + .1 batch, as
@@ -83,15 +89,18 @@ class Architecture:
         """
         self._check(images)
         inputs = self._inputs(variables, images)
-        outputs, updates = self.module.apply(*inputs, train=True, mutable=["batch_stats"])
+        with norms.counting(weights):
+            outputs, updates = self.module.apply(*inputs, train=True, mutable=["batch_stats"])
         return *jax.tree.map(layers.widen, outputs), updates.get("batch_stats", {})
 
-    def apply_batch(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Outputs]:
+    def apply_batch(
+        self, variables: Variables, images: jax.Array, weights: jax.Array | None = None
+    ) -> tuple[jax.Array, Outputs]:
         """Like ``apply``, but batch norm uses the statistics of ``images`` and stores nothing.
 
-        For networks with random weights, whose running statistics mean nothing (DM).
+        For networks with random weights, whose running statistics mean nothing (DM). ``weights`` as in ``apply_train``.
         """
-        return self.apply_train(variables, images)[:2]
+        return self.apply_train(variables, images, weights)[:2]
 
     @property
     def has_map(self) -> bool:

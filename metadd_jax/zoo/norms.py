@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -26,6 +30,22 @@ def norm(x: jax.Array, kind: str, *, train: bool, name: str, epsilon: float = EP
             use_running_average=not train, momentum=0.9, epsilon=epsilon, use_fast_variance=False, name=name
         )(x)
     return FeatureNorm(kind, name=name)(x)
+
+
+def counting(weights: jax.Array | None) -> contextlib.AbstractContextManager:
+    """Within it, a batch norm that trains takes its statistics over the images of a weight above 0, [B], and no others.
+
+    It reaches every ``flax.linen.BatchNorm`` of a module that is applied there, a user's own too. None: over all.
+    """
+    if weights is None:
+        return contextlib.nullcontext()
+
+    def only_those(layer: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
+            kwargs = {"mask": (weights > 0).reshape(-1, *[1] * (args[0].ndim - 1)), **kwargs}
+        return layer(*args, **kwargs)
+
+    return nn.intercept_methods(only_those)
 
 
 class FeatureNorm(nn.Module):
