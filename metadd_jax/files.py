@@ -1,17 +1,116 @@
-"""Files on the host: whole-or-absent writes, content hashes, and the checks made before long work starts."""
+"""Files on the host: whole-or-absent writes, content hashes, and the checks made before long work starts.
+
+What is being written stands beside its place under a hidden name that says who writes it: machine, process and a random
+part. So two runs never meet in one name, and what a killed process left is known for what it is and removed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import glob
 import hashlib
 import json
 import os
 import pathlib
-import tempfile
+import re
+import secrets
+import shutil
+import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
+# What another machine or container was writing counts as left behind when nothing was added to it for so long.
+_FOREIGN_SECONDS = 24 * 3600
+# .NAME-metadd.MACHINE.PROCESS.START.RANDOM and the suffix of NAME once more, by which some writers choose a format.
+_TEMPORARY = re.compile(r"\..*-metadd\.(?P<machine>[0-9a-f]{8})\.(?P<pid>\d+)\.(?P<start>\d+)\.[0-9a-f]{8}(\.[^.]*)?")
+
+
+@functools.cache
+def kernel() -> str:
+    """What names the running kernel, the same in all containers on it: its boot's number, else the host's name."""
+    try:
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+@functools.cache
+def _machine() -> str:
+    """Where process numbers mean the same as here (8 hex digits): one kernel and one container."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return hashlib.sha256(f"{kernel()} {space}".encode()).hexdigest()[:8]
+
+
+def _start_of(pid: int) -> int:
+    """When a process started, in the kernel's ticks (a number is given again to later processes); 0 if unknown."""
+    try:
+        # The second field is the program's name in parentheses, which may hold anything.
+        return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _runs(pid: int, start: int) -> bool:
+    """Whether the process of this machine that started then is still there."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    now = _start_of(pid)
+    return not (start and now) or start == now
+
+
+def temporary_path(path: pathlib.Path) -> pathlib.Path:
+    """A hidden sibling of ``path`` for this process to write, of a name that is given once."""
+    pid = os.getpid()
+    owner = f"metadd.{_machine()}.{pid}.{_start_of(pid)}.{secrets.token_hex(4)}"
+    return path.with_name(f".{path.name}-{owner}{path.suffix}")
+
+
+def is_temporary(path: pathlib.Path) -> bool:
+    """Whether a path is named by ``temporary_path``."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def is_left_behind(path: pathlib.Path) -> bool:
+    """Whether ``path`` is a temporary one whose process is gone; of another machine: untouched for a day."""
+    found = _TEMPORARY.fullmatch(path.name)
+    if found is None:
+        return False
+    if found["machine"] == _machine():
+        return not _runs(int(found["pid"]), int(found["start"]))
+    try:
+        return time.time() - _last_change(path) > _FOREIGN_SECONDS
+    except OSError:
+        return False  # its writer has just finished
+
+
+def _last_change(path: pathlib.Path) -> float:
+    return max(item.lstat().st_mtime for item in (path, *path.rglob("*")))
+
+
+def discard(path: pathlib.Path) -> None:
+    """Deletes a file, a link or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_left_behind(folder: pathlib.Path, pattern: str = "*") -> None:
+    """Deletes what killed processes were writing in ``folder`` (names after the dot match ``pattern``)."""
+    for path in folder.glob(f".{pattern}-metadd.*"):
+        if is_left_behind(path):
+            discard(path)
 
 
 @contextlib.contextmanager
@@ -19,10 +118,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary sibling of ``path`` that replaces it only when the block ends without an error."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = pathlib.Path(name)
+    remove_left_behind(path.parent, glob.escape(path.name))
+    temporary = temporary_path(path)
     try:
+        temporary.touch(exist_ok=False)
         yield temporary
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
@@ -81,8 +180,12 @@ def require_writable(directory: str | os.PathLike) -> pathlib.Path:
     directory = pathlib.Path(directory).expanduser().absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
+        remove_left_behind(directory, "probe")
+        probe = temporary_path(directory / "probe")
+        try:
+            probe.write_bytes(bytes(1 << 16))  # a full disk still makes empty files
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(f"cannot write in {directory} ({error.strerror}); choose another folder") from error
     return directory

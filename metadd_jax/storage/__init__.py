@@ -1,15 +1,19 @@
-"""What a run leaves on the disk: checkpoints (Orbax) and metrics (JSON lines)."""
+"""What a run leaves on the disk: checkpoints (Orbax), metrics (JSON lines), and the lock while it is at work."""
 
 from metadd_jax.storage.checkpoint import Checkpointer, restore, restore_tree, save, save_tree
+from metadd_jax.storage.lock import HeldError, Lock, waiting
 from metadd_jax.storage.metrics import JsonLines, NoMetrics, TensorBoard
 
 __all__ = [
     "Checkpointer",
+    "HeldError",
     "JsonLines",
+    "Lock",
     "NoMetrics",
     "TensorBoard",
     "restore",
     "restore_tree",
     "save",
     "save_tree",
+    "waiting",
 ]

@@ -122,7 +122,7 @@ class Checkpointer:
         """
         _save(self._path(step), state, None, overwrite=False)
         if jax.process_index() == 0:
-            folder.remove_leftovers(self.directory, "step_*")
+            folder.tidy(self.directory, "step_*")
             for old in self._steps()[: -self.keep]:
                 folder.remove(self._path(old))
 
@@ -179,13 +179,20 @@ def _whole_folder(directory: str | os.PathLike, *, overwrite: bool) -> Iterator[
         with folder.whole_folder(directory, overwrite=overwrite) as partial:
             yield partial
         return
-    writer = int(multihost_utils.broadcast_one_to_all(np.int32(os.getpid())))
+    directory = pathlib.Path(directory).expanduser().absolute()
+    partial = directory.with_name(_same_text(files.temporary_path(directory).name))
     if jax.process_index() == 0:
-        with folder.whole_folder(directory, overwrite=overwrite) as partial:
+        with folder.whole_folder(directory, overwrite=overwrite, partial=partial) as partial:
             yield partial
     else:
-        yield folder.partial_path(pathlib.Path(directory).expanduser().absolute(), writer)
+        yield partial
     multihost_utils.sync_global_devices("checkpoint complete")
+
+
+def _same_text(text: str) -> str:
+    """What the first process holds, on all of them; at most 255 bytes, as file names are."""
+    padded = np.frombuffer(text.encode().ljust(255, b"\0")[:255], np.uint8)
+    return bytes(multihost_utils.broadcast_one_to_all(padded)).rstrip(b"\0").decode()
 
 
 def _read_description(directory: pathlib.Path) -> dict[str, Any]:

@@ -19,60 +19,93 @@ import numpy as np
 from metadd_jax import files
 
 MANIFEST = "manifest.json"
-
-
-def partial_path(directory: pathlib.Path, process: int) -> pathlib.Path:
-    """The hidden sibling of ``directory`` in which ``process`` (its id) writes."""
-    return directory.with_name(f".{directory.name}.partial-{process}")
+_OLD = ",old"  # ends the hidden name of a folder that is being replaced
 
 
 @contextlib.contextmanager
-def whole_folder(directory: str | os.PathLike, *, overwrite: bool = False) -> Iterator[pathlib.Path]:
+def whole_folder(
+    directory: str | os.PathLike, *, overwrite: bool = False, partial: pathlib.Path | None = None
+) -> Iterator[pathlib.Path]:
     """Yields a hidden empty folder that becomes ``directory`` when the block ends without an error.
 
     Args:
       directory: the final path; parents are made.
       overwrite: replace what stands there. The old one is removed only after the new one is complete.
+      partial: the hidden folder, from ``files.temporary_path``, where other processes must know it.
 
     Raises:
-      ValueError: if ``directory`` exists and ``overwrite`` is False (before anything is written).
+      ValueError: if ``directory`` exists and ``overwrite`` is False: before anything is written, or at the end if
+        another process was first.
     """
     directory = pathlib.Path(directory).expanduser().absolute()
     if os.path.lexists(directory) and not overwrite:
-        raise ValueError(f"{directory} exists already; choose another path or ask to overwrite it")
+        raise _exists(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(directory.parent, glob.escape(directory.name))
-    partial = partial_path(directory, os.getpid())
+    tidy(directory.parent, glob.escape(directory.name))
+    partial = partial or files.temporary_path(directory)
     partial.mkdir()
     try:
         yield partial
-        if os.path.lexists(directory):
-            remove(directory, replacement=partial)
+        if overwrite and os.path.lexists(directory):
+            _replace(directory, partial)
         else:
-            os.rename(partial, directory)
+            _name(partial, directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def remove(directory: pathlib.Path, *, replacement: pathlib.Path | None = None) -> None:
-    """Renames ``directory`` away, puts ``replacement`` in its place, and only then deletes the old files."""
-    old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
+def _name(partial: pathlib.Path, directory: pathlib.Path) -> None:
+    """Gives a complete folder its name; the file system lets one of several do so."""
+    try:
+        os.rename(partial, directory)
+    except OSError as error:
+        # Only an empty folder gives way.
+        if os.path.lexists(directory):
+            raise _exists(directory) from error
+        raise
+
+
+def _exists(directory: pathlib.Path) -> ValueError:
+    return ValueError(f"{directory} exists already; choose another path or ask to overwrite it")
+
+
+def _replace(directory: pathlib.Path, replacement: pathlib.Path) -> None:
+    """Renames ``directory`` away and ``replacement`` into its place; if that fails the old one comes back."""
+    old = _old_path(directory)
     os.rename(directory, old)
-    if replacement is not None:
+    try:
         os.rename(replacement, directory)
-    if old.is_dir() and not old.is_symlink():
-        shutil.rmtree(old)
-    else:
-        old.unlink()
+    except OSError as error:
+        if os.path.lexists(directory):  # another process was quicker
+            files.discard(old)
+            raise _exists(directory) from error
+        os.rename(old, directory)
+        raise
+    files.discard(old)
 
 
-def remove_leftovers(parent: pathlib.Path, name: str) -> None:
-    """Deletes the hidden remains of saves to ``parent/name`` (a glob pattern) whose process is gone."""
-    for kind in ("partial", "old"):
-        for path in parent.glob(f".{name}.{kind}-*"):
-            # Parallel runs share caches: what a living process is writing at this moment stays.
-            if not _alive(int(path.name.rpartition("-")[2])):
-                shutil.rmtree(path, ignore_errors=True)
+def remove(directory: pathlib.Path) -> None:
+    """Deletes a folder, which is whole or absent at every moment."""
+    gone = files.temporary_path(directory)
+    os.rename(directory, gone)
+    files.discard(gone)
+
+
+def _old_path(directory: pathlib.Path) -> pathlib.Path:
+    return files.temporary_path(directory.with_name(f"{directory.name}{_OLD}"))
+
+
+def tidy(parent: pathlib.Path, name: str = "*") -> None:
+    """Deletes what killed processes were writing as ``parent/name`` (a pattern); what they had renamed away comes back.
+
+    What a living process is writing at this moment stays: parallel runs share caches.
+    """
+    for path in parent.glob(f".{name}{_OLD}-metadd.*"):
+        directory = parent / path.name[1 : path.name.rindex(f"{_OLD}-metadd.")]
+        if files.is_left_behind(path) and not os.path.lexists(directory):
+            os.rename(path, directory)
+    files.remove_left_behind(parent, name)
+    files.remove_left_behind(parent, f"{name}{_OLD}")
 
 
 def seal(directory: pathlib.Path) -> None:
@@ -127,15 +160,3 @@ def _damaged(path: pathlib.Path, what: str) -> ValueError:
 def _names(directory: pathlib.Path) -> list[str]:
     found = (path for path in directory.rglob("*") if not path.is_dir())
     return sorted(path.relative_to(directory).as_posix() for path in found if path != directory / MANIFEST)
-
-
-def _alive(process: int) -> bool:
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
