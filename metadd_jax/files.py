@@ -106,7 +106,7 @@ def discard(path: pathlib.Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_left_behind(folder: pathlib.Path, pattern: str = "*") -> None:
+def remove_left_behind(folder: pathlib.Path, *, pattern: str = "*") -> None:
     """Deletes what killed processes were writing in ``folder`` (names after the dot match ``pattern``)."""
     for path in folder.glob(f".{pattern}-metadd.*"):
         if is_left_behind(path):
@@ -118,7 +118,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary sibling of ``path`` that replaces it only when the block ends without an error."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_left_behind(path.parent, glob.escape(path.name))
+    remove_left_behind(path.parent, pattern=glob.escape(path.name))
     temporary = temporary_path(path)
     try:
         temporary.touch(exist_ok=False)
@@ -180,7 +180,7 @@ def require_writable(directory: str | os.PathLike) -> pathlib.Path:
     directory = pathlib.Path(directory).expanduser().absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        remove_left_behind(directory, "probe")
+        remove_left_behind(directory, pattern="probe")
         probe = temporary_path(directory / "probe")
         try:
             probe.write_bytes(bytes(1 << 16))  # a full disk still makes empty files

@@ -122,7 +122,7 @@ class Checkpointer:
         """
         _save(self._path(step), state, None, overwrite=False)
         if jax.process_index() == 0:
-            folder.tidy(self.directory, "step_*")
+            folder.tidy(self.directory, name="step_*")
             for old in self._steps()[: -self.keep]:
                 folder.remove(self._path(old))
 

@@ -41,7 +41,7 @@ def whole_folder(
     if os.path.lexists(directory) and not overwrite:
         raise _exists(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    tidy(directory.parent, glob.escape(directory.name))
+    tidy(directory.parent, name=glob.escape(directory.name))
     partial = partial or files.temporary_path(directory)
     partial.mkdir()
     try:
@@ -95,7 +95,7 @@ def _old_path(directory: pathlib.Path) -> pathlib.Path:
     return files.temporary_path(directory.with_name(f"{directory.name}{_OLD}"))
 
 
-def tidy(parent: pathlib.Path, name: str = "*") -> None:
+def tidy(parent: pathlib.Path, *, name: str = "*") -> None:
     """Deletes what killed processes were writing as ``parent/name`` (a pattern); what they had renamed away comes back.
 
     What a living process is writing at this moment stays: parallel runs share caches.
@@ -104,8 +104,8 @@ def tidy(parent: pathlib.Path, name: str = "*") -> None:
         directory = parent / path.name[1 : path.name.rindex(f"{_OLD}-metadd.")]
         if files.is_left_behind(path) and not os.path.lexists(directory):
             os.rename(path, directory)
-    files.remove_left_behind(parent, name)
-    files.remove_left_behind(parent, f"{name}{_OLD}")
+    files.remove_left_behind(parent, pattern=name)
+    files.remove_left_behind(parent, pattern=f"{name}{_OLD}")
 
 
 def seal(directory: pathlib.Path) -> None:

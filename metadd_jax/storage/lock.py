@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from metadd_jax import files
@@ -79,7 +79,9 @@ class Lock:
 
 
 @contextlib.contextmanager
-def waiting(path: str | os.PathLike, on_wait: Any = None, *, seconds: float = 2.0) -> Iterator[Lock]:
+def waiting(
+    path: str | os.PathLike, *, on_wait: Callable[[str], None] | None = None, seconds: float = 2.0
+) -> Iterator[Lock]:
     """Holds the lock of ``path`` in the block, after whoever holds it now.
 
     Args:

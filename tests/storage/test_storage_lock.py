@@ -112,7 +112,7 @@ def test_of_many_at_once_each_has_it_alone(tmp_path):
 def test_who_waits_says_so_once(tmp_path):
     said, lock = [], storage.Lock(tmp_path / "lock")
     threading.Timer(0.05, lock.release).start()
-    with storage.waiting(tmp_path / "lock", said.append, seconds=0.01):
+    with storage.waiting(tmp_path / "lock", on_wait=said.append, seconds=0.01):
         pass
     assert len(said) == 1 and f"process {os.getpid()}" in said[0]
 
