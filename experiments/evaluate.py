@@ -41,10 +41,10 @@ def run(arguments: list[str]) -> None:
     config = command.parse(EvaluateConfig, arguments, program="evaluate.py", description=__doc__)
 
     import common
-    import jax
     import numpy as np
 
     import metadd_jax as mdd
+    from metadd_jax import keys
 
     common.check_names(config.networks)
     synthetic, metadata = common.load_set(config.file)
@@ -55,7 +55,7 @@ def run(arguments: list[str]) -> None:
     nets = common.networks(config.networks, dataset)
     with command.bar(len(nets), "judge", "net") as progress:
         rows = mdd.evaluation.cross_architecture(
-            jax.random.key(0),
+            keys.root(0, "judge"),
             synthetic,
             dataset,
             nets,

@@ -19,7 +19,7 @@ from options import DistillConfig
 from presets import variant
 
 import metadd_jax as mdd
-from metadd_jax import augment, exchange, files, parallel, pictures
+from metadd_jax import augment, exchange, files, keys, parallel, pictures
 from metadd_jax.distillers.run import compile_chunks
 from metadd_jax.evaluation import report
 
@@ -272,7 +272,8 @@ def baselines(job: Job) -> dict[str, list[mdd.SyntheticSet]]:
     """Real images as sets of the same size: random ones, and those nearest the k-means centres of each class."""
     return {
         "random": [
-            mdd.evaluation.random_real(jax.random.key(seed), job.dataset, job.config.ipc) for seed in seeds(job.config)
+            mdd.evaluation.random_real(keys.root(seed, "random"), job.dataset, job.config.ipc)
+            for seed in seeds(job.config)
         ],
         "kmeans": [mdd.evaluation.kmeans_real(seed, job.dataset, job.config.ipc) for seed in seeds(job.config)],
     }
@@ -288,12 +289,13 @@ def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]], teacher: mdd.Auxili
     ]
     with command.bar(len(job.networks), "judge", "net") as progress:
         tables = mdd.evaluation.cross_architecture(
-            jax.random.key(0),
+            keys.root(0, "judge"),
             [synthetic for _, _, synthetic in every],
             job.dataset,
             job.networks,
             seeds=config.train_seeds,
             recipe=methods.evaluation_recipe(config),
+            draws=[seed for _, seed, _ in every],
             split=config.evaluate_on,
             teacher=teacher if methods.relabels(config) else None,
             at_once=config.at_once,

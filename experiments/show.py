@@ -69,16 +69,15 @@ def run(arguments: list[str]) -> None:
 def _images(config: ShowConfig) -> tuple[str, Any, dict[str, Any], Any]:
     """What to call the picture, the images, the constants they go with, and the real data where it is needed."""
     import common
-    import jax
 
     import metadd_jax as mdd
-    from metadd_jax import exchange
+    from metadd_jax import exchange, keys
 
     places = {"data_dir": config.data_dir, "cache_dir": config.cache_dir}
     if not (pathlib.Path(config.file).exists() or config.file.endswith(".npz")):
         dataset = mdd.data.load(config.file, train_per_class=config.train_per_class, **places)
         facts = {**exchange.value_space(dataset), "class_names": dataset.class_names}
-        return "real", mdd.evaluation.random_real(jax.random.key(0), dataset, 1), facts, dataset
+        return "real", mdd.evaluation.random_real(keys.root(0, "random"), dataset, 1), facts, dataset
     synthetic, metadata = common.load_set(config.file)
     if not config.networks:
         return "synthetic", synthetic, metadata, None

@@ -142,7 +142,7 @@ class DistillState:
       synthetic: the trained parameterisation of the set (for pixels: a dict with ``images``).
       opt_state: the optimiser's state.
       aux: what the method itself keeps (MetaDD: the calibrated weights of its terms).
-      key: typed PRNG key of the run; step t draws from ``fold_in(key, t)`` and nothing else.
+      key: typed PRNG key of the run; step t draws from ``fold_in(key, t)`` and nothing else (see ``keys``).
     """
 
     step: Array

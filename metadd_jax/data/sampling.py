@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from metadd_jax import keys
 from metadd_jax.structs import ImageArrays
 
 
@@ -114,8 +115,8 @@ def random_per_class(key: jax.Array, arrays: ImageArrays, ipc: int) -> tuple[jax
             f"choose ipc from 1 to {counts[smallest]}"
         )
     classes = jnp.arange(len(counts), dtype=jnp.int32)
-    keys = jax.random.split(key, len(counts))
-    indices, weights = jax.vmap(class_indices, in_axes=(0, None, 0, None))(keys, arrays, classes, ipc)
+    class_keys = jax.random.split(key, len(counts))
+    indices, weights = jax.vmap(class_indices, in_axes=(0, None, 0, None))(class_keys, arrays, classes, ipc)
     return gather(arrays, indices.ravel(), weights.ravel()), jnp.repeat(classes, ipc)
 
 
@@ -139,7 +140,7 @@ def stream_pool(arrays: ImageArrays, seed: int, chunk: int, per_class: int) -> I
     """
     if per_class < 1:
         raise ValueError(f"per_class is {per_class}; stream at least 1 image a class")
-    generator = np.random.default_rng([seed, chunk])
+    generator = keys.generator("stream", seed, chunk)
     counts = np.minimum(arrays.counts, per_class).astype(np.int32)
     # Sorted within a class: the draws from a pool are random anyway, and a disk reads forwards.
     picks = np.concatenate(

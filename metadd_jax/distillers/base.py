@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metadd_jax import keys
 from metadd_jax.structs import Dataset, DistillState, SyntheticSet
 
 
@@ -53,10 +54,13 @@ def init_state(key: jax.Array, method: Distiller, tx: optax.GradientTransformati
     Raises:
       ValueError: if the data cannot serve the method (see its factory).
     """
-    init_key, run_key = jax.random.split(key)
-    synthetic, aux = method.init(init_key, dataset)
+    synthetic, aux = method.init(keys.named(key, "init"), dataset)
     return DistillState(
-        step=jnp.zeros((), jnp.int32), synthetic=synthetic, opt_state=tx.init(synthetic), aux=aux, key=run_key
+        step=jnp.zeros((), jnp.int32),
+        synthetic=synthetic,
+        opt_state=tx.init(synthetic),
+        aux=aux,
+        key=keys.named(key, "run"),
     )
 
 
@@ -72,7 +76,8 @@ def make_update(
     """
 
     def update(state: DistillState, data: Any, frozen: Any) -> tuple[DistillState, dict[str, jax.Array]]:
-        refresh_key, sample_key, loss_key = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
+        step_key = jax.random.fold_in(state.key, state.step)
+        refresh_key, sample_key, loss_key = (keys.named(step_key, part) for part in ("refresh", "sample", "loss"))
         aux = method.refresh(refresh_key, state.synthetic, state.aux, state.step, frozen)
         batch = method.sample(sample_key, data, state.step, axis_name=axis_name)
         gradient_of = jax.value_and_grad(method.loss, argnums=1, has_aux=True)

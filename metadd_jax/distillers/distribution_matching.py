@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metadd_jax import augment, parallel, zoo
+from metadd_jax import augment, keys, parallel, zoo
 from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images
 from metadd_jax.distillers.base import Distiller
@@ -86,11 +86,10 @@ class _Matching:
         self, key: jax.Array, synthetic: dict, aux: Any, batch: dict, frozen: Any, *, axis_name: str | None = None
     ) -> tuple[jax.Array, tuple[Any, dict]]:
         del frozen
-        net_key, view_key = jax.random.split(key)
-        variables = self.net.init(net_key)
-        keys = jax.random.split(view_key, self.net.num_classes)
+        variables = self.net.init(keys.named(key, "network"))
+        view_keys = jax.random.split(keys.named(key, "views"), self.net.num_classes)
         distances_of = self._all_classes_together if self.net.has_batch_stats else self._class_by_class
-        return distances_of(variables, keys, batch, synthetic["images"], axis_name), (aux, {})
+        return distances_of(variables, view_keys, batch, synthetic["images"], axis_name), (aux, {})
 
     def _class_by_class(
         self, variables: Any, keys: jax.Array, batch: dict, images: jax.Array, axis_name: str | None

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metadd_jax import augment, parallel, zoo
+from metadd_jax import augment, keys, parallel, zoo
 from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images
 from metadd_jax.distillers.base import Distiller
@@ -195,8 +195,8 @@ class _Matching:
             return jnp.asarray(data.images)[indices[own]]
 
         # The same images on every device: the network stays the same everywhere.
-        keys = jax.random.split(jax.random.fold_in(key, 1), classes)
-        return {**batch, "statistics": jax.vmap(draw_some)(keys, jnp.arange(classes))}
+        statistics_keys = jax.random.split(keys.named(key, "statistics"), classes)
+        return {**batch, "statistics": jax.vmap(draw_some)(statistics_keys, jnp.arange(classes))}
 
     def loss(
         self, key: jax.Array, synthetic: dict, aux: dict, batch: dict, frozen: Any, *, axis_name: str | None = None

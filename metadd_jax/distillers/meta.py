@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metadd_jax import features, invariant, parallel, zoo
+from metadd_jax import features, invariant, keys, parallel, zoo
 from metadd_jax.data import sampling
 from metadd_jax.distillers.base import Distiller
 from metadd_jax.structs import Auxiliary, Dataset, ImageArrays
@@ -32,7 +32,7 @@ def freeze(
     if not net.has_map:
         return Auxiliary(variables=variables, map_eps=jnp.ones(()), net=net)
     per_class = min(32, int(dataset.arrays.counts.min()))
-    images, labels = sampling.random_per_class(jax.random.key(0), dataset.arrays, per_class)
+    images, labels = sampling.random_per_class(keys.root(0, "probe"), dataset.arrays, per_class)
     make = parallel.jit(lambda v, x, y: features.make_auxiliary(net, v, x, y, config=config))
     return make(variables, images, labels)
 
@@ -100,7 +100,7 @@ class _Added:
             constant = jax.lax.stop_gradient(synthetic)
             weights = _weights(self.gradients(key, constant, aux["base"], batch, frozen, axis_name), self.config)
         own, facts = self._invariant(
-            invariant.invariant_loss, _own_key(key), synthetic, aux["base"], frozen, weights=weights
+            invariant.invariant_loss, keys.named(key, "metadd"), synthetic, aux["base"], frozen, weights=weights
         )
         metrics = {
             **metrics,
@@ -129,7 +129,7 @@ class _Added:
             return self.base.loss(key, synthetic, base_aux, batch, frozen["base"], axis_name=axis_name)[0]
 
         def own_terms(synthetic: Any) -> dict:
-            return self._invariant(invariant.invariant_terms, _own_key(key), synthetic, base_aux, frozen)[0]
+            return self._invariant(invariant.invariant_terms, keys.named(key, "metadd"), synthetic, base_aux, frozen)[0]
 
         of_terms = jax.jacrev(own_terms)(synthetic)
         return {
@@ -144,19 +144,15 @@ class _Added:
 
         def body(carry: tuple[dict, Any], step: jax.Array) -> tuple[tuple[dict, Any], None]:
             total, aux = carry
-            sample_key, loss_key = jax.random.split(jax.random.fold_in(_own_key(key), step))
-            aux = self.base.refresh(loss_key, synthetic, aux, step, frozen["base"])
+            step_key = jax.random.fold_in(keys.named(key, "calibrate"), step)
+            refresh_key, sample_key, loss_key = (keys.named(step_key, part) for part in ("refresh", "sample", "loss"))
+            aux = self.base.refresh(refresh_key, synthetic, aux, step, frozen["base"])
             batch = self.base.sample(sample_key, arrays, step)
             gradients = self.gradients(loss_key, synthetic, aux, batch, frozen, None)
             return (jax.tree.map(jnp.add, total, gradients), aux), None
 
         zeros = {name: jnp.zeros_like(_flat(synthetic)) for name in ("base", *self.config.strengths)}
         return jax.lax.scan(body, (zeros, base_aux), jnp.arange(self.config.calibration_steps))[0][0]
-
-
-def _own_key(key: jax.Array) -> jax.Array:
-    # Derived beside the base method's own splits, which stay what they are without the wrapper.
-    return jax.random.fold_in(key, 0x4D657461)
 
 
 def _weights(vectors: dict[str, jax.Array], config: invariant.InvariantConfig) -> dict[str, jax.Array]:

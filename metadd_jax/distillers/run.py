@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import optax
 
-from metadd_jax import parallel, storage
+from metadd_jax import keys, parallel, storage
 from metadd_jax.data import sampling
 from metadd_jax.distillers.base import Distiller, init_state, make_update
 from metadd_jax.structs import Dataset, DistillState, ImageArrays
@@ -108,7 +108,7 @@ def distil(
     place = functools.partial(parallel.replicate, mode=config.device_mode)
     # The whole set may not fit on the device, so even the initial images come from a pool.
     first = dataclasses.replace(dataset, arrays=_pool(dataset.arrays, seed, 0, config))
-    state = init_state(jax.random.key(seed), method, tx, first)
+    state = init_state(keys.root(seed, "distil"), method, tx, first)
     checkpoints = None if directory is None else storage.Checkpointer(pathlib.Path(directory) / "checkpoints")
     writes = directory is not None and parallel.is_main()
     log = storage.JsonLines(pathlib.Path(directory) / "metrics.jsonl") if writes else storage.NoMetrics()
@@ -157,7 +157,7 @@ def _report(seed: int, method: Distiller, state: DistillState, arrays: ImageArra
         return {}
     # On one device, whatever the steps run on; a set that is streamed gives its first pool.
     synthetic, aux = parallel.local((state.synthetic, state.aux))
-    facts = method.report(jax.random.key(seed), synthetic, aux, _pool(arrays, seed, 0, config))
+    facts = method.report(keys.root(seed, "report"), synthetic, aux, _pool(arrays, seed, 0, config))
     return {f"report/{name}": float(value) for name, value in facts.items()}
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from metadd_jax import structs
+from metadd_jax import keys, structs
 from metadd_jax.data import sampling
 
 _MOST_IMAGES = 5_000  # of a class, drawn by seed: bounds the time and memory of k-means
@@ -61,7 +61,7 @@ def kmeans_real(
     for label, (offset, count) in enumerate(zip(offsets, counts, strict=True)):
         rows = offset + np.arange(count)
         if count > max(_MOST_IMAGES, ipc):
-            generator = np.random.default_rng([seed, label])
+            generator = keys.generator("kmeans", seed, label)
             rows = np.sort(generator.choice(rows, max(_MOST_IMAGES, ipc), replace=False))
         chosen.append(rows[_nearest_to_centres(seed, _features(arrays, rows, embed), ipc)])
     images = sampling.standardise(arrays.images[np.concatenate(chosen)], arrays.mean, arrays.std)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -59,32 +59,44 @@ def train_and_test(
     *,
     seeds: int,
     recipe: recipes.Recipe,
+    draws: Sequence[int] | None = None,
     at_once: int = 32,
     teacher: Auxiliary | None = None,
 ) -> np.ndarray:
     """Trains ``net`` from scratch ``seeds`` times on each set; accuracies [S, seeds] on ``arrays``.
 
-    Training seed j starts from the same initial weights and shuffles on every set, so that sets are compared in
-    pairs.
-
     Args:
+      key: typed PRNG key. Set s and training seed j start from ``fold_in(fold_in(key, draws[s]), j)``.
       sets: S sets of the same shape.
+      draws: S counts. Sets of the same count share the luck of training seed j (initial weights, shuffles,
+        augmentation) and are compared in pairs; sets of different counts share none of it. Default: all of count 0.
       at_once: networks that train together on a device; less needs less memory.
       teacher: labels every batch of every set in place of the sets' own labels (see ``training.relabel``).
     """
+    draws = [0] * len(sets) if draws is None else list(draws)
     images = jnp.stack([jnp.asarray(s.images) for s in sets])
     labels = _labels(sets, net.num_classes)
     rates = _learning_rates(sets, recipe)
-    at_once *= parallel.device_count()
-    jobs = np.stack(np.meshgrid(np.arange(len(sets)), np.arange(seeds), indexing="ij"), axis=-1).reshape(-1, 2)
-    size = -(-len(jobs) // -(-len(jobs) // at_once))  # even groups, so that all have one compiled shape
-    results = []
+    train = _accuracies(net, recipe)
+    found = np.zeros((len(sets), seeds), np.float32)
+    # One draw after the other: networks that train together share their augmentation tokens (see ``fit``), and that is
+    # luck too.
+    for draw in dict.fromkeys(draws):
+        own = [index for index, other in enumerate(draws) if other == draw]
+        jobs = np.array([(index, seed) for index in own for seed in range(seeds)])
+        for group, padded in _groups(jobs, at_once * parallel.device_count()):
+            pairs = (jnp.asarray(padded[:, 1]), jnp.asarray(padded[:, 0]))
+            values = train(*pairs, jax.random.fold_in(key, draw), images, labels, rates, arrays, teacher)
+            found[group[:, 0], group[:, 1]] = values[: len(group)]
+    return found
+
+
+def _groups(jobs: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Even groups of at most ``most`` jobs, each also filled up so that all have one compiled shape."""
+    size = -(-len(jobs) // -(-len(jobs) // most))
     for start in range(0, len(jobs), size):
         group = jobs[start : start + size]
-        padded = np.concatenate([group, np.repeat(group[-1:], size - len(group), axis=0)])
-        pairs = (jnp.asarray(padded[:, 1]), jnp.asarray(padded[:, 0]))
-        results.append(_accuracies(net, recipe)(*pairs, key, images, labels, rates, arrays, teacher)[: len(group)])
-    return np.concatenate(results).reshape(len(sets), seeds)
+        yield group, np.concatenate([group, np.repeat(group[-1:], size - len(group), axis=0)])
 
 
 @functools.lru_cache(maxsize=64)
@@ -127,6 +139,7 @@ def cross_architecture(
     *,
     seeds: int = 5,
     recipe: recipes.Recipe | None = None,
+    draws: Sequence[int] | None = None,
     split: str = "test",
     at_once: int = 32,
     teacher: Auxiliary | None = None,
@@ -139,6 +152,9 @@ def cross_architecture(
       networks: architectures, each trained from scratch ``seeds`` times.
       recipe: default: the DC family's protocol at 300 epochs without augmentation. A set with a learned step size (MTT,
         TESLA) trains with it in place of an SGD recipe's, as published; AdamW keeps its own.
+      draws: a count for each set, e.g. its distillation seed: sets of the same count share the luck of their trainings,
+        which pairs them; sets of different counts must not, or their spread lacks it (see ``train_and_test``). Default:
+        all sets share it.
       split: "test", or "validation" for choosing settings.
       teacher: labels every batch of every set in place of the sets' own labels, baselines included (SRe2L's
         post-training, with ``recipes.sre2l_evaluation``).
@@ -155,13 +171,15 @@ def cross_architecture(
     sizes = {candidate.images.shape for candidate in sets}
     if len(sizes) > 1:
         raise ValueError(f"sets of shapes {sorted(sizes)} cannot train together; evaluate each shape in its own call")
+    if draws is not None and (len(draws) != len(sets) or min(draws) < 0):
+        raise ValueError(f"draws are {list(draws)} for {len(sets)} sets; give one count from 0 on for each set")
     for net in networks:
         for candidate in sets:
             _check(net, candidate, dataset)
     tables: list[list[Row]] = [[] for _ in sets]
     for net in networks:
         accuracies = train_and_test(
-            key, sets, net, arrays, seeds=seeds, recipe=recipe, at_once=at_once, teacher=teacher
+            key, sets, net, arrays, seeds=seeds, recipe=recipe, draws=draws, at_once=at_once, teacher=teacher
         )
         for table, row in zip(tables, accuracies, strict=True):
             table.append(Row(net.label, tuple(float(value) for value in row)))

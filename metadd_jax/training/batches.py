@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metadd_jax import augment, parts, transforms
+from metadd_jax import augment, keys, parts, transforms
 from metadd_jax.training import recipes
 
 MIXUP_ALPHA, CUTMIX_ALPHA = 0.8, 1.0  # SRe2L's
@@ -30,7 +30,7 @@ def epoch_order(key: jax.Array, epoch: jax.Array, count: int, batch_size: int) -
       indices: [steps, batch_size] int32; read row by row, the first ``count`` name each image once.
       weights: [steps, batch_size] float32, 0 for what only fills up and else 1.
     """
-    order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 2), epoch), count)
+    order = jax.random.permutation(jax.random.fold_in(keys.named(key, "order"), epoch), count)
     steps = -(-count // batch_size)
     padding = steps * batch_size - count
     indices = jnp.concatenate([order, order[:padding]]).reshape(steps, batch_size)
@@ -49,16 +49,16 @@ def view(
       images: [B, H, W, C] float32, zero = the data's mean (what shifted images are filled with).
       shared_key: chooses the DSA token (see ``fit``).
     """
-    step_key = jax.random.fold_in(jax.random.fold_in(key, 1), step)
-    op_key = jax.random.fold_in(shared_key, step)
+    step_key = jax.random.fold_in(keys.named(key, "view"), step)
+    op_key = jax.random.fold_in(keys.named(shared_key, "token"), step)
     images = augment.training_augmentation(recipe.augmentation)(step_key, op_key, images)
-    # A large number, because small ones give the keys that augment splits off.
-    crop_key, flip_key, mix_key = jax.random.split(jax.random.fold_in(step_key, 0x56696577), 3)
+    crop_key, flip_key, mix_key = (keys.named(step_key, part) for part in ("crop", "flip", "mix"))
     count, size = images.shape[0], images.shape[1:3]
     if recipe.crop == "shift":
-        keys = jax.random.split(crop_key)
+        crop_keys = jax.random.split(crop_key)
         shift_y, shift_x = (
-            jax.random.randint(k, (count,), -(side // 8), side // 8 + 1) for k, side in zip(keys, size, strict=True)
+            jax.random.randint(k, (count,), -(side // 8), side // 8 + 1)
+            for k, side in zip(crop_keys, size, strict=True)
         )
         images = augment.crop(images, shift_y, shift_x)
     elif recipe.crop == "resized":

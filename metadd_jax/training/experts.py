@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metadd_jax import files, parallel, zoo
+from metadd_jax import files, keys, parallel, zoo
 from metadd_jax.storage import folder as folders
 from metadd_jax.structs import Dataset
 from metadd_jax.training import recipes
@@ -53,8 +53,8 @@ def train_experts(
         epochs, ConvNet on CIFAR-10: 6.5 GB), half of it for long trajectories in half precision.
       recipe: usually ``recipes.expert_training``.
       experts: how many networks.
-      seed: expert e is initialised and trained from ``fold_in(key(seed), e)``; which token augments a step is the
-        same for all experts.
+      seed: expert e is initialised and trained from ``fold_in(keys.root(seed, "experts"), e)``; which token augments a
+        step is the same for all experts.
       at_once: networks that train together, divided over all devices, and share a shard; a device holds all snapshots
         of its own, 4 (T + 1) P bytes each.
       half: keep the start in float32 and of each epoch the step from the snapshot before *as stored*, in float16. So
@@ -74,7 +74,7 @@ def train_experts(
     facts = _facts(net, dataset, recipe, experts=experts, seed=seed, at_once=at_once, half=half)
     # One answer for all processes, since all of them train together.
     if not parallel.from_main(np.int32(os.path.lexists(folder))):
-        _make(folder, facts, _trainer(net, dataset, recipe, jax.random.key(seed)), on_shard)
+        _make(folder, facts, _trainer(net, dataset, recipe, keys.root(seed, "experts")), on_shard)
     trajectories = load_experts(folder, net, dataset)
     refuse_difference(folder, trajectories.manifest, facts)
     return trajectories

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metadd_jax import zoo
+from metadd_jax import keys, zoo
 from metadd_jax.data import sampling
 from metadd_jax.structs import Auxiliary, ImageArrays
 from metadd_jax.training import batches, recipes, relabel
@@ -63,7 +63,7 @@ def fit(
     tx, rate = recipes.direction(recipe), recipes.learning_rate(recipe, steps)
     scale = 1.0 if learning_rate is None else learning_rate / recipe.learning_rate
     restart = recipes.restart_step(recipe, steps)
-    variables = net.init(jax.random.fold_in(key, 0)) if variables is None else variables
+    variables = net.init(keys.named(key, "weights")) if variables is None else variables
     if isinstance(teacher, relabel.StoredLogits):
         key, shared_key = teacher.key, teacher.shared_key
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metadd_jax import files, parallel, storage, zoo
+from metadd_jax import files, keys, parallel, storage, zoo
 from metadd_jax.structs import Dataset
 from metadd_jax.training import recipes
 from metadd_jax.training.fit import count_correct, fit
@@ -51,7 +51,7 @@ def pretrain(
     Raises:
       ValueError: if a cached network is damaged (it is named and left as it is).
     """
-    key = jax.random.key(seed)
+    key = keys.root(seed, "pretrain")
     like = jax.eval_shape(lambda: {"variables": net.init(key), "accuracy": jnp.zeros(())})
     folder = None
     if cache_dir is not None:

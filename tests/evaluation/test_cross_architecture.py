@@ -56,7 +56,9 @@ def test_sets_together_are_sets_alone(sets, dataset, networks, together):
 
 def test_each_accuracy_is_that_of_one_fit(sets, dataset, networks, together):
     net, key, arrays = networks[0], jax.random.key(3), dataset.test
-    variables = training.fit(jax.random.fold_in(key, 1), net, sets[0].images, sets[0].labels, RECIPE, shared_key=key)
+    draw = jax.random.fold_in(key, 0)
+    own = jax.random.fold_in(draw, 1)
+    variables = training.fit(own, net, sets[0].images, sets[0].labels, RECIPE, shared_key=draw)
     x = (np.asarray(arrays.images, np.float32) / 255 - arrays.mean) / arrays.std
     predicted = np.asarray(net.apply(variables, jnp.asarray(x, jnp.float32))[0]).argmax(1)
     assert together[0][0].accuracies[1] == pytest.approx((predicted == arrays.labels).mean(), abs=1e-6)
@@ -69,6 +71,20 @@ def test_seeds_are_paired_and_groups_do_not_matter(sets, dataset, networks, toge
     np.testing.assert_array_equal(values[0], values[1])
     np.testing.assert_allclose(values[0], together[1][0].accuracies, atol=1e-6)
     assert len(np.unique(values[0])) > 1
+
+
+def test_sets_of_different_draws_share_no_luck(sets, dataset, networks):
+    """The same set three times: two of one draw are one number, the third trains from weights of its own."""
+    recipe = dataclasses.replace(RECIPE, augmentation="crop_scale")
+    same, key = [sets[1]] * 3, jax.random.key(3)
+    values = train_and_test(key, same, networks[0], dataset.test, seeds=3, recipe=recipe, draws=[4, 7, 4])
+    np.testing.assert_array_equal(values[0], values[2])
+    assert not np.array_equal(values[0], values[1])
+    draw = jax.random.fold_in(key, 7)  # whatever stands beside it, draw 7 is this
+    own = jax.random.fold_in(draw, 2)
+    variables = training.fit(own, networks[0], sets[1].images, sets[1].labels, recipe, shared_key=draw)
+    right, total = training.count_correct(networks[0], variables, dataset.test)
+    assert values[1, 2] == pytest.approx(float(right / total), abs=1e-6)
 
 
 def test_the_validation_split_is_its_own_measure(sets, dataset, networks):
@@ -116,10 +132,11 @@ def test_a_learned_step_size_takes_the_place_of_the_recipes(sets, dataset, netwo
 def test_a_teacher_labels_every_set(sets, dataset, networks, together):
     """Each accuracy is that of one fit with the teacher; the sets' own labels do not count."""
     net, key, arrays = networks[0], jax.random.key(3), dataset.arrays
-    fit = functools.partial(training.fit, net=net, shared_key=key)
+    draw = jax.random.fold_in(key, 0)
+    fit = functools.partial(training.fit, net=net, shared_key=draw)
     real = data.standardise(arrays.images, arrays.mean, arrays.std)
     thorough = training.pretraining(30, learning_rate=0.01)
-    variables = jax.jit(lambda: fit(key, images=real, labels=arrays.labels, recipe=thorough))()
+    variables = jax.jit(lambda: fit(draw, images=real, labels=arrays.labels, recipe=thorough))()
     teacher = Auxiliary(variables=variables, map_eps=jnp.ones(()), net=net)
     recipe = dataclasses.replace(RECIPE, flip=True, learning_rate=0.5, temperature=2.0)
 
@@ -127,7 +144,7 @@ def test_a_teacher_labels_every_set(sets, dataset, networks, together):
         return train_and_test(key, sets, net, dataset.test, seeds=2, recipe=recipe, teacher=teacher)
 
     values = judge(sets)
-    own, noise = jax.random.fold_in(key, 1), sets[1]
+    own, noise = jax.random.fold_in(draw, 1), sets[1]
     student = jax.jit(lambda: fit(own, images=noise.images, labels=noise.labels, recipe=recipe, teacher=teacher))()
     right, total = training.count_correct(net, student, dataset.test)
     assert values[1, 1] == pytest.approx(float(right / total), abs=1e-6)
@@ -148,6 +165,8 @@ def test_mistakes_stop_before_training(sets, dataset, networks):
     half = jax.tree.map(lambda leaf: leaf[::2], sets[0])
     with pytest.raises(ValueError, match="cannot train together"):
         judge([sets[0], half])
+    with pytest.raises(ValueError, match=r"draws are \[0\] for 2 sets"):
+        judge(sets, draws=[0])
     with pytest.raises(ValueError, match="unknown split 'train'; use one of test, validation"):
         judge(split="train")
     bare = data.from_arrays("bare", *[x for s in (dataset.arrays, dataset.test) for x in (s.images, s.labels)])
