@@ -70,8 +70,7 @@ def _do(job: pipeline.Job) -> str:
     config, markdown = job.config, ""
     trained = pipeline.pretrain_all(job)
     auxiliaries = {
-        label: distillers.freeze(network.net, network.variables, job.dataset, config=config.metadd.cam)
-        for label, network in trained.items()
+        label: distillers.freeze(network.net, network.variables, job.dataset) for label, network in trained.items()
     }
     watch = effects.Stopwatch()
     distilled = pipeline.distil_all(job, *pipeline.all_methods(job, trained, auxiliaries), watch)

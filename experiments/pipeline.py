@@ -311,14 +311,17 @@ def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]], teacher: mdd.Auxili
 def agreements(
     job: Job, sets: dict[str, list[mdd.SyntheticSet]], auxiliaries: dict[str, mdd.Auxiliary]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Meta ratios of every set under seen and unseen networks, averaged over distillation seeds."""
+    """Meta ratios of every set under seen and unseen networks, averaged over distillation seeds.
+
+    Maps are those of ``--metadd.cam`` for all sets, a variant's with other maps too: they are to be compared.
+    """
     groups = {
         "seen": [auxiliaries[net.label] for net in job.seen],
         "unseen": [auxiliaries[net.label] for net in job.unseen if net.has_map],
     }
     return {
         name: {
-            role: _average([mdd.evaluation.agreement(synthetic, group) for synthetic in sets_of_name])
+            role: _average([mdd.evaluation.agreement(one, group, config=job.config.metadd.cam) for one in sets_of_name])
             for role, group in groups.items()
             if len(group) > 1
         }
@@ -348,7 +351,7 @@ def draw(job: Job, sets: dict[str, list[mdd.SyntheticSet]], auxiliaries: dict[st
                 continue
             first = np.arange(0, len(synthetic.labels), job.config.ipc)  # one image of each class
             labels, shown = synthetic.labels[first], [net.name for net in job.seen]
-            stack = mdd.evaluation.map_stack(synthetic.images[first], labels, seen)
+            stack = mdd.evaluation.map_stack(synthetic.images[first], labels, seen, config=job.config.metadd.cam)
             pictures.maps(folder / "maps.png", pixels[first], labels, stack, network_names=shown, class_names=names)
 
 
@@ -364,5 +367,5 @@ def notes(job: Job) -> list[str]:
         "",
         f"{methods.describe(config)}, backbone {job.backbone.label}. Judged by the recipe {config.eval_recipe!r}, "
         f"{config.eval_epochs} epochs, {methods.describe_evaluation(config)}. jax {facts['jax']}, {facts['device']}, "
-        f"{facts['machine']}.",
+        f"{facts['machine']}. Agreement and maps.png, of every set alike: {config.metadd.cam.describe()}.",
     ]

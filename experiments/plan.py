@@ -65,7 +65,11 @@ def plan(job: pipeline.Job) -> tuple[list[Plan], dict[str, float]]:
     config = job.config
     trained = {net.label: mdd.training.Trained(net, _random(net), 0.0, False) for net in job.networks}
     auxiliaries = {
-        label: mdd.Auxiliary(variables=network.variables, map_eps=np.float32(1e-3), net=network.net)
+        label: mdd.Auxiliary(
+            variables=network.variables,
+            map_eps=dict.fromkeys(mdd.features.map_kinds(network.net), np.float32(1e-3)),
+            net=network.net,
+        )
         for label, network in trained.items()
     }
     given: Any = trained[job.backbone.label]

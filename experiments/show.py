@@ -21,7 +21,8 @@ class ShowConfig:
     Attributes:
       file: synthetic.npz, the folder that holds it, or the name of a data set for one real image of each class.
       out: folder for synthetic.png and maps.png.
-      networks: networks whose activation maps are drawn; they are pre-trained on the real data if need be.
+      networks: networks whose activation maps are drawn (of the default kind, whatever the set was distilled under);
+        they are pre-trained on the real data if need be.
       epochs: of that pre-training.
       augmentation: DSA tokens for it, or "none".
       train_per_class: for a data set: most images of a class to train on, 0 uses all (a distilled set names its own).
@@ -63,7 +64,7 @@ def run(arguments: list[str]) -> None:
     stack = mdd.evaluation.map_stack(synthetic.images[first], labels, auxiliaries)
     shown = [auxiliary.net.label for auxiliary in auxiliaries]
     pictures.maps(folder / "maps.png", pixels[first], labels, stack, network_names=shown, class_names=names)
-    print(f"wrote {folder / 'maps.png'}")
+    print(f"wrote {folder / 'maps.png'}: {mdd.features.CamConfig().describe()}")
 
 
 def _images(config: ShowConfig) -> tuple[str, Any, dict[str, Any], Any]:

@@ -115,7 +115,8 @@ def _variables(net: mdd.zoo.Architecture, seed: int = 0) -> Any:
 
 def _frozen(spec: str, classes: int, config: BenchmarkConfig) -> mdd.Auxiliary:
     net = _network(spec, classes, config)
-    return mdd.Auxiliary(variables=_variables(net), map_eps=jnp.float32(1e-3), net=net)
+    map_eps = dict.fromkeys(mdd.features.map_kinds(net), jnp.float32(1e-3))
+    return mdd.Auxiliary(variables=_variables(net), map_eps=map_eps, net=net)
 
 
 def _auxiliary(name: Name, config: BenchmarkConfig) -> Work:

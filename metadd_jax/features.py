@@ -13,7 +13,7 @@ Shapes: B images [H, W, C], feature maps [h, w, D], T tokens of a vision transfo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import chex
@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from metadd_jax import zoo
 from metadd_jax.structs import Auxiliary
 
-TRANSFORMER_METHODS = ("grad", "attention", "rollout", "attention_logits")
+ATTENTION = ("attention", "rollout", "attention_logits")
+TRANSFORMER_METHODS = ("grad", *ATTENTION)
 ALPHA = ("mean", "local")
 LOW_CONFIDENCE = ("none", "hard", "soft")
 
@@ -61,6 +62,33 @@ class CamConfig:
         if self.low_confidence not in LOW_CONFIDENCE:
             raise ValueError(f"low_confidence {self.low_confidence!r} must be one of {', '.join(LOW_CONFIDENCE)}")
 
+    def describe(self) -> str:
+        """What a reader of maps must know of their making, in a few words."""
+        confidence = "" if self.low_confidence == "none" else f", low confidence {self.low_confidence!r}"
+        return f"maps with alpha {self.alpha!r}, of class-token transformers by {self.transformer_method!r}{confidence}"
+
+
+def map_kinds(net: zoo.Architecture) -> tuple[str, ...]:
+    """The kinds of raw map that a network can make, by the names that ``Auxiliary.map_eps`` knows them under.
+
+    Those of derivatives, "mean" and "local", and with a class token "attention", "attention_logits" and "rollout".
+    A network without a spatial map has none.
+    """
+    if not net.has_map:
+        return ()
+    return (*ALPHA, *ATTENTION) if net.has_attention else ALPHA
+
+
+def map_kind(net: zoo.Architecture, config: CamConfig) -> str:
+    """The kind of map that this network makes under these switches.
+
+    Raises:
+      ValueError: if the network has no spatial map.
+    """
+    if not net.has_map:
+        raise ValueError(f"{net.name} has no spatial feature map, so no activation map; choose a network that has")
+    return config.transformer_method if net.has_attention and config.transformer_method != "grad" else config.alpha
+
 
 def raw_maps(
     net: zoo.Architecture, variables: Any, images: jax.Array, labels: jax.Array, *, config: CamConfig | None = None
@@ -79,17 +107,31 @@ def raw_maps(
     """
     config = config or CamConfig()
     chex.assert_rank([images, labels], [4, 1])
-    if not net.has_map:
-        raise ValueError(f"{net.name} has no spatial feature map, so no activation map; choose a network that has")
-    if config.transformer_method == "grad" or not net.has_attention:
-        return _grad_cam(net, variables, images, labels, config)
+    kind = map_kind(net, config)
+    if kind in ALPHA:
+        slopes, logits, out = _slopes(net, variables, images, labels)
+        return _derivative_map(out, slopes, kind, constant=config.stop_gradient_alpha), logits, out
     logits, out = net.apply(variables, images)
-    return _attention_map(out, labels, config.transformer_method), logits, out
+    return _attention_map(out, labels, kind), logits, out
 
 
-def _grad_cam(
-    net: zoo.Architecture, variables: Any, images: jax.Array, labels: jax.Array, config: CamConfig
+def all_raw_maps(net: zoo.Architecture, variables: Any, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """The un-normalised maps [B, h, w] of every kind that the network can make, from one forward pass.
+
+    Arguments and errors are those of ``raw_maps``; the names those of ``map_kinds``.
+    """
+    slopes, _, out = _slopes(net, variables, images, labels)
+    return {
+        kind: _derivative_map(out, slopes, kind) if kind in ALPHA else _attention_map(out, labels, kind)
+        for kind in map_kinds(net)
+    }
+
+
+def _slopes(
+    net: zoo.Architecture, variables: Any, images: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """d logit_y / d A at every place and channel [B, h, w, D], the logits, and ``out``."""
+
     def score(shift: jax.Array) -> tuple[jax.Array, tuple]:
         logits, out = net.apply({**variables, "perturbations": {"map": shift}}, images)
         return jnp.take_along_axis(logits, labels[:, None], axis=1).sum(), (logits, out)
@@ -97,12 +139,15 @@ def _grad_cam(
     # The derivative is taken at the feature map, so back-propagation runs through the head alone and the one trunk
     # forward serves logits, map and alpha.
     shift = jnp.zeros((images.shape[0], *net.map_shape), images.dtype)
-    alpha, (logits, out) = jax.grad(score, has_aux=True)(shift)  # [B, h, w, D]
-    if config.alpha == "mean":
-        alpha = alpha.mean(axis=(1, 2), keepdims=True)
-    if config.stop_gradient_alpha:
+    slopes, (logits, out) = jax.grad(score, has_aux=True)(shift)
+    return slopes, logits, out
+
+
+def _derivative_map(out: dict[str, jax.Array], slopes: jax.Array, kind: str, *, constant: bool = False) -> jax.Array:
+    alpha = slopes.mean(axis=(1, 2), keepdims=True) if kind == "mean" else slopes
+    if constant:
         alpha = jax.lax.stop_gradient(alpha)
-    return jax.nn.relu((out["map"] * alpha).sum(axis=-1)), logits, out
+    return jax.nn.relu((out["map"] * alpha).sum(axis=-1))
 
 
 def _attention_map(out: dict[str, jax.Array], labels: jax.Array, method: str) -> jax.Array:
@@ -170,12 +215,26 @@ def observe(
 ) -> tuple[jax.Array, jax.Array]:
     """What one auxiliary makes of images in the *set's* value space: maps [B, H, W] in [0, 1] and logits [B, K].
 
-    The auxiliary's weights are constants here: no gradient reaches them.
+    The auxiliary's weights are constants here: no gradient reaches them. Maps are scaled by the range of their own kind.
+
+    Raises:
+      ValueError: see ``raw_maps``; or if the auxiliary holds no range for this kind of map.
     """
+    config = config or CamConfig()
+    map_eps = _map_eps(auxiliary, map_kind(auxiliary.net, config))
     variables = jax.lax.stop_gradient(auxiliary.variables)
     seen = images if auxiliary.preprocess is None else auxiliary.preprocess(images)
     maps, logits, _ = raw_maps(auxiliary.net, variables, seen, labels, config=config)
-    return normalise_maps(maps, images.shape[1:3], map_eps=auxiliary.map_eps, config=config), logits
+    return normalise_maps(maps, images.shape[1:3], map_eps=map_eps, config=config), logits
+
+
+def _map_eps(auxiliary: Auxiliary, kind: str) -> jax.Array:
+    if not isinstance(auxiliary.map_eps, Mapping) or kind not in auxiliary.map_eps:
+        raise ValueError(
+            f"the auxiliary {auxiliary.net.name} holds no range of {kind!r} maps; "
+            "make it with distillers.freeze or features.make_auxiliary, which measure every kind"
+        )
+    return jax.lax.stop_gradient(auxiliary.map_eps[kind])
 
 
 def stack_maps(
@@ -186,21 +245,25 @@ def stack_maps(
 
 
 def make_auxiliary(
-    net: zoo.Architecture,
-    variables: Any,
-    images: jax.Array,
-    labels: jax.Array,
-    *,
-    preprocess: Any = None,
-    config: CamConfig | None = None,
+    net: zoo.Architecture, variables: Any, images: jax.Array, labels: jax.Array, *, preprocess: Any = None
 ) -> Auxiliary:
-    """Freezes a trained network and measures its typical map range on real images [B, H, W, C] (set's space).
+    """Freezes a trained network and measures its typical map ranges on real images [B, H, W, C] (set's space).
 
-    ``map_eps`` becomes 1e-2 x the median range (max - min) of its raw maps at the true labels.
+    Each ``map_eps`` becomes 1e-2 x the median range (max - min) of the raw maps of its kind at the true labels. Ranges
+    differ up to fifty times between kinds, so every kind has its own, whatever ``CamConfig`` is used later.
+
+    Raises:
+      ValueError: if the network has no spatial map.
     """
+    if not net.has_map:
+        raise ValueError(f"{net.name} has no spatial feature map, so no range of it; choose a network that has")
     seen = images if preprocess is None else preprocess(images)
-    maps, _, _ = raw_maps(net, variables, seen, labels, config=config)
+    maps = all_raw_maps(net, variables, seen, labels)
+    map_eps = {kind: _typical(values) for kind, values in maps.items()}
+    return Auxiliary(variables=variables, map_eps=map_eps, net=net, preprocess=preprocess)
+
+
+def _typical(maps: jax.Array) -> jax.Array:
     spread = maps.max(axis=(1, 2)) - maps.min(axis=(1, 2))
     # A network whose maps are all dead would get eps = 0 and divide 0 by 0.
-    map_eps = jnp.maximum(1e-2 * jnp.median(spread), 1e-8)
-    return Auxiliary(variables=variables, map_eps=map_eps, net=net, preprocess=preprocess)
+    return jnp.maximum(1e-2 * jnp.median(spread), 1e-8)

@@ -7,6 +7,7 @@ H x W x C an image, h x w x D a feature map.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -108,15 +109,16 @@ class Auxiliary:
 
     Attributes:
       variables: ``params`` (+ ``batch_stats``).
-      map_eps: [] float32, added to the range of a class activation map when it is normalised: 1e-2 x the
-        median map range on real images, so that nearly flat maps do not blow the gradient up.
+      map_eps: for each kind of class activation map that the network can make (``features.map_kinds``) a [] float32,
+        added to a map's range when it is normalised: 1e-2 x the median range of that kind on real images, so that
+        nearly flat maps do not blow the gradient up. Empty where only logits are wanted.
       net: a ``zoo.Architecture`` (static, hashable).
       preprocess: hashable differentiable function from the set's value space and size to the network's, or
         None where they are the same (static).
     """
 
     variables: Any
-    map_eps: Array
+    map_eps: Mapping[str, Array]
     net: Any = struct.field(pytree_node=False)
     preprocess: Any = struct.field(pytree_node=False, default=None)
 

@@ -155,7 +155,7 @@ def test_no_gradient_reaches_an_auxiliary(key):
     variables, images, labels = sample(key, net)
 
     def value(variables):
-        auxiliary = Auxiliary(variables=variables, map_eps=jnp.float32(1e-3), net=net)
+        auxiliary = Auxiliary(variables=variables, map_eps={"local": jnp.float32(1e-3)}, net=net)
         maps, logits = features.observe(auxiliary, images, labels)
         return maps.sum() + logits.sum()
 
@@ -173,12 +173,62 @@ def test_auxiliary_of_another_size_gives_maps_of_the_sets_size(key):
     assert features.stack_maps([auxiliary, auxiliary], images, labels).shape == (2, 3, 16, 16)
 
 
-def test_map_eps_is_a_hundredth_of_the_median_range(key):
-    net = network("convnet:width=4,depth=2")
+def config_of(kind):
+    """The switches that ask a network for this kind of map."""
+    if kind in features.ALPHA:
+        return features.CamConfig(alpha=kind, transformer_method="grad")
+    return features.CamConfig(transformer_method=kind)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kinds"),
+    [
+        ("convnet:width=4,depth=2", {"mean", "local"}),
+        ("vit:width=8,depth=2,heads=2,patch=4", {"mean", "local", "attention", "attention_logits", "rollout"}),
+    ],
+)
+def test_each_kind_of_map_has_its_own_range_a_hundredth_of_the_median(key, spec, kinds):
+    net = network(spec)
     variables, images, labels = sample(key, net, batch=5)
-    raw = np.asarray(features.raw_maps(net, variables, images, labels)[0])
-    expected = 1e-2 * np.median(raw.max((1, 2)) - raw.min((1, 2)))
-    assert float(features.make_auxiliary(net, variables, images, labels).map_eps) == pytest.approx(expected, rel=1e-5)
+    auxiliary = jax.jit(lambda *given: features.make_auxiliary(net, *given))(variables, images, labels)
+    assert set(auxiliary.map_eps) == kinds == set(features.map_kinds(net))
+    for kind, map_eps in auxiliary.map_eps.items():
+        raw = np.asarray(raw_maps(net, variables, images, labels, config=config_of(kind))[0])
+        expected = 1e-2 * np.median(raw.max((1, 2)) - raw.min((1, 2)))
+        assert float(map_eps) == pytest.approx(max(expected, 1e-8), rel=1e-4), kind
+
+
+def test_a_map_is_scaled_by_the_range_of_its_own_kind(key):
+    """AlexNet's ranges of "local" and "mean" maps are far apart, and a map scaled by the other's is another map."""
+    net = network("alexnet:width=4")
+    variables, images, labels = sample(key, net, batch=8)
+    auxiliary = features.make_auxiliary(net, variables, images, labels)
+    ranges = sorted(map(float, auxiliary.map_eps.values()))
+    assert ranges[1] > 5 * ranges[0]
+
+    def scaled(kind, of):
+        raw = raw_maps(net, variables, images, labels, config=config_of(kind))[0]
+        up = np.asarray(jax.image.resize(raw, images.shape[:3], "bilinear"), np.float64)
+        low, high = up.min((1, 2), keepdims=True), up.max((1, 2), keepdims=True)
+        return (up - low) / (high - low + float(auxiliary.map_eps[of]))
+
+    for kind, other in (("local", "mean"), ("mean", "local")):
+        maps = jax.jit(lambda x, y, k=kind: features.stack_maps([auxiliary], x, y, config=config_of(k)))(images, labels)
+        np.testing.assert_allclose(maps[0], scaled(kind, kind), atol=1e-4)
+        assert np.abs(scaled(kind, kind) - scaled(kind, other)).max() > 0.01
+
+
+def test_an_auxiliary_without_the_range_of_a_kind_is_refused(key):
+    net = network("convnet:width=4,depth=1")
+    variables, images, labels = sample(key, net)
+    for map_eps in ({}, {"local": jnp.float32(1.0)}, jnp.float32(1.0)):
+        auxiliary = Auxiliary(variables=variables, map_eps=map_eps, net=net)
+        with pytest.raises(ValueError, match="convnet holds no range of 'mean' maps"):
+            features.observe(auxiliary, images, labels, config=features.CamConfig(alpha="mean"))
+    mlp = network("mlp:width=4")
+    assert features.map_kinds(mlp) == ()
+    with pytest.raises(ValueError, match="mlp has no spatial feature map"):
+        features.make_auxiliary(mlp, jax.jit(mlp.init)(key), images, labels)
 
 
 def test_a_network_without_a_map_is_refused(key):

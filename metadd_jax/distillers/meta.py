@@ -21,20 +21,17 @@ from metadd_jax.distillers.base import Distiller
 from metadd_jax.structs import Auxiliary, Dataset, ImageArrays
 
 
-def freeze(
-    net: zoo.Architecture, variables: Any, dataset: Dataset, *, config: features.CamConfig | None = None
-) -> Auxiliary:
+def freeze(net: zoo.Architecture, variables: Any, dataset: Dataset) -> Auxiliary:
     """Makes an auxiliary of a network trained on ``dataset``.
 
-    Its typical map range is measured on up to 32 real images a class (see ``features.make_auxiliary``); a network
-    without a spatial map can still serve as a reference or in L_ai alone.
+    The typical range of each kind of map that it can make is measured on up to 32 real images a class (see
+    ``features.make_auxiliary``); a network without a spatial map can still serve as a reference or in L_ai alone.
     """
     if not net.has_map:
-        return Auxiliary(variables=variables, map_eps=jnp.ones(()), net=net)
+        return Auxiliary(variables=variables, map_eps={}, net=net)
     per_class = min(32, int(dataset.arrays.counts.min()))
     images, labels = sampling.random_per_class(keys.root(0, "probe"), dataset.arrays, per_class)
-    make = parallel.jit(lambda v, x, y: features.make_auxiliary(net, v, x, y, config=config))
-    return make(variables, images, labels)
+    return parallel.jit(lambda v, x, y: features.make_auxiliary(net, v, x, y))(variables, images, labels)
 
 
 def metadd(

@@ -68,7 +68,7 @@ def wrapped_recover(auxiliaries):
 def with_vit(auxiliaries, dataset):
     vit = make_net("vit:width=8,depth=1,heads=2,patch=4")
     cam = features.CamConfig(transformer_method="attention")
-    extra = distillers.freeze(vit, vit.init(jax.random.key(3)), dataset, config=cam)
+    extra = distillers.freeze(vit, vit.init(jax.random.key(3)), dataset)
     return wrapped([auxiliaries[0], extra], weighting="raw", subset=3, kl=0.0, cam=cam)
 
 

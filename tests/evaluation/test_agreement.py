@@ -51,6 +51,19 @@ def test_the_ratios_against_numpy(synthetic, auxiliaries, whole, threshold):
     assert isinstance(facts["meta_ratio"], float) and isinstance(facts["high_area"], list)
 
 
+def test_the_maps_are_of_the_kind_that_is_asked_for(synthetic, auxiliaries, whole):
+    config = features.CamConfig(alpha="mean")
+    stack = evaluation.map_stack(synthetic.images, synthetic.labels, auxiliaries, config=config)
+    for auxiliary, maps, others in zip(auxiliaries, stack, whole, strict=True):
+        raw = features.raw_maps(auxiliary.net, auxiliary.variables, synthetic.images, synthetic.labels, config=config)
+        up = np.asarray(jax.image.resize(raw[0], maps.shape, "bilinear"))
+        low, high = up.min((1, 2), keepdims=True), up.max((1, 2), keepdims=True)
+        np.testing.assert_allclose(maps, (up - low) / (high - low + auxiliary.map_eps["mean"]), atol=1e-5)
+        assert np.abs(maps - others).max() > 0.01
+    facts = evaluation.agreement(synthetic, auxiliaries, config=config)
+    assert facts["meta_ratio"] == pytest.approx((stack >= 0.5).all(axis=0).mean(), abs=1e-6)
+
+
 def test_one_network_agrees_with_nobody(synthetic, auxiliaries):
     with pytest.raises(ValueError, match="at least 2 networks with activation maps, got 1"):
         evaluation.agreement(synthetic, auxiliaries[:1])

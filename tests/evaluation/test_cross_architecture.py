@@ -137,7 +137,7 @@ def test_a_teacher_labels_every_set(sets, dataset, networks, together):
     real = data.standardise(arrays.images, arrays.mean, arrays.std)
     thorough = training.pretraining(30, learning_rate=0.01)
     variables = jax.jit(lambda: fit(draw, images=real, labels=arrays.labels, recipe=thorough))()
-    teacher = Auxiliary(variables=variables, map_eps=jnp.ones(()), net=net)
+    teacher = Auxiliary(variables=variables, map_eps={}, net=net)
     recipe = dataclasses.replace(RECIPE, flip=True, learning_rate=0.5, temperature=2.0)
 
     def judge(sets):

@@ -42,7 +42,7 @@ class Linear:
 
 def teacher(preprocess=None):
     variables = {"params": jax.tree.map(jnp.asarray, TAUGHT)}
-    return Auxiliary(variables=variables, map_eps=jnp.ones(()), net=Linear(), preprocess=preprocess)
+    return Auxiliary(variables=variables, map_eps={}, net=Linear(), preprocess=preprocess)
 
 
 def softmax(z):
@@ -130,7 +130,7 @@ def test_the_teacher_is_in_evaluation_mode():
     net = zoo.parse("convnet_bn:width=2,depth=1", 3, (8, 8, 1))
     variables = net.init(KEY)
     images = jax.random.normal(KEY, (4, 8, 8, 1))
-    auxiliary = Auxiliary(variables=variables, map_eps=jnp.ones(()), net=net)
+    auxiliary = Auxiliary(variables=variables, map_eps={}, net=net)
     ask = jax.jit(relabel.teacher_logits)
     together, alone = ask(auxiliary, images), jnp.concatenate([ask(auxiliary, image[None]) for image in images])
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-6)
