@@ -215,7 +215,7 @@ def observe(
 ) -> tuple[jax.Array, jax.Array]:
     """What one auxiliary makes of images in the *set's* value space: maps [B, H, W] in [0, 1] and logits [B, K].
 
-    The auxiliary's weights are constants here: no gradient reaches them. Maps are scaled by the range of their own kind.
+    The auxiliary's weights are constants here: no gradient reaches them. Each kind of map has a range of its own.
 
     Raises:
       ValueError: see ``raw_maps``; or if the auxiliary holds no range for this kind of map.
