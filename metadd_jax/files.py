@@ -148,8 +148,13 @@ def read_json(path: str | os.PathLike) -> Any:
     """
     try:
         return json.loads(pathlib.Path(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: nested deeper than Python reads
         raise ValueError(f"{path} is not readable JSON ({error}); move it away or restore it") from error
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON gives it back: dictionaries, lists, numbers and text."""
+    return json.loads(json.dumps(value, default=_plain))
 
 
 def hash_arrays(*arrays: Any, text: str = "") -> str:

@@ -10,6 +10,8 @@ its pixels in [0, 1] are ``images.reshape(N, D) @ zca_inverse + zca_mean``.
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import math
 import os
 import pathlib
 import platform
@@ -33,6 +35,8 @@ _DTYPES = {
     "zca_inverse": np.float32,
 }
 _ALWAYS = ("images", "labels", "mean", "std")
+_ADDED = ("layout", "versions", "sha256")  # to the JSON, beside the caller's facts and the hash of all of them
+_JSON_HASH = "json_sha256"
 _WHITENING = ("zca_mean", "zca_inverse")  # too large for the JSON
 
 
@@ -48,18 +52,20 @@ def export_npz(
     Args:
       file: the ``.npz`` to write; ``<stem>.json`` goes beside it.
       synthetic: the set.
-      metadata: written to the JSON as it is, with the layout, versions and the SHA-256 of the arrays added.
+      metadata: written to the JSON as it is, with the layout, versions and the SHA-256 of the arrays and of the
+        facts themselves added.
         ``mean``, ``std``, ``class_names`` and ``value_space`` are required (see ``pixels.value_space``); the method,
         seed and ipc usual. ``zca_mean`` and ``zca_inverse`` of a whitened set go into the npz instead.
-      overwrite: replace existing files.
+      overwrite: replace an existing pair that this function wrote; any other file stays.
 
     Raises:
-      ValueError: if a file exists, or if the set or its metadata are unfit (see ``checks.check_set``).
+      ValueError: if a file exists that may not be replaced, or if the set or its metadata are unfit (see
+        ``checks.check_set``).
     """
     file = pathlib.Path(file).expanduser().absolute()
     if file.suffix != ".npz":
         raise ValueError(f"{file} does not end in .npz; name it {file.name}.npz")
-    checks.refuse_existing(file, file.with_suffix(".json"), overwrite=overwrite)
+    checks.refuse_existing(file, file.with_suffix(".json"), overwrite=overwrite, is_ours=_is_ours)
     checks.check_set("the set", synthetic, metadata)
     arrays = _to_arrays(synthetic, metadata)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy")}
@@ -70,7 +76,8 @@ def export_npz(
     }
     # The JSON first: an npz under its name is then never without the facts needed to read it.
     facts = {name: value for name, value in metadata.items() if name not in _WHITENING}
-    files.write_json(file.with_suffix(".json"), facts | added)
+    described = files.plain(facts | added)
+    files.write_json(file.with_suffix(".json"), described | {_JSON_HASH: _hash_facts(described)})
     with files.atomic_path(file) as temporary:
         np.savez(temporary, **arrays)
 
@@ -91,8 +98,12 @@ def load_npz(file: str | os.PathLike) -> tuple[structs.SyntheticSet, dict[str, A
     if not facts.is_file():
         raise ValueError(f"{facts} is missing beside {file.name}; put it back or export the set again")
     metadata = files.read_json(facts)
-    if not isinstance(metadata, dict) or "sha256" not in metadata:
-        raise ValueError(f"{facts} was not written by metadd_jax (no sha256); restore it or export the set again")
+    if not isinstance(metadata, dict) or not {"sha256", _JSON_HASH} <= metadata.keys():
+        raise ValueError(
+            f"{facts} was not written by metadd_jax (no sha256 and {_JSON_HASH}); restore it or export the set again"
+        )
+    if _hash_facts(metadata) != metadata.pop(_JSON_HASH):
+        raise ValueError(f"{facts} was changed after it was written (its {_JSON_HASH} differs); restore it")
     if _hash(arrays) != metadata["sha256"]:
         raise ValueError(f"{file} does not hold the arrays that {facts.name} describes (SHA-256 differs); restore it")
     synthetic = structs.SyntheticSet(
@@ -115,16 +126,74 @@ def _read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise ValueError(f"no file at {file}; check the path")
     try:
+        described = _describe(file)
+        missing = [name for name in _ALWAYS if name not in described]
+        wrong = [name for name, dtype in described.items() if dtype != _DTYPES.get(name)]
+        if missing or wrong:
+            what = f"it lacks {', '.join(missing)}" if missing else f"{wrong[0]} is {described[wrong[0]]}"
+            raise ValueError(f"{file} is no set of metadd_jax ({what}); give a file written by export_npz")
         with np.load(file, allow_pickle=False) as content:
-            arrays = dict(content)
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+            return dict(content)
+    except _UNREADABLE as error:
         raise ValueError(f"{file} is not a readable npz ({error}); move it away or export it again") from error
-    missing = [name for name in _ALWAYS if name not in arrays]
-    wrong = [name for name, array in arrays.items() if array.dtype != _DTYPES.get(name)]
-    if missing or wrong:
-        what = f"it lacks {', '.join(missing)}" if missing else f"{wrong[0]} is {arrays[wrong[0]].dtype}"
-        raise ValueError(f"{file} is no set of metadd_jax ({what}); give a file written by export_npz")
-    return arrays
+
+
+class _NoArrays(Exception):
+    """A zip archive whose members are not the plain arrays that NumPy stores."""
+
+
+_UNREADABLE = (_NoArrays, OSError, EOFError, TypeError, zipfile.BadZipFile, RuntimeError, NotImplementedError)
+
+
+def _describe(file: pathlib.Path) -> dict[str, np.dtype]:
+    """The type of each array, after proof that what its header claims is what the file holds.
+
+    NumPy makes room for what a header claims before it reads: a few bytes could ask for terabytes.
+    """
+    size, described = file.stat().st_size, {}
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            with archive.open(info) as stream:
+                try:
+                    version = np.lib.format.read_magic(stream)
+                    read = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
+                    shape, _, dtype = read(stream)
+                except ValueError as error:
+                    raise _NoArrays(f"{info.filename} is no array") from error
+                claimed = stream.tell() + math.prod(shape) * dtype.itemsize
+            if dtype.hasobject:
+                raise _NoArrays(f"{info.filename} holds Python objects")
+            if info.compress_type != zipfile.ZIP_STORED or claimed != info.file_size or claimed > size:
+                raise _NoArrays(
+                    f"{info.filename} claims {claimed} bytes that are not stored as numpy.savez stores them"
+                )
+            described[info.filename.removesuffix(".npy")] = dtype
+    return described
+
+
+def _is_ours(path: pathlib.Path) -> bool:
+    """Whether ``export_npz`` wrote ``path``; a damaged npz counts by the JSON beside it."""
+    if path.suffix == ".json":
+        try:
+            facts = files.read_json(path)
+        except ValueError:
+            return False
+        return isinstance(facts, dict) and {*checks.REQUIRED, *_ADDED} <= facts.keys()
+    try:
+        return set(_ALWAYS) <= set(_describe(path)) <= set(_DTYPES)
+    except _UNREADABLE:
+        with open(path, "rb") as stream:
+            first = stream.read(40)[30:]  # the name of a zip archive's first member
+        return first == b"images.npy" and path.with_suffix(".json").is_file() and _is_ours(path.with_suffix(".json"))
+
+
+def _hash_facts(facts: dict[str, Any]) -> str:
+    counted = {name: value for name, value in facts.items() if name != _JSON_HASH}
+    return files.hash_arrays(text=json.dumps(counted, sort_keys=True))
 
 
 def _hash(arrays: dict[str, np.ndarray]) -> str:

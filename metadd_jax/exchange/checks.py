@@ -1,10 +1,11 @@
-"""What every exported or imported set must satisfy, and the one rule about existing files."""
+"""What every set must satisfy, on its way to a file, out of one, or to be judged; and what may be overwritten."""
 
 from __future__ import annotations
 
 import math
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from metadd_jax import structs
 
 REQUIRED = ("mean", "std", "class_names", "value_space")
+_SUM_TOLERANCE = 1e-3  # of probabilities that add up to 1, in float32 and through other programs
 
 
 def check_set(source: Any, synthetic: structs.SyntheticSet, metadata: dict[str, Any]) -> None:
@@ -29,12 +31,33 @@ def check_set(source: Any, synthetic: structs.SyntheticSet, metadata: dict[str, 
     missing = [name for name in REQUIRED if name not in metadata]
     if missing:
         raise ValueError(f"the metadata of {source} lacks {', '.join(missing)}; add {', '.join(missing)}")
-    images, labels = np.asarray(synthetic.images), np.asarray(synthetic.labels)
-    classes = len(metadata["class_names"])
-    _check_shapes(source, images, labels, metadata)
+    names = metadata["class_names"]
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names of {source} are {_short(names)}; they must be a list of names, one a class")
+    if not isinstance(metadata["value_space"], str):
+        raise ValueError(f'value_space of {source} is {_short(metadata["value_space"])}; it must be "standardised"')
+    check_arrays(source, synthetic, len(names))
+    shape = np.shape(synthetic.images)
+    _check_constants(source, shape[-1], metadata)
     if metadata["value_space"] == "zca":
-        check_whitening(source, images.shape, metadata)
-    if not np.isin(labels, np.arange(classes)).all():
+        check_whitening(source, shape, metadata)
+
+
+def check_arrays(source: Any, synthetic: structs.SyntheticSet, classes: int) -> None:
+    """Checks the arrays of a set: shapes, types, labels in range, numbers that mean something.
+
+    Args:
+      source: what the error names.
+      synthetic: the set.
+      classes: K, how many classes there are.
+
+    Raises:
+      ValueError: for images that are not finite floats [N, H, W, C], labels that are not one integer in [0, K) an
+        image, soft labels that are no probabilities [N, K], or a learning rate that is not one finite number above 0.
+    """
+    images, labels = np.asarray(synthetic.images), np.asarray(synthetic.labels)
+    _check_shapes(source, images, labels)
+    if not ((labels >= 0) & (labels < classes)).all():
         raise ValueError(
             f"{source} has labels {labels.min()} to {labels.max()} but {classes} class names; "
             f"labels must lie in 0..{classes - 1}"
@@ -44,9 +67,21 @@ def check_set(source: Any, synthetic: structs.SyntheticSet, metadata: dict[str, 
         soft = np.asarray(synthetic.soft_labels)
         if soft.shape != (len(images), classes):
             raise ValueError(f"{source} has soft labels {soft.shape}; they must be ({len(images)}, {classes})")
-        _check_finite(source, "soft labels", soft)
+        check_probabilities(source, soft)
     if synthetic.learning_rate is not None:
-        _check_finite(source, "learning rates", np.asarray(synthetic.learning_rate))
+        rate = np.asarray(synthetic.learning_rate)
+        if rate.ndim or not (np.isfinite(rate) and rate > 0):
+            raise ValueError(
+                f"{source} has the learning rate {_short(rate.tolist())}; training needs one finite number above 0: "
+                "distil it again with smaller steps of the learning rate"
+            )
+
+
+def check_probabilities(source: Any, soft: np.ndarray) -> None:
+    """Raises ValueError unless every row of soft labels [N, K] is a distribution: no logits, nothing NaN."""
+    _check_finite(source, "soft labels", soft)
+    if not (soft.min() >= 0 and np.allclose(soft.sum(axis=1), 1, atol=_SUM_TOLERANCE)):
+        raise ValueError(f"{source} has soft labels that are no probabilities; turn logits into softmax(logits)")
 
 
 def check_whitening(source: Any, shape: tuple[int, ...], metadata: dict[str, Any]) -> None:
@@ -71,30 +106,63 @@ def check_whitening(source: Any, shape: tuple[int, ...], metadata: dict[str, Any
         _check_finite(source, f"numbers of {name}", np.asarray(metadata[name]))
 
 
-def refuse_existing(*paths: pathlib.Path, overwrite: bool) -> None:
-    """Raises ValueError if one of ``paths`` exists, unless it may be overwritten."""
+def refuse_existing(*paths: pathlib.Path, overwrite: bool, is_ours: Callable[[pathlib.Path], bool]) -> None:
+    """Raises ValueError if one of ``paths`` exists, unless it may be overwritten and this package wrote it.
+
+    Args:
+      paths: files about to be written.
+      overwrite: whether what is ours may be replaced.
+      is_ours: tells by its content whether an existing file is one that this package wrote; nobody loses another.
+    """
     for path in paths:
-        if os.path.lexists(path) and not overwrite:
+        if not os.path.lexists(path):
+            continue
+        if not overwrite:
             raise ValueError(f"{path} exists already; choose another path or ask to overwrite it")
+        if not path.is_file() or not is_ours(path):
+            raise ValueError(
+                f"{path} is not what metadd_jax wrote, so it is not overwritten; choose another path or move it away"
+            )
 
 
-def _check_shapes(source: Any, images: np.ndarray, labels: np.ndarray, metadata: dict[str, Any]) -> None:
-    if images.ndim != 4 or not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"{source} has images {images.dtype}{images.shape}; they must be float32 [N, H, W, C]")
+def _check_shapes(source: Any, images: np.ndarray, labels: np.ndarray) -> None:
+    if images.ndim != 4 or not images.size or not np.issubdtype(images.dtype, np.floating):
+        mend = "; standardise pixels as the data set's mean and std say" if images.dtype == np.uint8 else ""
+        raise ValueError(f"{source} has images {images.dtype}{images.shape}; they must be float32 [N, H, W, C]{mend}")
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"{source} has {len(images)} images and labels {labels.dtype}{labels.shape}; "
             "there must be one integer label an image"
         )
+
+
+def _check_constants(source: Any, channels: int, metadata: dict[str, Any]) -> None:
     for name in ("mean", "std"):
-        if np.shape(metadata[name]) != images.shape[-1:]:
+        try:
+            values = np.asarray(metadata[name], np.float64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{name} of {source} is {_short(metadata[name])}; give one number a channel") from error
+        if values.shape != (channels,):
             raise ValueError(
-                f"{source} has {images.shape[-1]} channels and {name} {np.shape(metadata[name])}; "
-                f"{name} must have one number a channel"
+                f"{source} has {channels} channels and {name} {values.shape}; {name} must have one number a channel"
             )
+        with np.errstate(over="ignore"):
+            usable = np.isfinite(values.astype(np.float32)).all() and (name == "mean" or values.min() > 0)
+        if not usable:
+            wanted = "be finite" if name == "mean" else "be finite and above 0"
+            raise ValueError(f"{name} of {source} is {_short(values.tolist())}; it must {wanted}")
 
 
 def _check_finite(source: Any, what: str, values: np.ndarray) -> None:
     bad = int(np.sum(~np.isfinite(values)))
     if bad:
         raise ValueError(f"{source} has {bad} {what} that are NaN or infinite; distil or export it again")
+
+
+def _short(value: Any) -> str:
+    """``value`` for a message of one line, however long or deep it is."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # deeper than Python prints, or an integer of too many digits
+        text = f"an odd {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -61,7 +61,7 @@ def export_png_folder(
     *,
     overwrite: bool = False,
 ) -> float:
-    """Writes 8-bit PNG files ``00000_zero/0000.png`` and ``classes.json``, all or nothing.
+    """Writes 8-bit PNG files ``00000_zero/0000.png``, ``classes.json`` and ``manifest.json``, all or nothing.
 
     Distilled pixels often lie outside [0, 1]; 8 bits cut them off, which costs accuracy: evaluate the folder
     again rather than quote the accuracy of the float set.
@@ -71,18 +71,21 @@ def export_png_folder(
         zero padding.
       synthetic: the set, 1 or 3 channels.
       metadata: see ``checks.check_set``; it must say how to undo the value space (see ``to_pixels``).
-      overwrite: replace a folder that is not empty.
+      overwrite: replace a folder that this function wrote, if every file in it is still as it was written.
 
     Returns:
       The share (0..1) of pixel values further outside [0, 1] than rounding to 8 bits reaches.
 
     Raises:
-      ValueError: if the folder is not empty, or if the set or its metadata are unfit.
+      ValueError: if the folder is not empty (with ``overwrite``: holds anything that this function did not write),
+        or if the set or its metadata are unfit.
     """
     from PIL import Image
 
     directory = pathlib.Path(directory).expanduser().absolute()
     empty = directory.is_dir() and not any(directory.iterdir())
+    if overwrite and not empty and os.path.lexists(directory):
+        _refuse_changed(directory)
     checks.check_set("the set", synthetic, metadata)
     if synthetic.images.shape[-1] not in (1, 3):
         raise ValueError(f"PNG files hold 1 or 3 channels, the set has {synthetic.images.shape[-1]}; export an npz")
@@ -96,8 +99,18 @@ def export_png_folder(
                 picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
                 picture.save(partial / name / f"{number:04d}.png")
         files.write_json(partial / "classes.json", dict(zip(names, metadata["class_names"], strict=True)))
+        folder.seal(partial)
     return float(np.mean(np.abs(unit - 0.5) > 0.5 + HALF_STEP))
 
 
+def _refuse_changed(directory: pathlib.Path) -> None:
+    """A folder to be replaced must be one of ours, down to the bytes: a picture retouched by hand is the user's."""
+    folder.refuse_foreign(directory)
+    if not (directory / "classes.json").is_file():
+        raise ValueError(f"{directory} holds no pictures that export wrote (no classes.json); choose another path")
+    folder.check(directory)
+
+
 def _folder_name(label: int, name: str) -> str:
-    return f"{label:05d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}"
+    # File systems end at 255 bytes; classes.json has the whole name.
+    return f"{label:05d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[:200]}"

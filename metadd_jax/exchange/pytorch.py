@@ -36,16 +36,17 @@ def export_torch(
       metadata: see ``checks.check_set``; ``mean``, ``std`` and ``class_names`` are written too. A whitened set brings
         ``zca_mean`` [D] and ``zca_inverse`` [D, D], D in the order of a flattened [C, H, W] image: its pixels in [0, 1]
         are ``images.flatten(1) @ zca_inverse + zca_mean``.
-      overwrite: replace an existing file.
+      overwrite: replace an existing file that this function wrote; any other stays.
 
     Raises:
-      ValueError: if the file exists, torch is missing, or the set or its metadata are unfit.
+      ValueError: if a file exists that may not be replaced, torch is missing, or the set or its metadata are unfit.
     """
     torch = _torch()
     file = pathlib.Path(file).expanduser().absolute()
-    checks.refuse_existing(file, overwrite=overwrite)
+    checks.refuse_existing(file, overwrite=overwrite, is_ours=_is_ours)
     checks.check_set("the set", synthetic, metadata)
-    images = np.ascontiguousarray(np.asarray(synthetic.images, np.float32).transpose(0, 3, 1, 2))
+    # A copy, also of grey images, whose transpose counts as contiguous with strides that DC's ``view`` refuses.
+    images = np.asarray(synthetic.images, np.float32).transpose(0, 3, 1, 2).copy(order="C")
     content = {
         "data": [[torch.tensor(images), torch.tensor(np.asarray(synthetic.labels, np.int64))]],
         "accs_all_exps": {},
@@ -71,29 +72,30 @@ def load_torch(
     std: Sequence[float],
     class_names: Sequence[str],
 ) -> tuple[structs.SyntheticSet, dict[str, Any]]:
-    """Reads a peer's file; only tensors and plain containers are unpickled (``weights_only=True``).
+    """Reads a peer's file; only tensors, NumPy's numbers and plain containers are unpickled (``weights_only=True``).
 
     Args:
       file: a DC-family file (the last run is taken) or ``images*.pt`` with ``labels*.pt`` beside it.
       mean, std: [C], the constants the peer standardised with; their files do not say. Nor do they say that a set is
         whitened: then update the metadata by ``pixels.value_space`` of the whitened data set. A file of
-        ``export_torch`` says both.
+        ``export_torch`` says both, and what it says must agree.
       class_names: K names in label order.
 
     Returns:
       The set, sorted by class, and its metadata. Labels [N, K] that are probabilities become ``soft_labels``
-      (``labels`` is then their argmax).
+      (``labels`` is then their argmax); the soft labels and the learning rate of a file of ``export_torch`` are kept.
 
     Raises:
       ValueError: if torch is missing, or if the file is missing, damaged or holds something else.
     """
     file = pathlib.Path(file).expanduser().absolute()
-    content = _read(file)
+    content, extra = _read(file), {}
     if isinstance(content, dict):
         try:
             images, labels = content["data"][-1]
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"{file} has no data list of [images, labels]; give a DC-family file") from error
+        extra = content
     else:
         images, labels = content, _read(file.with_name(file.name.replace("images", "labels", 1)))
     metadata = {
@@ -103,10 +105,16 @@ def load_torch(
         "class_names": list(class_names),
         "source": str(file),
     }
-    synthetic = from_channels_first(file, np.asarray(images), np.asarray(labels))
-    if isinstance(content, dict) and "zca_inverse" in content:
+    _check_said(file, extra, metadata)
+    fields = {name: _to_numpy(extra[name]) for name in ("soft_labels", "learning_rate") if name in extra}
+    synthetic = from_channels_first(file, _to_numpy(images), _to_numpy(labels), **fields)
+    if "zca_inverse" in extra:
         order = np.argsort(_channels_first_order(synthetic.images.shape[1:]))
-        zca_mean, zca_inverse = np.asarray(content["zca_mean"]), np.asarray(content["zca_inverse"])
+        zca_mean, zca_inverse = _to_numpy(extra["zca_mean"]), _to_numpy(extra["zca_inverse"])
+        if zca_mean.shape != order.shape or zca_inverse.shape != 2 * order.shape:
+            raise ValueError(
+                f"{file} has zca_inverse {zca_inverse.shape}, not ({order.size}, {order.size}); restore it"
+            )
         metadata |= {
             "value_space": "zca",
             "zca_mean": zca_mean[order],
@@ -116,24 +124,62 @@ def load_torch(
     return synthetic, metadata
 
 
-def from_channels_first(source: Any, images: np.ndarray, labels: np.ndarray) -> structs.SyntheticSet:
+def from_channels_first(
+    source: Any,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    soft_labels: np.ndarray | None = None,
+    learning_rate: np.ndarray | None = None,
+) -> structs.SyntheticSet:
     """A set from [N, C, H, W] images and [N] integer or [N, K] probability labels, sorted by class.
 
+    Args:
+      source: what an error names.
+      images: [N, C, H, W].
+      labels: [N] whole numbers (integers, or floats without a fraction), or [N, K] probabilities.
+      soft_labels: [N, K] probabilities beside labels [N], or None.
+      learning_rate: [] that comes with the set, or None.
+
     Raises:
-      ValueError: if the shapes do not fit or two-dimensional labels are not probabilities.
+      ValueError: if the shapes do not fit, two-dimensional labels are not probabilities, or others are not whole.
     """
     if images.ndim != 4 or labels.shape[:1] != images.shape[:1] or labels.ndim not in (1, 2):
         raise ValueError(f"{source} has images {images.shape} and labels {labels.shape}; need [N, C, H, W] and [N]")
-    soft = labels.astype(np.float32) if labels.ndim == 2 else None
-    if soft is not None and not (soft.min() >= 0 and np.allclose(soft.sum(axis=1), 1, atol=1e-3)):
-        raise ValueError(f"{source} has soft labels that are no probabilities; turn logits into softmax(logits)")
-    hard = labels.astype(np.int32) if soft is None else soft.argmax(axis=1).astype(np.int32)
+    soft = labels if labels.ndim == 2 else soft_labels
+    if soft is not None:
+        if soft.ndim != 2 or len(soft) != len(images):
+            raise ValueError(f"{source} has {len(images)} images and soft labels {soft.shape}; need [N, K]")
+        soft = soft.astype(np.float32)
+        checks.check_probabilities(source, soft)
+    hard = _whole(source, labels) if labels.ndim == 1 else soft.argmax(axis=1).astype(np.int32)
     order = np.argsort(hard, kind="stable")
     return structs.SyntheticSet(
         images=jnp.asarray(images.astype(np.float32).transpose(0, 2, 3, 1)[order]),
         labels=jnp.asarray(hard[order]),
         soft_labels=None if soft is None else jnp.asarray(soft[order]),
+        learning_rate=None if learning_rate is None else jnp.asarray(learning_rate, jnp.float32),
     )
+
+
+def _whole(source: Any, labels: np.ndarray) -> np.ndarray:
+    """Labels [N] as int32, never cut to fit: 2^32 is no class 0, and 0.5 neither."""
+    with np.errstate(invalid="ignore"):  # NaN is caught by the comparison
+        hard = labels.astype(np.int32)
+    if labels.dtype.kind not in "iuf" or not np.array_equal(labels, hard):
+        raise ValueError(f"{source} has labels that are no whole numbers in int32 ({labels.dtype}); give class indices")
+    return hard
+
+
+def _check_said(file: pathlib.Path, content: dict[str, Any], metadata: dict[str, Any]) -> None:
+    """What a file of ``export_torch`` says about itself must be what the caller says."""
+    for name in ("class_names", "mean", "std"):
+        said, given = content.get(name), metadata[name]
+        if said is None:
+            continue
+        same = list(said) == given if name == "class_names" else np.shape(said) == np.shape(given)
+        if not same or (name != "class_names" and not np.allclose(said, given, atol=1e-4)):
+            raise ValueError(f"{file} says {name} {said}, but {given} was given; give what the file says")
 
 
 def _channels_first_order(shape: tuple[int, int, int]) -> np.ndarray:
@@ -141,15 +187,48 @@ def _channels_first_order(shape: tuple[int, int, int]) -> np.ndarray:
     return np.arange(np.prod(shape)).reshape(shape).transpose(2, 0, 1).ravel()
 
 
+def _is_ours(file: pathlib.Path) -> bool:
+    """Whether ``export_torch`` wrote ``file``: a peer's file lacks the constants."""
+    try:
+        content = _read(file)
+    except ValueError:
+        return False
+    return isinstance(content, dict) and {"data", "accs_all_exps", "mean", "std", "class_names"} <= content.keys()
+
+
+def _to_numpy(value: Any) -> np.ndarray:
+    """A tensor (also one that requires a gradient, or of half precision) or anything NumPy takes."""
+    if isinstance(value, _torch().Tensor):
+        value = value.detach()
+        value = value.float() if value.is_floating_point() else value
+    return np.asarray(value)
+
+
 def _read(file: pathlib.Path) -> Any:
     torch = _torch()
     if not file.is_file():
         raise ValueError(f"no file at {file}; check the path")
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+        with torch.serialization.safe_globals(_numbers()):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{file} holds more than tensors and numbers, or is damaged ({reason}); restore it, or load it in its own "
+            "program and save {'data': [[images, labels]]}"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{file} is not a readable PyTorch file ({reason}); restore it") from error
+
+
+def _numbers() -> list[Any]:
+    """What pickles of NumPy's numbers call, which PyTorch does not know as harmless: DC's accuracies are np.float64."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
+    # NumPy 1 wrote the same function under another name.
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [*((scalar, name) for name in names), np.dtype, *kinds]
 
 
 def _torch() -> types.ModuleType:
@@ -157,4 +236,8 @@ def _torch() -> types.ModuleType:
         import torch
     except ImportError as error:
         raise ValueError("PyTorch files need torch; run: pip install torch") from error
+    if not hasattr(torch.serialization, "safe_globals"):
+        raise ValueError(
+            f"PyTorch files need torch 2.6 or later, this is {torch.__version__}; run: pip install -U torch"
+        )
     return torch

@@ -30,16 +30,18 @@ def whole_folder(
 
     Args:
       directory: the final path; parents are made.
-      overwrite: replace what stands there. The old one is removed only after the new one is complete.
+      overwrite: replace a sealed folder that stands there, or an empty one. The old one is removed only after the new
+        one is complete.
       partial: the hidden folder, from ``files.temporary_path``, where other processes must know it.
 
     Raises:
       ValueError: if ``directory`` exists and ``overwrite`` is False: before anything is written, or at the end if
-        another process was first.
+        another process was first; and if something stands there that was not written here (see ``refuse_foreign``).
     """
     directory = pathlib.Path(directory).expanduser().absolute()
     if os.path.lexists(directory) and not overwrite:
         raise _exists(directory)
+    refuse_foreign(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     tidy(directory.parent, name=glob.escape(directory.name))
     partial = partial or files.temporary_path(directory)
@@ -140,6 +142,34 @@ def check(directory: str | os.PathLike) -> pathlib.Path:
     if foreign:
         raise _damaged(directory / foreign[0], "does not belong to this checkpoint")
     return directory
+
+
+def refuse_foreign(directory: pathlib.Path) -> None:
+    """Proves that nothing of the user is lost with ``directory``: it is absent, empty, or a sealed folder as sealed.
+
+    A file of its manifest may be damaged or missing (a checkpoint that is to be written anew), but none is added.
+
+    Raises:
+      ValueError: naming what was not written here; it is left as it is.
+    """
+    if not os.path.lexists(directory):
+        return
+    if not directory.is_dir() or directory.is_symlink():
+        raise _foreign(directory, "it is no folder")
+    names = _names(directory)
+    if not names and not os.path.lexists(directory / MANIFEST):
+        return
+    if not (directory / MANIFEST).is_file():
+        raise _foreign(directory, f"it holds {names[0]} and no {MANIFEST}")
+    added = sorted(set(names) - set(_read_entries(directory)))
+    if added:
+        raise _foreign(directory, f"it holds {added[0]}")
+
+
+def _foreign(directory: pathlib.Path, why: str) -> ValueError:
+    return ValueError(
+        f"{directory} is not what metadd_jax wrote ({why}), so it is not replaced; choose another path or move it away"
+    )
 
 
 def _read_entries(directory: pathlib.Path) -> dict:

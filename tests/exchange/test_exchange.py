@@ -8,22 +8,10 @@ import time
 import jax
 import numpy as np
 import pytest
+from example_sets import MEAN, NAMES, STD, make_set, metadata
 
-from metadd_jax import exchange, structs
+from metadd_jax import exchange
 from metadd_jax.exchange import pytorch
-
-MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.2, 0.1]
-NAMES = ["a cat", "dog/hound"]
-
-
-def make_set(**fields):
-    images = np.random.default_rng(0).normal(size=(4, 5, 6, 3)).astype(np.float32)
-    return structs.SyntheticSet(images=images, labels=np.array([0, 0, 1, 1], np.int32), **fields)
-
-
-def metadata(**changes):
-    facts = {"mean": MEAN, "std": STD, "class_names": NAMES, "value_space": "standardised", "seed": 3}
-    return facts | changes
 
 
 def assert_equal_sets(got, wanted):
