@@ -41,9 +41,9 @@ def whole_folder(
     directory = pathlib.Path(directory).expanduser().absolute()
     if os.path.lexists(directory) and not overwrite:
         raise _exists(directory)
-    refuse_foreign(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     tidy(directory.parent, name=glob.escape(directory.name))
+    refuse_foreign(directory)
     partial = partial or files.temporary_path(directory)
     partial.mkdir()
     try:

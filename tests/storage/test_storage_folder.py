@@ -15,6 +15,7 @@ from metadd_jax.storage import folder
 def write(directory, text, **options):
     with folder.whole_folder(directory, **options) as partial:
         (partial / "text").write_text(text)
+        folder.seal(partial)
 
 
 def names(place):
@@ -41,6 +42,7 @@ def test_two_replacements_at_once_leave_one_whole(tmp_path):
     write(tmp_path / "net", "old")
     with folder.whole_folder(tmp_path / "net", overwrite=True) as partial:
         (partial / "text").write_text("later")
+        folder.seal(partial)
         write(tmp_path / "net", "sooner", overwrite=True)
     assert (tmp_path / "net" / "text").read_text() == "later"
     assert names(tmp_path) == ["net"]
@@ -74,6 +76,7 @@ KILLED = """
     os.rename = die
     with folder.whole_folder(sys.argv[1], overwrite=True) as partial:
         (partial / "text").write_text("new")
+        folder.seal(partial)
 """
 
 
