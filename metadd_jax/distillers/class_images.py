@@ -89,10 +89,11 @@ def draw(
 def sum_over_classes(
     loss: Callable[[jax.Array, Any, Any], jax.Array], images: jax.Array, items: Any, shared: Any, *, class_batch: int
 ) -> jax.Array:
-    """Sum over the classes of ``loss(own images, own item, shared)``, whose gradient goes to the images alone.
+    """Sum over the classes of ``loss(own images, own item, shared)``.
 
-    Each class's gradient is taken as the class passes by, so activations are kept for one class and not for all, and
-    nothing is computed twice.
+    Each class's gradient in its images is taken as the class passes by, so activations are kept for one class and not
+    for all, and nothing is computed twice. Where the gradient in ``items`` or ``shared`` is asked for as well, it is
+    the true one too, by plain differentiation, which keeps the activations of all classes.
 
     Args:
       images: [K * ipc, H, W, C], class-major.
@@ -111,9 +112,20 @@ def sum_over_classes(
     def total(images: jax.Array, items: Any, shared: Any) -> jax.Array:
         return each(loss, images, items, shared).sum()
 
-    def with_gradient(images: jax.Array, items: Any, shared: Any) -> tuple[jax.Array, jax.Array]:
+    def with_gradient(*arguments: Any) -> tuple[jax.Array, Any]:
+        # With symbolic zeros each leaf says whether a derivative in it is asked for.
+        images, items, shared = jax.tree.map(lambda leaf: leaf.value, arguments, is_leaf=_is_marked)
+        if any(leaf.perturbed for leaf in jax.tree.leaves(arguments[1:], is_leaf=_is_marked)):
+            return jax.vjp(lambda *all_three: each(loss, *all_three).sum(), images, items, shared)
         values, gradients = each(jax.value_and_grad(loss), images, items, shared)
         return values.sum(), gradients.reshape(images.shape)
 
-    total.defvjp(with_gradient, lambda gradients, slope: (slope * gradients, None, None))
+    def backward(kept: Any, slope: jax.Array) -> tuple[Any, Any, Any]:
+        return kept(slope) if callable(kept) else (slope * kept, None, None)
+
+    total.defvjp(with_gradient, backward, symbolic_zeros=True)
     return total(images, items, shared)
+
+
+def _is_marked(leaf: Any) -> bool:
+    return hasattr(leaf, "perturbed")

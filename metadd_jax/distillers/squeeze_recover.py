@@ -188,6 +188,7 @@ class _Recover:
             value_of = jax.value_and_grad(self._group, argnums=1, has_aux=True)
             (loss, parts), slope = value_of(key, constant, labels, variables)
             # The plane that touches the loss here, so that the way back needs no activations of all groups at once.
+            # First derivatives are true, in the teacher too; ``parts`` are for reading and have none in the images.
             return {"loss": loss + jnp.vdot(slope, images - constant), **parts}
 
         return parallel.sum_over(group, (keys, groups, labels), axis_name)

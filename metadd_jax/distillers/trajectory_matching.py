@@ -91,8 +91,9 @@ def tesla(
 
     With g_i the gradient at step i, G = sum_i g_i and D = |theta_0 - target|^2, the images' gradient is that of
     <v, sum_i g_i(images)>, v = 2 (alpha (target - theta_0) + alpha^2 G) / D and theta_i constant; alpha's is that of
-    |theta_0 - alpha G - target|^2 / D with G constant. The reported loss is the true one. ``mtt`` with ``checkpoint``
-    needs about the same memory, N weight vectors, and its gradient is exact.
+    |theta_0 - alpha G - target|^2 / D with G constant. Soft labels have the gradient of the same product; the expert's
+    weights are constants. The reported loss is the true one. ``mtt`` with ``checkpoint`` needs about the same memory,
+    N weight vectors, and its gradient is exact.
 
     Args:
       net, experts, ipc, syn_steps, expert_epochs, max_start_epoch, lr_teacher, batch_syn, augmentation, raw_lr: see
@@ -185,11 +186,12 @@ class _ConstantMemory:
     def value(
         self, images: jax.Array, alpha: jax.Array, labels: jax.Array, start: jax.Array, target: jax.Array, batches: Any
     ) -> jax.Array:
-        still_images, still_alpha = jax.lax.stop_gradient((images, alpha))
+        start, target = jax.lax.stop_gradient((start, target))
+        still_images, still_labels, still_alpha = jax.lax.stop_gradient((images, labels, alpha))
 
         def step(carry: tuple, batch: tuple) -> tuple[tuple, jax.Array]:
             theta, total = carry
-            slope = self.student.slope(theta, still_images, labels, batch)
+            slope = self.student.slope(theta, still_images, still_labels, batch)
             return (theta - still_alpha * slope, total + slope), theta
 
         (_, total), way = jax.lax.scan(step, (start, jnp.zeros_like(start)), batches)

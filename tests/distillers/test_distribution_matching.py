@@ -101,6 +101,31 @@ def test_the_gradient_flows_through_the_synthetic_side_alone(tiny, images):
     np.testing.assert_array_equal(moved, 0.0)  # shifts the real images only
 
 
+@pytest.mark.parametrize("settings", [{}, {"class_batch": 5}, {"micro_batch": 3}])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_the_gradient_in_the_network_is_the_true_one(tiny, images, batch_norm, settings):
+    """Finite differences in NumPy along a random direction of the weights; the real side is a constant."""
+    batch = draw(make(batch_size=5), tiny)
+
+    def embed(x, matrix):
+        z = x.reshape(-1, 64) @ matrix
+        z = (z - z.mean(0)) ** 2 if batch_norm else np.tanh(z)
+        return z.reshape(3, -1, 7).mean(1)
+
+    def loss(matrix):
+        class Given(Stub):
+            def init(self, key):
+                return {"params": matrix}
+
+        return value(make(Given(batch_norm), batch_size=5, **settings), images, batch)
+
+    fixed, direction = embed(standardised(batch), MATRIX), np.random.default_rng(4).normal(size=MATRIX.shape)
+    ahead, behind = (((fixed - embed(flat(images), MATRIX + h * direction)) ** 2).sum() for h in (1e-5, -1e-5))
+    with jax.enable_x64():
+        slope = np.asarray(jax.grad(loss)(jnp.asarray(MATRIX)))
+    assert (slope * direction).sum() == pytest.approx((ahead - behind) / 2e-5, rel=1e-4)
+
+
 def test_batch_norm_sees_all_classes_in_one_pass(tiny, images):
     method = make(Stub(has_batch_stats=True), batch_size=5)
     batch = draw(method, tiny)

@@ -189,6 +189,27 @@ def test_the_gradient_flows_through_the_synthetic_side_alone(tiny, images, aux):
     np.testing.assert_array_equal(moved, 0.0)  # shifts the real images only
 
 
+@pytest.mark.parametrize("settings", [{}, {"class_batch": 5}, {"distance": "mse", "micro_batch": 3}])
+def test_the_gradient_in_the_network_is_the_true_one(tiny, images, aux, settings):
+    """Finite differences in NumPy along a random direction of all weights; the real side is a constant."""
+    method = make(**settings)
+    batch, params = draw(method, tiny), as_numpy(aux)
+    distance, fixed = squared_distance if "distance" in settings else row_distance, real_side(params, batch)
+    rng = np.random.default_rng(4)
+    direction = {name: rng.normal(size=leaf.shape) for name, leaf in params.items()}
+
+    def moved(step):
+        there = {name: leaf + step * direction[name] for name, leaf in params.items()}
+        return expected_loss(there, images, batch, targets=fixed, distance=distance)
+
+    with jax.enable_x64():
+        loss = lambda params: value(method, images, {"network": {"params": params}}, batch)  # noqa: E731
+        slope = jax.grad(loss)(jax.tree.map(jnp.asarray, params))
+    expected = (moved(1e-5) - moved(-1e-5)) / 2e-5
+    assert abs(expected) > 1e-2
+    assert sum((np.asarray(slope[name]) * direction[name]).sum() for name in slope) == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("settings", "outer", "inner"),
     [({"outer": 3, "inner": 1}, 3, 1), ({"outer": 1, "inner": 3}, 1, 3), ({}, *loops(2))],

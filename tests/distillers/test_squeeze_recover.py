@@ -78,6 +78,21 @@ def test_statistics_that_agree_exactly_leave_a_finite_gradient(toy):
     assert np.isfinite(slope).all()
 
 
+def test_the_gradient_in_the_teacher_is_the_true_one(toy):
+    """By finite differences in float64, although the images' gradient is taken group by group."""
+    net, variables = toy
+    rng = np.random.default_rng(3)
+    with jax.enable_x64():
+        images, variables = jnp.asarray(rng.normal(size=(4, 1, 2, 2))), jax.tree.map(jnp.float64, variables)
+        direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), variables)
+        method = distillers.sre2l(net, variables, ipc=2, **STILL)
+        loss = jax.jit(lambda teacher: method.loss(jax.random.key(0), {"images": images}, (), (), teacher)[0])
+        moved = lambda h: float(loss(jax.tree.map(lambda leaf, way: leaf + h * way, variables, direction)))  # noqa: E731
+        expected = (moved(1e-6) - moved(-1e-6)) / 2e-6
+        slope = jax.tree.map(lambda leaf, way: float((leaf * way).sum()), jax.jit(jax.grad(loss))(variables), direction)
+    assert sum(jax.tree.leaves(slope)) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.fixture(scope="module")
 def teacher():
     return make_teacher("convnet_bn:width=4,depth=2", 5)

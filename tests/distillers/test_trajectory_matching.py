@@ -148,6 +148,23 @@ def test_tesla_is_the_gradient_with_the_way_held_fixed():
         assert float(gradient["log_lr"]) == pytest.approx(0.2 * (ahead - behind) / 2e-6, rel=1e-5)
 
 
+def test_the_gradient_in_soft_labels_is_exact_for_one_step_and_experts_are_constants():
+    with jax.enable_x64():
+        method, experts = make(distillers.tesla, syn_steps=1, soft_labels=True), jnp.asarray(EXPERTS, jnp.float64)
+        labels = jax.nn.softmax(jnp.asarray(np.random.default_rng(1).normal(size=(6, 3))))
+
+        @jax.jit
+        def loss(labels, experts):
+            aux = aux_of() | {"soft_labels": labels}
+            return method.loss(jax.random.key(2), synthetic_of(), aux, (), experts)[0]
+
+        to_labels, to_experts = jax.jit(jax.grad(loss, argnums=(0, 1)))(labels, experts)
+        direction = np.random.default_rng(2).normal(size=labels.shape)
+        ahead, behind = (float(loss(labels + h * direction, experts)) for h in (1e-6, -1e-6))
+        assert float((to_labels * direction).sum()) == pytest.approx((ahead - behind) / 2e-6, rel=1e-5)
+        np.testing.assert_array_equal(to_experts, 0.0)
+
+
 @pytest.mark.parametrize("steps", [10, 50])
 def test_tesla_only_approximates_more_steps(steps):
     """The value is MTT's, the direction of the images' gradient near it but not it (prints the cosine)."""
