@@ -54,6 +54,7 @@ def pretrain(
     cache: pathlib.Path,
     *,
     seed: int = 0,
+    split: str = "test",
     description: str = "pretrain",
 ) -> list[mdd.training.Trained]:
     """Trains networks on the real images, or takes them from the cache; shows a bar and prints each accuracy."""
@@ -61,9 +62,9 @@ def pretrain(
     with command.bar(len(nets), description, "net") as progress:
         for net in nets:
             progress.set_postfix_str(net.label)
-            every.append(mdd.training.pretrain(net, dataset, recipe, seed=seed, cache_dir=cache))
+            every.append(mdd.training.pretrain(net, dataset, recipe, seed=seed, split=split, cache_dir=cache))
             source = " (from the cache)" if every[-1].cached else ""
-            progress.write(f"{net.label:<28} {100 * every[-1].accuracy:5.1f} % on the test split{source}")
+            progress.write(f"{net.label:<28} {100 * every[-1].accuracy:5.1f} % on the {split} split{source}")
             progress.update()
     return every
 

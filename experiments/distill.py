@@ -83,7 +83,9 @@ def _do(job: pipeline.Job) -> str:
         pairs = [(base, name) for name in ours] + [("random", base)]
         results = {
             "notes": pipeline.notes(job),
+            "evaluated_on": config.evaluate_on,
             "rows": rows,
+            "repeats": report.repeats(sets, pipeline.seeds(config)),
             "comparisons": [report.compare(rows, *pair) for pair in pairs],
             "agreement": pipeline.agreements(job, sets, auxiliaries),
             "pulls": effects.pulls(job.directory, distilled, pipeline.seeds(config)),

@@ -115,14 +115,16 @@ def squeeze(config: DistillConfig, backbone: mdd.zoo.Architecture, dataset: mdd.
     """SRe2L's teacher: trained (or taken from the cache), or with the weights of a file."""
     settings = config.sre2l
     if settings.weights:
-        return mdd.training.measure(backbone, mdd.zoo.torchvision.load(backbone, settings.weights), dataset)
+        return mdd.training.measure(
+            backbone, mdd.zoo.torchvision.load(backbone, settings.weights), dataset, split=config.evaluate_on
+        )
     if settings.squeeze == "short":
         words = augmentation(config, config.pretrain_augmentation)
         recipe = recipes.pretraining(settings.squeeze_epochs or config.pretrain_epochs, augmentation=words)
     else:
         recipe = recipes.sre2l_squeeze(settings.squeeze)
         recipe = dataclasses.replace(recipe, epochs=settings.squeeze_epochs or recipe.epochs)
-    return common.pretrain([backbone], dataset, recipe, cache, description="squeeze")[0]
+    return common.pretrain([backbone], dataset, recipe, cache, split=config.evaluate_on, description="squeeze")[0]
 
 
 def experts(config: DistillConfig, backbone: mdd.zoo.Architecture, dataset: mdd.Dataset, cache: Any) -> Any:

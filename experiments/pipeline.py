@@ -169,7 +169,7 @@ def pretrain_all(job: Job) -> dict[str, mdd.training.Trained]:
         networks.remove(job.backbone)
     words = methods.augmentation(config, config.pretrain_augmentation)
     recipe = mdd.training.pretraining(config.pretrain_epochs, augmentation=words)
-    every += common.pretrain(networks, job.dataset, recipe, job.cache)
+    every += common.pretrain(networks, job.dataset, recipe, job.cache, split=config.evaluate_on)
     return {trained.net.label: trained for trained in every}
 
 

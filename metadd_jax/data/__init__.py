@@ -13,6 +13,7 @@ from metadd_jax.data.sampling import (
     unstandardise,
 )
 from metadd_jax.data.sources import load
+from metadd_jax.data.splits import split_of
 from metadd_jax.data.whitening import fit_whitening, unwhiten_images, whiten, whiten_images
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "gather",
     "load",
     "random_per_class",
+    "split_of",
     "standardise",
     "stratified_split",
     "stream_pool",

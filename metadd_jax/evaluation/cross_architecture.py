@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from metadd_jax import parallel, zoo
+from metadd_jax.data.splits import split_of
 from metadd_jax.structs import Auxiliary, Dataset, ImageArrays, SyntheticSet
 from metadd_jax.training import recipes
 from metadd_jax.training.fit import count_correct, fit
-
-SPLITS = ("test", "validation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,21 +33,6 @@ class Row:
 
     network: str
     accuracies: tuple[float, ...]
-
-
-def split_of(dataset: Dataset, split: str) -> ImageArrays:
-    """The arrays of the split on which accuracy is measured.
-
-    Raises:
-      ValueError: for another word, or where no validation images were carved out.
-    """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
-    if split == "test":
-        return dataset.test
-    if dataset.validation is None:
-        raise ValueError(f"{dataset.name} was loaded without validation images; load it with validation_fraction=0.1")
-    return dataset.validation
 
 
 def train_and_test(

@@ -11,6 +11,7 @@ import numpy as np
 from metadd_jax import files
 from metadd_jax.evaluation import statistics
 from metadd_jax.evaluation.cross_architecture import Row
+from metadd_jax.structs import SyntheticSet
 
 ROLES = ("same", "seen", "unseen")
 
@@ -51,10 +52,34 @@ def compare(rows: Sequence[Mapping[str, Any]], first: str, second: str) -> dict[
     return {"first": first, "second": second, "by_role": paired}
 
 
-def table_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def repeats(sets: Mapping[str, Sequence[SyntheticSet]], seeds: Sequence[int]) -> dict[str, list[list[int]]]:
+    """Which distillation seeds gave the very same images: groups of two or more seeds, by the name of the set.
+
+    Such a group is one draw and not several: its spread holds the luck of the trainings alone (k-means at one image a
+    class finds the same centre from every start).
+
+    Args:
+      sets: for each name the sets of ``seeds``, in that order.
+      seeds: the distillation seeds.
+    """
+    found: dict[str, list[list[int]]] = {}
+    for name, group in sets.items():
+        by_content: dict[str, list[int]] = {}
+        for seed, synthetic in zip(seeds, group, strict=True):
+            # Signed zeros are one number, though not one bit pattern.
+            by_content.setdefault(files.hash_arrays(np.asarray(synthetic.images) + 0.0), []).append(seed)
+        if same := [members for members in by_content.values() if len(members) > 1]:
+            found[name] = same
+    return found
+
+
+def table_lines(
+    rows: Sequence[Mapping[str, Any]], *, repeats: Mapping[str, Sequence[Sequence[int]]] | None = None
+) -> list[str]:
     """A Markdown table: sets down, networks across; mean +- spread in percent.
 
-    The spread is the standard deviation over distillation seeds of the mean over training seeds.
+    The spread is the standard deviation over distillation seeds of the mean over training seeds. A set that came out
+    the same for several seeds (``repeats``) says so beside its name.
     """
     networks = list(dict.fromkeys((row["network"], row["role"]) for row in rows))
     present = {role for _, role in networks}
@@ -64,8 +89,12 @@ def table_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for name in dict.fromkeys(row["set"] for row in rows):
         cells = [_cell(accuracies([row for row in rows if row["network"] == network], name)) for network, _ in networks]
         cells += [f"**{_cell(accuracies(rows, name, roles=(role,)))}**" for role in means]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name}{_repeated((repeats or {}).get(name, ()))} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _repeated(groups: Sequence[Sequence[int]]) -> str:
+    return "".join(f" (one set for seeds {', '.join(map(str, group))})" for group in groups)
 
 
 def _cell(values: np.ndarray) -> str:
@@ -80,17 +109,39 @@ def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
         f"Paired difference {comparison['second']} - {comparison['first']}, in points of accuracy "
         "(95 % intervals over distillation seeds):",
         "",
-        "| networks | difference | bootstrap | t | sign test over seeds x networks |",
-        "|---|---|---|---|---|",
+        "| networks | difference | bootstrap | t | sd of sets | sd of trainings | sign test over seeds x networks |",
+        "|---|---|---|---|---|---|---|",
     ]
     for role, facts in comparison["by_role"].items():
         t = "one seed" if facts["t_interval"] is None else _interval(facts["t_interval"])
         sign = facts["sign_test"]
-        lines.append(
-            f"| {role} | {100 * facts['difference']:+.2f} | {_interval(facts['bootstrap'])} | {t} | "
-            f"{sign['positive']} up, {sign['negative']} down, p = {sign['p']:.3g} |"
-        )
+        cells = [f"{100 * facts['difference']:+.2f}", _interval(facts["bootstrap"]), t]
+        cells += [_points(facts["sd_sets"]), _points(facts["sd_trainings"])]
+        cells += [f"{sign['positive']} up, {sign['negative']} down, p = {sign['p']:.3g}"]
+        lines.append(f"| {role} | " + " | ".join(cells) + " |")
     return lines
+
+
+def spread_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the spread of each set's accuracy is made of; nothing where a set was trained on once."""
+    lines = [
+        "What the spread of an accuracy is made of, in points: standard deviation from one distilled set to the next, "
+        "and from one training on a set to the next (means over the networks of a role; see statistics.components):",
+        "",
+        "| set | networks | sd of sets | sd of trainings |",
+        "|---|---|---|---|",
+    ]
+    heads = len(lines)
+    for name in dict.fromkeys(row["set"] for row in rows):
+        for role in dict.fromkeys(row["role"] for row in rows):
+            parts = statistics.components(accuracies(rows, name, roles=(role,)).mean(axis=1))
+            if parts["sd_trainings"] is not None:
+                lines.append(f"| {name} | {role} | {_points(parts['sd_sets'])} | {_points(parts['sd_trainings'])} |")
+    return lines if len(lines) > heads else []
+
+
+def _points(value: float | None) -> str:
+    return "." if value is None else f"{100 * value:.2f}"
 
 
 def _interval(pair: Sequence[float]) -> str:
@@ -136,16 +187,19 @@ def pull_lines(pulls: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]
 def write(directory: str | pathlib.Path, results: Mapping[str, Any]) -> str:
     """Writes ``results.json`` and ``results.md``; returns the Markdown.
 
-    ``results`` holds ``rows``, ``comparisons``, ``agreement``, ``whole_data`` (network -> accuracy), ``notes``
-    (lines on protocol, seeds and machine) and, where they were measured, ``seconds`` (set -> seconds a step) and
-    ``pulls`` (see ``pull_lines``).
+    ``results`` holds ``rows``, ``comparisons``, ``agreement``, ``whole_data`` (network -> accuracy on the split
+    ``evaluated_on``), ``notes`` (lines on protocol, seeds and machine), ``repeats`` (see ``repeats``) and, where they
+    were measured, ``seconds`` (set -> seconds a step) and ``pulls`` (see ``pull_lines``).
     """
-    parts = ["# Results", "", *results["notes"], "", *table_lines(results["rows"])]
+    parts = ["# Results", "", *results["notes"], "", *table_lines(results["rows"], repeats=results.get("repeats", {}))]
     if results["whole_data"]:
         whole = ", ".join(f"{net} {100 * value:.1f}" for net, value in results["whole_data"].items())
-        parts += ["", f"Trained on the whole training split (percent): {whole}."]
+        where = results.get("evaluated_on", "test")
+        parts += ["", f"Trained on the whole training split (percent on the {where} split): {whole}."]
     for comparison in results["comparisons"]:
         parts += ["", *comparison_lines(comparison)]
+    if spread := spread_lines(results["rows"]):
+        parts += ["", *spread]
     if any(results["agreement"].values()):  # compared where there are two networks
         parts += ["", *agreement_lines(results["agreement"])]
     if results.get("pulls"):

@@ -53,6 +53,7 @@ def paired(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
           simulated: it holds the truth in 67 % of cases for 3, 84 % for 5), with one it says nothing.
         t_interval: [low, high], 95 % t interval over the cluster means, the one to trust for few seeds; None
           for one seed.
+        sd_sets, sd_trainings: what the spread of the differences, averaged over networks, is made of (``components``).
         sign_test: {positive, negative, p} over distillation seeds x networks (means over training seeds).
           Pairs of one seed judge the same set and are *not* independent, so p is too small: no proof.
         sign_test_seeds: the same over the cluster means: independent, but p never falls below 2^(1 - n).
@@ -80,10 +81,43 @@ def paired(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
         "per_network": pairs.mean(axis=0).tolist(),
         "bootstrap": _bootstrap(clusters, seed),
         "t_interval": _t_interval(clusters),
+        **components((b - a).mean(axis=1)),
         "sign_test": _sign_test(pairs),
         "sign_test_seeds": _sign_test(clusters),
         "seeds": len(clusters),
     }
+
+
+def components(values: ArrayLike) -> dict[str, float | None]:
+    """Splits the spread of nested runs into that of the sets and that of the trainings on one set.
+
+    The usual estimate for y_dt = mean + set_d + training_dt (one-way analysis of variance with random effects):
+    sd_trainings^2 is the mean over sets of the variance within one, sd_sets^2 what the variance of the sets' means
+    exceeds its share sd_trainings^2 / T of luck in training, or 0 where it does not. A mean over D sets of T trainings
+    has standard error sqrt(sd_sets^2 / D + sd_trainings^2 / (D T)).
+
+    Args:
+      values: [D, T], D distillation seeds (D sets), T training seeds each.
+
+    Returns:
+      sd_sets, sd_trainings, in the unit of ``values``; None where D or T is 1 and says nothing of it.
+
+    Raises:
+      ValueError: if ``values`` is not two-dimensional or not finite.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 2 or not values.size or not np.isfinite(values).all():
+        raise ValueError(
+            f"values have shape {values.shape}; give finite numbers as [distillation seeds, training seeds]"
+        )
+    sets, trainings = values.shape
+    if trainings < 2:
+        return {"sd_sets": None, "sd_trainings": None}
+    within = values.var(axis=1, ddof=1).mean()
+    if sets < 2:
+        return {"sd_sets": None, "sd_trainings": float(np.sqrt(within))}
+    between = values.mean(axis=1).var(ddof=1) - within / trainings
+    return {"sd_sets": float(np.sqrt(max(between, 0.0))), "sd_trainings": float(np.sqrt(within))}
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:

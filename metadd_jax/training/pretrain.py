@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metadd_jax import files, keys, parallel, storage, zoo
+from metadd_jax.data.splits import SPLITS, split_of
 from metadd_jax.structs import Dataset
 from metadd_jax.training import recipes
 from metadd_jax.training.fit import count_correct, fit
@@ -22,12 +24,21 @@ FORMAT = 1  # raise it when training code changes what a cached network would be
 
 
 class Trained(NamedTuple):
-    """A trained network: its variables, its accuracy on the test split (0..1), and whether it came from the cache."""
+    """A trained network.
+
+    Attributes:
+      net: its architecture.
+      variables: ``params`` (+ ``batch_stats``).
+      accuracy: share of the images of ``split`` that it gets right, 0..1.
+      cached: whether it came from the cache.
+      split: what ``accuracy`` was measured on: "test" or "validation".
+    """
 
     net: zoo.Architecture
     variables: Any
     accuracy: float
     cached: bool
+    split: str = "test"
 
 
 def cache_key(net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, seed: int) -> str:
@@ -42,37 +53,59 @@ def pretrain(
     recipe: recipes.Recipe,
     *,
     seed: int = 0,
+    split: str = "test",
     cache_dir: str | pathlib.Path | None = None,
 ) -> Trained:
     """Trains ``net`` on the training split, or takes it from ``cache_dir``.
 
     It trains on one device; of several processes each trains the same, and they share ``cache_dir``.
 
+    Args:
+      net: what to train, for the images and classes of ``dataset``.
+      dataset: the real data, standardised or whitened.
+      recipe: how to train.
+      seed: decides initial weights, shuffles and augmentation.
+      split: where the reported accuracy comes from: "test", or "validation" while settings are chosen.
+      cache_dir: keeps the network under ``cache_key``; None keeps nothing.
+
     Raises:
-      ValueError: if a cached network is damaged (it is named and left as it is).
+      ValueError: if a cached network is damaged (it is named and left as it is), or if there is no such split.
     """
+    split_of(dataset, split)
     key = keys.root(seed, "pretrain")
-    like = jax.eval_shape(lambda: {"variables": net.init(key), "accuracy": jnp.zeros(())})
+    like = jax.eval_shape(
+        lambda: {"variables": net.init(key), "accuracies": _each_split(dataset, lambda _: jnp.zeros(()))}
+    )
     folder = None
     if cache_dir is not None:
         folder = pathlib.Path(cache_dir) / "networks" / f"{net.name}-{cache_key(net, dataset, recipe, seed)[:20]}"
         # One answer for all processes, since all of them read, or all of them train and save.
         if parallel.from_main(np.int32(folder.exists())):
             stored = storage.restore_tree(folder, like)
-            return Trained(net, stored["variables"], float(stored["accuracy"]), True)
+            return Trained(net, stored["variables"], float(stored["accuracies"][split]), True, split)
 
     def train(key: jax.Array, arrays: Any) -> Any:
         return fit(key, net, arrays.images, arrays.labels, recipe, shared_key=key, mean=arrays.mean, std=arrays.std)
 
-    trained = measure(net, parallel.jit(train)(key, dataset.arrays), dataset)
+    variables = parallel.jit(train)(key, dataset.arrays)
+    accuracies = _each_split(dataset, lambda name: measure(net, variables, dataset, split=name).accuracy)
     if folder is not None:
+        kept = {"variables": variables, "accuracies": jax.tree.map(jnp.float32, accuracies)}
         # A parallel run may have trained the same network meanwhile.
-        kept = {"variables": trained.variables, "accuracy": jnp.asarray(trained.accuracy, jnp.float32)}
         storage.save_tree(folder, kept, overwrite=True)
-    return trained
+    return Trained(net, variables, accuracies[split], False, split)
 
 
-def measure(net: zoo.Architecture, variables: Any, dataset: Dataset) -> Trained:
-    """A network whose weights come from elsewhere (``zoo.torchvision.load``), with its accuracy on the test split."""
-    right, total = parallel.jit(lambda v, arrays: count_correct(net, v, arrays))(variables, dataset.test)
-    return Trained(net, variables, float(right / total), False)
+def measure(net: zoo.Architecture, variables: Any, dataset: Dataset, *, split: str = "test") -> Trained:
+    """A network whose weights come from elsewhere (``zoo.torchvision.load``), with its accuracy on ``split``.
+
+    Raises:
+      ValueError: if there is no such split.
+    """
+    right, total = parallel.jit(lambda v, arrays: count_correct(net, v, arrays))(variables, split_of(dataset, split))
+    return Trained(net, variables, float(right / total), False, split)
+
+
+def _each_split(dataset: Dataset, function: Callable[[str], Any]) -> dict[str, Any]:
+    """``function`` of every split that accuracy can be measured on: the cached network serves all of them."""
+    return {name: function(name) for name in SPLITS if name == "test" or dataset.validation is not None}

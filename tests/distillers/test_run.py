@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from metadd_jax import data, distillers, storage
+from metadd_jax import data, distillers, keys, storage
 from metadd_jax.distillers import NotFiniteError, RunConfig
 from metadd_jax.structs import SyntheticSet
 
@@ -66,7 +66,7 @@ def same(a, b):
 def test_it_descends_and_logs_the_mean_of_each_chunk(dataset, tmp_path, chunk_of):
     calls = []
     state = run(dataset, tmp_path, chunk_of=chunk_of, on_chunk=lambda done, means: calls.append((done, dict(means))))
-    start = distillers.init_state(jax.random.key(3), toy(), TX, dataset)
+    start = distillers.init_state(keys.root(3, "distil"), toy(), TX, dataset)
     assert int(state.step) == 8
     np.testing.assert_allclose(state.synthetic["x"], 0.8**8 * np.asarray(start.synthetic["x"]), atol=3e-3)
     logged = lines(tmp_path)

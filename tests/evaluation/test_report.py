@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from metadd_jax.evaluation import Row, report
+from metadd_jax.structs import SyntheticSet
 
 ROLES = {"convnet": "same", "vgg11": "seen", "vit": "unseen"}
 # accuracies[set][distillation seed][network] = two training seeds
@@ -74,10 +75,33 @@ def test_the_table_in_percent(rows):
 def test_comparison_lines_in_points(rows):
     lines = report.comparison_lines(report.compare(rows, "dm", "dm+metadd"))
     assert "dm+metadd - dm" in lines[0]
-    assert "| seen | +10.00 | [+10.00, +10.00] | [+10.00, +10.00] | 2 up, 0 down, p = 0.5 |" in lines
-    assert "| same | +0.00 | [+0.00, +0.00] | [+0.00, +0.00] | 0 up, 0 down, p = 1 |" in lines
+    # Seen: differences .1, .1 and .0, .2 of two trainings: all of the spread is between trainings, sqrt(.01) points.
+    assert "| seen | +10.00 | [+10.00, +10.00] | [+10.00, +10.00] | 0.00 | 10.00 | 2 up, 0 down, p = 0.5 |" in lines
+    assert "| same | +0.00 | [+0.00, +0.00] | [+0.00, +0.00] | 0.00 | 0.00 | 0 up, 0 down, p = 1 |" in lines
     one_seed = [row for row in rows if row["distill_seed"] == 0]
     assert any("| one seed |" in line for line in report.comparison_lines(report.compare(one_seed, "dm", "dm+metadd")))
+
+
+def test_the_spread_in_its_parts(rows):
+    """dm on convnet: trainings .5 .7 and .6 .8, so sd .1414 within; sets' means .6 .7, variance .005 - .02 / 2 < 0."""
+    lines = report.spread_lines(rows)
+    assert f"| dm | same | 0.00 | {100 * np.sqrt(0.02):.2f} |" in lines
+    # seen: no spread within, means .4 and .5
+    assert f"| dm | seen | {100 * np.sqrt(0.005):.2f} | 0.00 |" in lines
+    once = [row | {"accuracies": row["accuracies"][:1]} for row in rows]
+    assert report.spread_lines(once) == []
+
+
+def test_equal_sets_of_several_seeds_say_so(rows):
+    """Three draws of which two are the same images are two sets, whatever their labels or signed zeros."""
+    one = SyntheticSet(np.zeros((2, 4, 4, 1), np.float32), np.arange(2))
+    other = one.replace(images=one.images + 1)
+    found = report.repeats({"dm": [one, other], "kmeans": [one, one.replace(images=-one.images)]}, range(5, 7))
+    assert found == {"kmeans": [[5, 6]]}
+    assert report.repeats({"dm": [one, other, one]}, range(3)) == {"dm": [[0, 2]]}
+    table = report.table_lines(rows, repeats={"dm": [[0, 1]]})
+    assert table[2].startswith("| dm (one set for seeds 0, 1) |")
+    assert table[3].startswith("| dm+metadd |")
 
 
 def results(rows):
@@ -119,5 +143,8 @@ def test_both_files_are_written(rows, tmp_path):
         "| dm | unseen | 0.250 |",
     ):
         assert part in markdown
+    assert "(percent on the test split): convnet 98.7" in markdown
+    choosing = report.write(tmp_path / "choosing", results(rows) | {"evaluated_on": "validation"})
+    assert "(percent on the validation split): convnet 98.7" in choosing
     bare = report.write(tmp_path / "bare", results(rows) | {"whole_data": {}, "comparisons": [], "agreement": {}})
     assert "whole training split" not in bare and "Paired" not in bare and "meta ratio" not in bare

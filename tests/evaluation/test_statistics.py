@@ -67,6 +67,24 @@ def test_bootstrap_draws_for_many_seeds():
     assert facts["bootstrap"] == pytest.approx([facts["difference"] - half, facts["difference"] + half], abs=1e-3)
 
 
+def test_components_by_hand_and_by_simulation():
+    # Two sets, two trainings: within .02 (x 1e-2 squared), means 0.1 apart: .005 - .01 / 2 = 0.
+    assert statistics.components([[0.5, 0.7], [0.6, 0.8]]) == pytest.approx(
+        {"sd_sets": 0.0, "sd_trainings": math.sqrt(0.02)}
+    )
+    assert statistics.components([[0.4, 0.4], [0.6, 0.6]]) == pytest.approx(
+        {"sd_sets": math.sqrt(0.02), "sd_trainings": 0.0}
+    )
+    assert statistics.components([[0.4], [0.6]]) == {"sd_sets": None, "sd_trainings": None}
+    assert statistics.components([[0.4, 0.6]]) == {"sd_sets": None, "sd_trainings": pytest.approx(math.sqrt(0.02))}
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(0, 0.03, (4000, 1)) + rng.normal(0, 0.05, (4000, 3))
+    assert statistics.components(drawn) == pytest.approx({"sd_sets": 0.03, "sd_trainings": 0.05}, rel=0.05)
+    for bad in ([0.5], [[math.nan, 0.5]]):
+        with pytest.raises(ValueError, match="distillation seeds, training seeds"):
+            statistics.components(bad)
+
+
 def test_sign_tests_are_exact_binomials():
     facts = statistics.paired(*runs([[0.01] * 5, [0.02] * 4 + [-0.01]]))
     # 9 of 10: 2 (1 + 10) / 2^10

@@ -47,6 +47,25 @@ def test_it_learns_and_reports_the_test_accuracy(request_, first):
     assert trained.net == net and not trained.cached
 
 
+def test_the_accuracy_is_that_of_the_split_asked_for(request_, tmp_path):
+    """While settings are chosen the test split's accuracy must not stand under the name of the validation split."""
+    net, dataset, recipe = request_
+    chosen = data.from_arrays(
+        "shades", *[x for s in (dataset.arrays, dataset.test) for x in (s.images, s.labels)],
+        mean=[0.5], std=[0.25], validation_fraction=0.3,
+    )  # fmt: skip
+    recipe = dataclasses.replace(recipe, epochs=1, learning_rate=1e-4)
+    for cached in (False, True):
+        trained = training.pretrain(net, chosen, recipe, split="validation", cache_dir=tmp_path)
+        assert (trained.split, trained.cached) == ("validation", cached)
+        right, total = training.count_correct(net, trained.variables, chosen.validation)
+        assert trained.accuracy == pytest.approx(float(right / total))
+    test = training.pretrain(net, chosen, recipe, cache_dir=tmp_path)
+    assert test.cached and test.split == "test" and test.accuracy != trained.accuracy
+    with pytest.raises(ValueError, match="loaded without validation images"):
+        training.pretrain(net, dataset, recipe, split="validation")
+
+
 def test_the_same_request_is_answered_from_the_cache_bit_for_bit(request_, first, monkeypatch):
     folder, trained = first
     monkeypatch.setattr(sys.modules["metadd_jax.training.pretrain"], "fit", None)  # training again would fail

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from metadd_jax import data, training, zoo
+from metadd_jax import data, keys, training, zoo
 from metadd_jax.training import experts as making
 from metadd_jax.training import trajectories
 from metadd_jax.training.trajectories import flatten, unflatten
@@ -58,11 +58,11 @@ def copy(folder, target):
 
 def test_an_expert_is_what_fit_passes_through(experts, dataset):
     """Snapshot t is the network that ``fit`` returns after t epochs; the first is the initialisation."""
-    key, arrays = jax.random.key(7), dataset.arrays
+    key, arrays = keys.root(7, "experts"), dataset.arrays
     own = jax.random.fold_in(key, 3)
     snapshots = experts.read(3, EPOCHS + 1)
     assert snapshots.shape == (EPOCHS + 1, NET.num_params()) and snapshots.dtype == np.float32
-    start = NET.init(jax.random.fold_in(own, 0))["params"]
+    start = NET.init(keys.named(own, "weights"))["params"]
     np.testing.assert_array_equal(snapshots[0], flatten(start))
     for epochs in (1, EPOCHS):
         recipe = dataclasses.replace(RECIPE, epochs=epochs)

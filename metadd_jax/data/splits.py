@@ -1,0 +1,26 @@
+"""Which images accuracy is measured on."""
+
+from __future__ import annotations
+
+from metadd_jax.structs import Dataset, ImageArrays
+
+SPLITS = ("test", "validation")
+
+
+def split_of(dataset: Dataset, split: str) -> ImageArrays:
+    """The arrays of the split on which accuracy is measured.
+
+    Args:
+      dataset: the real data.
+      split: "test", or "validation" for choosing settings.
+
+    Raises:
+      ValueError: for another word, or where no validation images were carved out.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
+    if split == "test":
+        return dataset.test
+    if dataset.validation is None:
+        raise ValueError(f"{dataset.name} was loaded without validation images; load it with validation_fraction=0.1")
+    return dataset.validation
