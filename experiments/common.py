@@ -11,7 +11,7 @@ import command
 import numpy as np
 
 import metadd_jax as mdd
-from metadd_jax import parallel
+from metadd_jax import files, storage
 
 
 def load_set(file: str) -> tuple[mdd.SyntheticSet, dict[str, Any]]:
@@ -25,9 +25,13 @@ def load_set(file: str) -> tuple[mdd.SyntheticSet, dict[str, Any]]:
 
 
 def open_cache(cache_dir: str | None) -> pathlib.Path:
-    """The folder of everything that need not be made twice: decoded images, trained networks, compiled programs."""
-    folder = mdd.data.cache_folder(cache_dir)
-    parallel.cache_compilations(folder / "compiled")
+    """The folder of everything that need not be made twice: decoded images, trained networks, compiled programs.
+
+    Raises:
+      ValueError: if it cannot be made or written to.
+    """
+    folder = files.require_writable(mdd.data.cache_folder(cache_dir))
+    storage.cache_compilations(folder / "compiled")
     return folder
 
 

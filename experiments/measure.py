@@ -13,7 +13,7 @@ import flops
 import jax
 import works
 
-from metadd_jax import parallel
+from metadd_jax import parallel, storage
 
 if TYPE_CHECKING:
     from benchmark import BenchmarkConfig
@@ -33,7 +33,7 @@ def measure(work: str, config: BenchmarkConfig) -> dict[str, Any]:
       outside; None but for "scan:").
     """
     if config.cache:
-        parallel.cache_compilations(config.cache)
+        storage.cache_compilations(config.cache)
     name = works.parse(work, config)
     built = works.build(name, config)
     found = (_inside_a_scan if name.scanned else _alone)(name, built, config)

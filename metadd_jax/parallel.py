@@ -106,17 +106,6 @@ def jit(function: Callable, *, static_argnames: Sequence[str] = (), donate_argnu
     return jax.jit(function, static_argnames=tuple(static_argnames), donate_argnums=tuple(donate_argnums))
 
 
-def cache_compilations(folder: str | os.PathLike) -> None:
-    """Keeps compiled programs in ``folder``, so that the next process compiles nothing that it compiled before.
-
-    Every program is kept: JAX's own limits (a second of compiling, a minimum size) would leave out the small ones,
-    which are many.
-    """
-    jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
 def memory_limit() -> int | None:
     """Bytes of one device: what an accelerator says that programs may use, a CPU's whole memory; None if unknown."""
     stats = jax.local_devices()[0].memory_stats() or {}

@@ -1,8 +1,6 @@
 """Compiled steps under jit, pmap and sharded jit, on the four CPU devices of the tests."""
 
 import functools
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -88,32 +86,6 @@ def test_jit_passes_static_and_donated_arguments_on():
     x = jnp.arange(4.0)
     parallel.jit(lambda x: x + 1, donate_argnums=(0,))(x)
     assert x.is_deleted()
-
-
-COUNTING = """
-import collections, sys
-import jax, jax.numpy as jnp
-from metadd_jax import parallel
-counts = collections.Counter()
-jax.monitoring.register_event_listener(lambda event, **_: counts.update([event.rpartition("/")[2]]))
-parallel.cache_compilations(sys.argv[1])
-print(float(parallel.jit(lambda x: jnp.sin(x) @ x)(jnp.arange(3.0))))
-print(counts["cache_hits"], counts["cache_misses"])
-"""
-
-
-def test_a_second_start_compiles_nothing(tmp_path):
-    def start():
-        printed = subprocess.run(
-            [sys.executable, "-c", COUNTING, tmp_path / "compiled"], capture_output=True, text=True, check=True
-        )
-        value, counts = printed.stdout.splitlines()
-        return value, [int(count) for count in counts.split()]
-
-    (value, (hits, misses)), (again, (hits_again, misses_again)) = start(), start()
-    assert value == again
-    assert hits == 0 and misses > 0
-    assert hits_again == misses and misses_again == 0
 
 
 def test_independent_work_is_shared_whatever_its_number():

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -101,7 +103,8 @@ def distil(
       The last state, on the first device of this process.
 
     Raises:
-      NotFiniteError: if a metric stops being finite; the last good checkpoint stays.
+      NotFiniteError: if a metric or the state stops being finite: the last good checkpoint stays, and none is made of
+        what is not.
       ValueError: if a checkpoint is damaged or belongs to another run, or if processes start from different things.
     """
     chunk_of = chunk_of or compile_chunks(method, tx, config)
@@ -118,7 +121,9 @@ def distil(
         state = checkpoints.restore(done, state)
     state, frozen = place(state), place(method.frozen)
     arrays = dataset.arrays if config.stream_per_class else place(dataset.arrays)
+    _require_finite(state, done, checkpoints)
     log.truncate_after(done or -1)  # what a run that never saved wrote at its start is written again
+    _say_lost_lines(log, done)
     if on_chunk and done:
         on_chunk(done, {})
     if not done and (facts := _report(seed, method, state, dataset.arrays, config)):
@@ -126,7 +131,8 @@ def distil(
     for start, length, data in _chunks(done, seed, arrays, config):
         state, metrics = chunk_of(length)(state, data, frozen)
         done = start + length
-        means = _finite_means(jax.device_get(metrics), start, directory)
+        means = _finite_means(jax.device_get(metrics), start, checkpoints)
+        _require_finite(state, done, checkpoints)
         facts = {f"distill/{name}": value for name, value in means.items()}
         if done == config.steps:
             facts |= _report(seed, method, state, dataset.arrays, config)
@@ -161,17 +167,57 @@ def _report(seed: int, method: Distiller, state: DistillState, arrays: ImageArra
     return {f"report/{name}": float(value) for name, value in facts.items()}
 
 
+def _require_finite(state: DistillState, done: int, checkpoints: storage.Checkpointer | None) -> None:
+    """Refuses a state that is not finite: images can break while every metric of the steps before is a number."""
+    parts = {"synthetic": state.synthetic, "optimiser": state.opt_state, "aux": state.aux}
+    named = jax.tree_util.tree_leaves_with_path(parallel.local(parts))
+    floats = {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in named
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
+    bad = [name for name, finite in jax.device_get(_finite(floats)).items() if not finite]
+    if bad and not done:
+        raise NotFiniteError(f"{bad[0]} is not finite at the start; look at the images and settings it is made of")
+    if bad:
+        raise NotFiniteError(
+            f"{bad[0]} is not finite after step {done}{_kept(checkpoints)}; lower the image learning rate"
+        )
+
+
+_finite = parallel.jit(lambda leaves: {name: jnp.isfinite(leaf).all() for name, leaf in leaves.items()})
+
+
+def _kept(checkpoints: storage.Checkpointer | None) -> str:
+    if checkpoints is None or checkpoints.latest() is None:
+        return ""
+    return f"; the last good state is kept in {checkpoints.directory}"
+
+
+def _say_lost_lines(log: storage.JsonLines | storage.NoMetrics, done: int) -> None:
+    """Says where a metrics file is shorter than the run; the set does not depend on it."""
+    if isinstance(log, storage.NoMetrics):
+        return
+    last = max((line["step"] for line in log.read()), default=0)
+    if last < done:
+        logging.getLogger(__name__).warning(
+            "%s was cut: it ends at step %d, the checkpoint is of step %d; the metrics between are lost, no more",
+            log.path, last, done,
+        )  # fmt: skip
+
+
 def _crosses(start: int, done: int, every: int) -> bool:
     return start // every != done // every
 
 
-def _finite_means(metrics: dict[str, np.ndarray], start: int, directory: Any) -> dict[str, float]:
+def _finite_means(
+    metrics: dict[str, np.ndarray], start: int, checkpoints: storage.Checkpointer | None
+) -> dict[str, float]:
     for name in sorted(metrics, key=lambda name: name == "loss"):  # the term that broke before the sum that it broke
         bad = np.flatnonzero(~np.isfinite(metrics[name]))
         if bad.size:
-            kept = "" if directory is None else f"; the last good state is kept in {directory}/checkpoints"
             raise NotFiniteError(
-                f"{name} is {metrics[name][bad[0]]} at step {start + int(bad[0])}{kept}; lower the image learning "
-                "rate or the weight of that term"
+                f"{name} is {metrics[name][bad[0]]} at step {start + int(bad[0])}{_kept(checkpoints)}; lower the image "
+                "learning rate or the weight of that term"
             )
     return {name: float(np.mean(values)) for name, values in metrics.items()}

@@ -3,6 +3,7 @@
 from metadd_jax.storage.checkpoint import Checkpointer, restore, restore_tree, save, save_tree
 from metadd_jax.storage.lock import HeldError, Lock, waiting
 from metadd_jax.storage.metrics import JsonLines, NoMetrics, TensorBoard
+from metadd_jax.storage.programs import cache_compilations
 
 __all__ = [
     "Checkpointer",
@@ -11,6 +12,7 @@ __all__ = [
     "Lock",
     "NoMetrics",
     "TensorBoard",
+    "cache_compilations",
     "restore",
     "restore_tree",
     "save",

@@ -65,9 +65,13 @@ def restore(directory: str | os.PathLike) -> tuple[structs.SyntheticSet, dict[st
     return synthetic, files.read_json(directory / _METADATA)
 
 
-def save_tree(directory: str | os.PathLike, tree: Any, *, overwrite: bool = False) -> None:
-    """Saves any pytree of arrays, typed keys and numbers; see ``save`` for the promises and errors."""
-    _save(directory, tree, None, overwrite=overwrite)
+def save_tree(directory: str | os.PathLike, tree: Any, *, overwrite: bool = False, keep: bool = False) -> None:
+    """Saves any pytree of arrays, typed keys and numbers; see ``save`` for the promises and errors.
+
+    Args:
+      keep: if another process has made ``directory`` meanwhile, leave that one and no error: the first writer wins.
+    """
+    _save(directory, tree, None, overwrite=overwrite, keep=keep)
 
 
 def restore_tree(directory: str | os.PathLike, like: Any) -> Any:
@@ -153,7 +157,9 @@ class Checkpointer:
         return sorted(int(match[1]) for match in matches if match)
 
 
-def _save(directory: str | os.PathLike, tree: Any, metadata: dict | None, *, overwrite: bool) -> None:
+def _save(
+    directory: str | os.PathLike, tree: Any, metadata: dict | None, *, overwrite: bool, keep: bool = False
+) -> None:
     # Imported late: it takes most of a second, and a package that only computes does not need it.
     from orbax.checkpoint import v1 as ocp
 
@@ -162,7 +168,7 @@ def _save(directory: str | os.PathLike, tree: Any, metadata: dict | None, *, ove
     keys = {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if _is_key(leaf)}
     # Orbax refuses arrays without elements; their description in ``entries`` says it all.
     arrays = {name: _to_host(leaf) for name, leaf in leaves.items() if np.size(leaf)}
-    with _whole_folder(directory, overwrite=overwrite) as partial:
+    with _whole_folder(directory, overwrite=overwrite, keep=keep) as partial:
         if arrays:
             ocp.save(partial / _ARRAYS, arrays)
         if jax.process_index() == 0:
@@ -173,16 +179,16 @@ def _save(directory: str | os.PathLike, tree: Any, metadata: dict | None, *, ove
 
 
 @contextlib.contextmanager
-def _whole_folder(directory: str | os.PathLike, *, overwrite: bool) -> Iterator[pathlib.Path]:
+def _whole_folder(directory: str | os.PathLike, *, overwrite: bool, keep: bool) -> Iterator[pathlib.Path]:
     """``folder.whole_folder`` for all processes together: the first makes and names it, all write into it."""
     if jax.process_count() == 1:
-        with folder.whole_folder(directory, overwrite=overwrite) as partial:
+        with folder.whole_folder(directory, overwrite=overwrite, keep=keep) as partial:
             yield partial
         return
     directory = pathlib.Path(directory).expanduser().absolute()
     partial = directory.with_name(_same_text(files.temporary_path(directory).name))
     if jax.process_index() == 0:
-        with folder.whole_folder(directory, overwrite=overwrite, partial=partial) as partial:
+        with folder.whole_folder(directory, overwrite=overwrite, keep=keep, partial=partial) as partial:
             yield partial
     else:
         yield partial

@@ -24,7 +24,11 @@ _OLD = ",old"  # ends the hidden name of a folder that is being replaced
 
 @contextlib.contextmanager
 def whole_folder(
-    directory: str | os.PathLike, *, overwrite: bool = False, partial: pathlib.Path | None = None
+    directory: str | os.PathLike,
+    *,
+    overwrite: bool = False,
+    keep: bool = False,
+    partial: pathlib.Path | None = None,
 ) -> Iterator[pathlib.Path]:
     """Yields a hidden empty folder that becomes ``directory`` when the block ends without an error.
 
@@ -32,14 +36,15 @@ def whole_folder(
       directory: the final path; parents are made.
       overwrite: replace a sealed folder that stands there, or an empty one. The old one is removed only after the new
         one is complete.
+      keep: leave what stands there, or what another process has put there meanwhile; the new one is dropped.
       partial: the hidden folder, from ``files.temporary_path``, where other processes must know it.
 
     Raises:
-      ValueError: if ``directory`` exists and ``overwrite`` is False: before anything is written, or at the end if
-        another process was first; and if something stands there that was not written here (see ``refuse_foreign``).
+      ValueError: if ``directory`` exists and neither is asked for: before anything is written, or at the end if another
+        process was first; and if something stands there that was not written here (see ``refuse_foreign``).
     """
     directory = pathlib.Path(directory).expanduser().absolute()
-    if os.path.lexists(directory) and not overwrite:
+    if os.path.lexists(directory) and not (overwrite or keep):
         raise _exists(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     tidy(directory.parent, name=glob.escape(directory.name))
@@ -51,20 +56,21 @@ def whole_folder(
         if overwrite and os.path.lexists(directory):
             _replace(directory, partial)
         else:
-            _name(partial, directory)
+            _name(partial, directory, keep)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _name(partial: pathlib.Path, directory: pathlib.Path) -> None:
+def _name(partial: pathlib.Path, directory: pathlib.Path, keep: bool) -> None:
     """Gives a complete folder its name; the file system lets one of several do so."""
     try:
         os.rename(partial, directory)
     except OSError as error:
         # Only an empty folder gives way.
-        if os.path.lexists(directory):
+        if not os.path.lexists(directory):
+            raise
+        if not keep:
             raise _exists(directory) from error
-        raise
 
 
 def _exists(directory: pathlib.Path) -> ValueError:

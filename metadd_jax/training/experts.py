@@ -1,22 +1,27 @@
 """Trains experts for MTT and TESLA in groups, spread over the devices, and goes on where an earlier start was stopped.
 
 Cazenavette et al., "Dataset Distillation by Matching Training Trajectories" (CVPR 2022). The folder is whole or
-absent: it grows as ``<folder>.unfinished`` and is renamed when the last shard is written.
+absent: it grows as ``<folder>.unfinished`` and is renamed when the last shard is written. One run at a time works on
+it; others that want the same experts wait, and go on where the first was killed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import logging
 import os
 import pathlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metadd_jax import files, keys, parallel, zoo
+from metadd_jax import files, keys, parallel, storage, zoo
 from metadd_jax.storage import folder as folders
 from metadd_jax.structs import Dataset
 from metadd_jax.training import recipes
@@ -30,6 +35,8 @@ from metadd_jax.training.trajectories import (
     refuse_difference,
     shard_names,
 )
+
+_OURS = re.compile(rf"{re.escape(folders.MANIFEST)}|shard_\d{{5,}}(_start|_steps)?\.npy")
 
 
 def train_experts(
@@ -72,12 +79,30 @@ def train_experts(
         raise ValueError(f"{net.label} has batch norm, whose statistics an expert does not keep; use its instance norm")
     folder = pathlib.Path(folder).expanduser().absolute()
     facts = _facts(net, dataset, recipe, experts=experts, seed=seed, at_once=at_once, half=half)
-    # One answer for all processes, since all of them train together.
-    if not parallel.from_main(np.int32(os.path.lexists(folder))):
-        _make(folder, facts, _trainer(net, dataset, recipe, keys.root(seed, "experts")), on_shard)
+    if not _is_there(folder):
+        with _alone(folder):
+            if not _is_there(folder):  # else another run has made it while this one waited
+                _make(folder, facts, _trainer(net, dataset, recipe, keys.root(seed, "experts")), on_shard)
     trajectories = load_experts(folder, net, dataset)
     refuse_difference(folder, trajectories.manifest, facts)
     return trajectories
+
+
+def _is_there(folder: pathlib.Path) -> bool:
+    """One answer for all processes, since all of them train together."""
+    return bool(parallel.from_main(np.int32(os.path.lexists(folder))))
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """Waits until no other run trains these experts; the first process holds the lock for all of its run."""
+    if not parallel.is_main():
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    say = functools.partial(logging.getLogger(__name__).warning, "%s: %s; waiting for it", folder)
+    with storage.waiting(folder.with_name(f".{folder.name}.lock"), on_wait=say):
+        yield
 
 
 def _make(folder: pathlib.Path, facts: dict[str, Any], train: Callable, on_shard: Callable[[int], None] | None) -> None:
@@ -148,15 +173,18 @@ def _facts(net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, **se
 def _begin(unfinished: pathlib.Path, facts: dict[str, Any]) -> dict[str, Any]:
     """The manifest of the folder in which the same request was interrupted, or that of a new one."""
     place = unfinished / folders.MANIFEST
+    files.require_writable(unfinished)
+    for path in unfinished.iterdir():
+        if files.is_temporary(path):  # what a killed process was writing: nobody else works here now
+            files.discard(path)
+        elif not _OURS.fullmatch(path.name):
+            raise ValueError(f"{path} was not written by metadd_jax; move it away")
     if place.is_file():
         manifest = files.read_json(place)
         refuse_difference(unfinished, manifest, facts)
-        for leftover in unfinished.glob(".*"):  # what a killed process was writing
-            leftover.unlink()
         return manifest
-    if os.path.lexists(unfinished) and any(unfinished.iterdir()):
+    if any(unfinished.iterdir()):
         raise ValueError(f"{unfinished} was not written by metadd_jax (no {folders.MANIFEST}); move it away")
-    files.require_writable(unfinished)
     manifest = facts | {"files": {}}
     files.write_json(place, manifest)
     return manifest

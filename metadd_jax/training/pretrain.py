@@ -91,8 +91,11 @@ def pretrain(
     accuracies = _each_split(dataset, lambda name: measure(net, variables, dataset, split=name).accuracy)
     if folder is not None:
         kept = {"variables": variables, "accuracies": jax.tree.map(jnp.float32, accuracies)}
-        # A parallel run may have trained the same network meanwhile.
-        storage.save_tree(folder, kept, overwrite=True)
+        storage.save_tree(folder, kept, keep=True)
+        # A parallel run, perhaps on another machine, may have been first: the next start takes what lies there, and so
+        # does this one.
+        stored = storage.restore_tree(folder, like)
+        variables, accuracies = stored["variables"], jax.tree.map(float, stored["accuracies"])
     return Trained(net, variables, accuracies[split], False, split)
 
 

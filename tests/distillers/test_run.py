@@ -147,6 +147,71 @@ def test_a_broken_term_is_named_and_the_last_good_state_kept(dataset, tmp_path):
     assert int(run(dataset, tmp_path).step) == 8
 
 
+def breaks_silently(where):
+    """At step 5 the images or the optimiser's state leave the numbers, and every metric of that step is one."""
+
+    def refresh(key, synthetic, aux, step, frozen):
+        return {"step": step, "kept": jnp.where((step >= 5) & (where == "aux"), jnp.inf, 1.0)}
+
+    method = toy()
+
+    def loss(key, synthetic, aux, batch, frozen, *, axis_name=None):
+        value, extra = method.loss(key, synthetic, aux, batch, frozen, axis_name=axis_name)
+        return value, (aux, extra[1])
+
+    start = {"step": jnp.int32(-1), "kept": jnp.float32(1)}
+    return method._replace(loss=loss, refresh=refresh, init=lambda key, dataset: (method.init(key, dataset)[0], start))
+
+
+def leaves_the_numbers_at_five(where):
+    """An optimiser whose sixth update makes the images, or its own state, infinite."""
+
+    def update(gradients, count, params=None):
+        factor = jnp.where((count >= 5) & (where == "synthetic"), jnp.inf, -0.1)
+        after = jnp.where((count >= 5) & (where == "optimiser"), jnp.inf, count + 1.0)
+        return jax.tree.map(lambda g: factor * jnp.abs(g), gradients), after
+
+    return optax.GradientTransformation(lambda params: jnp.float32(0), update)
+
+
+@pytest.mark.parametrize("where", ["synthetic", "optimiser", "aux"])
+def test_a_state_that_is_not_finite_is_never_saved(dataset, tmp_path, where):
+    """The metrics of a step are of the images before it: the step that breaks them looks good."""
+    given = {"method": breaks_silently(where), "tx": leaves_the_numbers_at_five(where)}
+    with pytest.raises(NotFiniteError, match=rf"{where}.* is not finite after step 6; the last good state is kept in"):
+        run(dataset, tmp_path, chunk=1, save_every=1, **given)
+    keeper = storage.Checkpointer(tmp_path / "checkpoints")
+    assert keeper.latest() == 5
+    start = distillers.init_state(jax.random.key(0), given["method"], given["tx"], dataset)
+    kept = jax.tree.leaves(keeper.restore(5, start))
+    assert all(np.isfinite(leaf).all() for leaf in kept if jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
+def test_a_first_step_that_breaks_leaves_no_checkpoint_and_promises_none(dataset, tmp_path):
+    with pytest.raises(NotFiniteError) as found:
+        run(dataset, tmp_path, tx=optax.sgd(float("inf")), chunk=1, save_every=1)
+    assert "synthetic.x is not finite after step 1; lower" in str(found.value)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_images_that_are_not_finite_at_the_start_are_refused(dataset, tmp_path):
+    method = toy()._replace(init=lambda key, dataset: ({"x": jnp.full(3, jnp.nan)}, {"step": jnp.int32(-1)}))
+    with pytest.raises(NotFiniteError, match=r"synthetic\.x is not finite at the start"):
+        run(dataset, tmp_path, method=method)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_metrics_file_that_was_cut_is_said_and_no_harm(dataset, tmp_path, chunk_of, caplog):
+    whole = run(dataset, tmp_path / "whole", chunk_of=chunk_of)
+    run(dataset, tmp_path / "cut", steps=4, chunk_of=chunk_of)
+    log = tmp_path / "cut" / "metrics.jsonl"
+    log.write_bytes(log.read_bytes()[:-9])
+    assert same(whole, run(dataset, tmp_path / "cut", chunk_of=chunk_of))
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{log} was cut: it ends at step 2, the checkpoint is of step 4;")
+    assert [line["step"] for line in lines(tmp_path / "cut")] == [2, 6, 8]
+
+
 def test_a_huge_image_learning_rate_stops_the_run(dataset):
     with pytest.raises(NotFiniteError, match="lower the image learning rate"):
         run(dataset, tx=optax.sgd(1e30))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from metadd_jax import data, keys, training, zoo
+from metadd_jax import data, files, keys, storage, training, zoo
 from metadd_jax.training import experts as making
 from metadd_jax.training import trajectories
 from metadd_jax.training.trajectories import flatten, unflatten
@@ -161,14 +161,14 @@ def test_damage_is_named_and_left(folder, dataset, tmp_path):
         train(foreign, dataset)
     (tmp_path / "own.unfinished").mkdir()
     (tmp_path / "own.unfinished" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"own\.unfinished was not written by metadd_jax"):
+    with pytest.raises(ValueError, match=r"own\.unfinished/notes\.txt was not written by metadd_jax"):
         train(tmp_path / "own", dataset)
 
 
 def test_an_interrupted_training_goes_on(folder, dataset, tmp_path, monkeypatch):
     """Killed in the second shard: the first is kept; a shard damaged meanwhile is made again; the bits are the same."""
     half_way = copy(folder, tmp_path / "again.unfinished")
-    (half_way / ".shard_00001-abc.npy").write_bytes(b"cut off")
+    files.temporary_path(half_way / "shard_00001.npy").write_bytes(b"cut off")
     (half_way / "shard_00001.npy").write_bytes(b"cut off")
     (half_way / "shard_00002.npy").unlink()
     trained, trainer = [], making._trainer
@@ -186,6 +186,32 @@ def test_an_interrupted_training_goes_on(folder, dataset, tmp_path, monkeypatch)
     for name in ("shard_00000.npy", "shard_00001.npy", "shard_00002.npy"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
     assert again.read(4, 1).shape == (1, NET.num_params())
+
+
+def test_killed_before_its_first_file_it_starts_all_the_same(dataset, tmp_path, monkeypatch):
+    unfinished = tmp_path / "first.unfinished"
+    unfinished.mkdir()
+    files.temporary_path(unfinished / "manifest.json").write_text("{")
+    train(tmp_path / "first", dataset, experts=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first"]
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["manifest.json", "shard_00000.npy"]
+
+
+def test_a_second_run_waits_for_the_experts_of_the_first(folder, dataset, tmp_path, monkeypatch, caplog):
+    """Both worked in one folder, and the slower one died with a traceback when it was renamed."""
+    place = tmp_path / "shared"
+    lock = storage.Lock(tmp_path / ".shared.lock")
+
+    def finish(seconds):
+        copy(folder, place)
+        lock.release()
+
+    monkeypatch.setattr(storage.lock.time, "sleep", finish)
+    monkeypatch.setattr(making, "fit", None)  # training again would fail
+    assert len(train(place, dataset)) == EXPERTS
+    (record,) = caplog.records
+    assert "shared: another run (host" in record.getMessage() and record.getMessage().endswith("; waiting for it")
+    assert [path.name for path in tmp_path.iterdir()] == ["shared"]
 
 
 def test_half_precision_stays_within_its_bound(experts, dataset, tmp_path):
