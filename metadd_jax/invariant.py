@@ -158,7 +158,8 @@ def invariant_terms(
       reference: the frozen main network that KL compares with; needed where ``config.kl`` is not 0.
 
     Returns:
-      terms {"ai", "pos", "var"} as far as their strength is not 0, and metrics.
+      terms {"ai", "pos", "var"} as far as their strength is not 0, differentiable in the images alone, and metrics,
+      which are constants.
 
     Raises:
       ValueError: too few auxiliaries, a missing reference, or a subset larger than the set.
@@ -182,6 +183,9 @@ def invariant_loss(
     weights: Mapping[str, jax.Array | float] | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """w_ai L_ai + w_pos L_pos + w_var L_var of images [B, H, W, C]: a scalar and its metrics.
+
+    The gradient goes to the images and to ``weights`` (it is the term's mean, so weights can be learned). All else is
+    a constant whatever ``config.micro_batch`` is: the networks with their ``map_eps``, the reference, the metrics.
 
     ``weights`` default to the strengths of the config taken as plain weights; ``distillers.metadd`` passes the
     calibrated ones. See ``invariant_terms`` for the other arguments and the errors.
@@ -223,18 +227,19 @@ def _seen(key: jax.Array, images: jax.Array, labels: jax.Array, config: Invarian
 def _weigh(
     rows: jax.Array, images: jax.Array, labels: jax.Array, frozen: tuple, config: InvariantConfig
 ) -> tuple[jax.Array, tuple[jax.Array, dict]]:
-    """Rows [R, T] of constant weights times the means of the T terms: [R]; and what they come from, without gradient.
+    """Rows [R, T] of weights times the means of the T terms: [R]; and what they come from, without gradient.
 
     Every term is a mean over images, so the images can pass the networks in parts.
     """
 
-    def part(images: jax.Array, labels: jax.Array, shares: jax.Array, shared: tuple) -> tuple[jax.Array, tuple]:
-        rows, frozen = shared
+    def part(
+        images: jax.Array, labels: jax.Array, shares: jax.Array, rows: jax.Array, frozen: tuple
+    ) -> tuple[jax.Array, tuple]:
         values, found = _look(images, labels, frozen, config)
-        return rows @ (values @ shares), jax.lax.stop_gradient((values, found))
+        return rows @ (values @ shares), (values, found)
 
     size = config.micro_batch or (_CPU_PART if jax.default_backend() == "cpu" else len(images))
-    return parts.means(part, images, labels, (rows, frozen), size=size)
+    return parts.means(part, images, labels, rows, frozen, size=size)
 
 
 def _look(images: jax.Array, labels: jax.Array, frozen: tuple, config: InvariantConfig) -> tuple[jax.Array, dict]:

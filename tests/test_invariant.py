@@ -172,6 +172,52 @@ def test_images_in_parts_change_memory_and_nothing_else(key, images, auxiliaries
     assert "scan" in str(jax.make_jaxpr(lambda x: value(x, 4)[0])(images))
 
 
+@pytest.mark.parametrize("micro_batch", [0, 4])
+def test_the_gradient_in_the_weights_is_true_in_one_part_and_in_several(key, images, auxiliaries, micro_batch):
+    """Finite differences in float64: of the loss, and of its slope in the images, which a learner of weights needs."""
+    config = InvariantConfig(views="none", micro_batch=micro_batch)
+    with jax.enable_x64():
+        pair = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), auxiliaries[::2])
+        x = jnp.asarray(np.asarray(images), jnp.float64)
+        direction = jnp.asarray(np.random.default_rng(0).normal(size=x.shape))
+
+        def loss(x, weights):
+            return invariant.invariant_loss(key, x, LABELS, pair, config=config, weights=weights)[0]
+
+        @jax.jit
+        def both(weights):
+            value, gradient = jax.value_and_grad(loss)(x, weights)
+            return jnp.stack([value, (gradient * direction).sum()])
+
+        weights = {"ai": jnp.float64(2.0), "pos": jnp.float64(3.0), "var": jnp.float64(5.0)}
+        for name, slopes in jax.jit(jax.jacrev(both))(weights).items():
+            ahead, behind = (both({**weights, name: weights[name] + step}) for step in (0.5, -0.5))
+            np.testing.assert_allclose(slopes, ahead - behind, rtol=1e-5)
+            assert np.abs(slopes).min() > 1e-6
+
+
+@pytest.mark.parametrize("micro_batch", [0, 4])
+def test_networks_their_ranges_and_the_reference_are_constants(key, images, auxiliaries, micro_batch):
+    """So are the metrics: what no gradient reaches in one part, none reaches in several."""
+    config = InvariantConfig(views="none", kl=1.0, micro_batch=micro_batch)
+
+    def loss(networks, reference):
+        return invariant.invariant_loss(key, images, LABELS, networks, reference=reference, config=config)[0]
+
+    slopes = jax.jit(jax.grad(loss, argnums=(0, 1)))(auxiliaries[:2], auxiliaries[2])
+    assert len(jax.tree.leaves(slopes[0][0].map_eps)) == 2
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(slopes))
+
+    def metrics(images, weight):
+        weights = {"ai": weight, "pos": 1.0, "var": 1.0}
+        found = invariant.invariant_loss(
+            key, images, LABELS, auxiliaries[:2], reference=auxiliaries[2], config=config, weights=weights
+        )[1]
+        return sum(found.values())
+
+    assert not any(np.asarray(leaf).any() for leaf in jax.jit(jax.grad(metrics, argnums=(0, 1)))(images, 1.0))
+
+
 def test_checkpointing_changes_memory_and_nothing_else(key, images, auxiliaries):
     def value(x, config):
         return invariant.invariant_loss(key, x, LABELS, auxiliaries, config=config)[0]
