@@ -33,7 +33,10 @@ def _relabelled(data: str, epochs: int, *, augmentation: str = "none") -> mdd.tr
 EVALUATIONS: dict[str, Callable[..., mdd.training.Recipe]] = {
     "short": recipes.short_evaluation,
     "dc": recipes.dc_evaluation,
-    **{_TEACHER_PREFIX + data: functools.partial(_relabelled, data) for data in ("cifar", "tiny", "imagenet")},
+    **{
+        _TEACHER_PREFIX + data: functools.partial(_relabelled, data)
+        for data in ("cifar", "cifar_code", "tiny", "tiny_ddranking", "imagenet")
+    },
 }
 
 

@@ -196,7 +196,9 @@ def augment(
     return jax.lax.switch(index, ops, draw_key, images)
 
 
-def augment_each(key: jax.Array, images: jax.Array, tokens: Sequence[str]) -> jax.Array:
+def augment_each(
+    key: jax.Array, images: jax.Array, tokens: Sequence[str], *, weights: jax.Array | None = None
+) -> jax.Array:
     """DC's augmentation at evaluation: each image gets one op of ``tokens``, drawn for it alone, uniformly.
 
     ``crop``: a shift by up to 4 pixels each way; ``scale``: height and width times U(0.8, 1.2) each; ``rotate``: by
@@ -208,19 +210,20 @@ def augment_each(key: jax.Array, images: jax.Array, tokens: Sequence[str]) -> ja
       key: typed PRNG key.
       images: [B, H, W, C] float.
       tokens: names of ``EACH_TOKENS``, at least one.
+      weights: [B], 0 for images that only fill up the batch and stay out of the mean; None: all count.
 
     Returns:
       [B, H, W, C], differentiable in ``images``.
     """
     op_key, draw_key = jax.random.split(key)
-    outside = images.mean(axis=(0, 1, 2))
+    outside = jnp.average(images.mean(axis=(1, 2)), axis=0, weights=weights)
     centred = images - outside  # the ops fill with zero
     seen = jnp.stack([EACH_TOKENS[token](draw_key, centred) for token in tokens])
     choice = jax.random.randint(op_key, images.shape[:1], 0, len(tokens))
     return seen[choice, jnp.arange(len(images))] + outside
 
 
-def training_augmentation(text: str) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+def training_augmentation(text: str) -> Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]:
     """What the words of a training recipe do to a batch.
 
     Args:
@@ -228,19 +231,20 @@ def training_augmentation(text: str) -> Callable[[jax.Array, jax.Array, jax.Arra
         ``EACH_TOKENS`` ("dc_crop_scale_rotate"), for ``augment_each``.
 
     Returns:
-      ``(key, op_key, images) -> images``; ``op_key`` chooses the op of a batch and plays no part in "dc_".
+      ``(key, op_key, images, weights) -> images``; ``op_key`` chooses the op of a batch and plays no part in "dc_";
+      ``weights`` as in ``augment_each``, and without effect on DSA's ops, which look at one image each.
 
     Raises:
       ValueError: if a token is unknown.
     """
     if not text.startswith("dc_"):
         chosen = strategy(text)
-        return lambda key, op_key, images: augment(key, images, chosen, siamese=False, op_key=op_key)
+        return lambda key, op_key, images, weights: augment(key, images, chosen, siamese=False, op_key=op_key)
     tokens = tuple(text.split("_")[1:])
     unknown = [token for token in tokens if token not in EACH_TOKENS]
     if unknown:
         raise ValueError(f"unknown augmentation {unknown[0]!r} in {text!r}; after 'dc_' use {', '.join(EACH_TOKENS)}")
-    return lambda key, op_key, images: augment_each(key, images, tokens)
+    return lambda key, op_key, images, weights: augment_each(key, images, tokens, weights=weights)
 
 
 def _random_color(key: jax.Array, images: jax.Array, strategy: Strategy, count: int) -> jax.Array:

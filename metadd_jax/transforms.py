@@ -83,17 +83,35 @@ class Mix(NamedTuple):
     share: jax.Array
 
 
-def draw_mixup(key: jax.Array, count: int, size: tuple[int, int], alpha: float) -> Mix:
-    """One share ~ Beta(alpha, alpha) for the batch and all pixels."""
+def partners(key: jax.Array, count: int, *, weights: jax.Array | None = None) -> jax.Array:
+    """A random permutation [count] of a batch; with ``weights`` [count] those above 0 are permuted among themselves."""
+    order = jax.random.permutation(key, count)
+    if weights is None:
+        return order
+
+    def first(indices: jax.Array) -> jax.Array:
+        """Those of a weight above 0 come first, and keep their order."""
+        return indices[jnp.argsort(weights[indices] <= 0, stable=True)]
+
+    return first(order)[jnp.argsort(first(jnp.arange(count)))]
+
+
+def draw_mixup(
+    key: jax.Array, count: int, size: tuple[int, int], alpha: float, *, weights: jax.Array | None = None
+) -> Mix:
+    """One share ~ Beta(alpha, alpha) for the batch and all pixels; partners are drawn as ``partners`` does."""
     share_key, order_key = jax.random.split(key)
     share = jax.random.beta(share_key, alpha, alpha)
-    return Mix(jax.random.permutation(order_key, count), jnp.full(size, share))
+    return Mix(partners(order_key, count, weights=weights), jnp.full(size, share))
 
 
-def draw_cutmix(key: jax.Array, count: int, size: tuple[int, int], alpha: float) -> Mix:
+def draw_cutmix(
+    key: jax.Array, count: int, size: tuple[int, int], alpha: float, *, weights: jax.Array | None = None
+) -> Mix:
     """One box for the batch, of about 1 - Beta(alpha, alpha) of the area, is the partner's.
 
     From its centre, any pixel, it reaches int(side * sqrt(1 - beta)) // 2 both ways; it is clipped at the border.
+    Partners are drawn as ``partners`` does.
     """
     share_key, order_key, *centre_keys = jax.random.split(key, 4)
     cut = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
@@ -103,7 +121,7 @@ def draw_cutmix(key: jax.Array, count: int, size: tuple[int, int], alpha: float)
         centre = jax.random.randint(centre_key, (), 0, side)
         inside.append((jnp.arange(side) >= centre - half) & (jnp.arange(side) < centre + half))
     box = inside[0][:, None] & inside[1][None, :]
-    return Mix(jax.random.permutation(order_key, count), 1.0 - box)
+    return Mix(partners(order_key, count, weights=weights), 1.0 - box)
 
 
 def mix(images: jax.Array, how: Mix) -> jax.Array:

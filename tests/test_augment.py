@@ -210,7 +210,9 @@ def test_strategy_texts():
 
 
 def each(text, images, seed=0):
-    return np.asarray(augment.training_augmentation(text)(jax.random.key(seed), jax.random.key(9), jnp.asarray(images)))
+    return np.asarray(
+        augment.training_augmentation(text)(jax.random.key(seed), jax.random.key(9), jnp.asarray(images), None)
+    )
 
 
 def test_dc_draws_one_op_for_each_image_uniformly():
@@ -248,10 +250,19 @@ def test_dc_fills_with_the_mean_of_the_batch_and_keeps_a_flat_picture():
     assert np.isfinite(slope).all() and np.abs(slope).max() > 0
 
 
+def test_filling_of_a_batch_has_no_part_in_dcs_mean():
+    images = pictures(6, 12, 12, 1)
+    bright = np.concatenate([images, np.full_like(images[:2], 100.0)])
+    weights = jnp.arange(8) < 6
+    seen = augment.augment_each(jax.random.key(0), jnp.asarray(bright), ("crop",), weights=weights)
+    assert np.abs(seen[:6]).max() <= np.abs(images).max()
+    assert np.isclose(seen[:6], images.mean(), atol=1e-5).any()
+
+
 def test_the_words_of_a_recipe_choose_the_scheme():
     images, key, op_key = pictures(4, 8, 8, 1), jax.random.key(3), jax.random.key(4)
     as_dsa = augment.augment(key, images, augment.strategy(DIGITS), siamese=False, op_key=op_key)
-    np.testing.assert_array_equal(augment.training_augmentation(DIGITS)(key, op_key, images), as_dsa)
+    np.testing.assert_array_equal(augment.training_augmentation(DIGITS)(key, op_key, images, None), as_dsa)
     with pytest.raises(ValueError, match=r"'flip' in 'dc_flip'; after 'dc_' use crop, scale, rotate, noise"):
         augment.training_augmentation("dc_flip")
     with pytest.raises(ValueError, match="unknown augmentation 'dc'"):  # no scheme for Siamese matching

@@ -104,3 +104,14 @@ def test_the_laws_of_the_shares():
     assert sides.mean() == pytest.approx(
         (np.minimum(centre + half, 20) - np.maximum(centre - half, 0)).mean(), rel=0.02
     )
+
+
+def test_filling_is_mixed_with_filling_alone(key):
+    weights = jnp.array([1.0, 0, 1, 1, 0, 1])
+    real, filling = {0, 2, 3, 5}, {1, 4}
+    orders = np.asarray(jax.vmap(lambda k: transforms.partners(k, 6, weights=weights))(jax.random.split(key, 200)))
+    for order in orders:
+        assert {int(i) for i in order[[0, 2, 3, 5]]} == real and {int(i) for i in order[[1, 4]]} == filling
+    assert len({tuple(order[[0, 2, 3, 5]]) for order in orders}) == 24  # every permutation of the four
+    everyone = transforms.partners(key, 6, weights=jnp.ones(6))
+    np.testing.assert_array_equal(everyone, transforms.partners(key, 6))

@@ -39,7 +39,13 @@ def epoch_order(key: jax.Array, epoch: jax.Array, count: int, batch_size: int) -
 
 
 def view(
-    key: jax.Array, step: jax.Array, images: jax.Array, recipe: recipes.Recipe, *, shared_key: jax.Array
+    key: jax.Array,
+    step: jax.Array,
+    images: jax.Array,
+    recipe: recipes.Recipe,
+    *,
+    shared_key: jax.Array,
+    weights: jax.Array | None = None,
 ) -> jax.Array:
     """What the network sees of a batch: its augmentation, crop and flip of each image, then the mixing.
 
@@ -48,10 +54,12 @@ def view(
       step: [] int, counted from 0 over all epochs.
       images: [B, H, W, C] float32, zero = the data's mean (what shifted images are filled with).
       shared_key: chooses the DSA token (see ``fit``).
+      weights: [B], 0 for images that only fill up the batch: no other image sees them, neither in DC's mean colour nor
+        as the partner of a mixture. None: all count.
     """
     step_key = jax.random.fold_in(keys.named(key, "view"), step)
     op_key = jax.random.fold_in(keys.named(shared_key, "token"), step)
-    images = augment.training_augmentation(recipe.augmentation)(step_key, op_key, images)
+    images = augment.training_augmentation(recipe.augmentation)(step_key, op_key, images, weights)
     crop_key, flip_key, mix_key = (keys.named(step_key, part) for part in ("crop", "flip", "mix"))
     count, size = images.shape[0], images.shape[1:3]
     if recipe.crop == "shift":
@@ -66,9 +74,9 @@ def view(
     if recipe.flip:
         images = augment.flip(images, jax.random.bernoulli(flip_key, shape=(count,)))
     if recipe.mix == "mixup":
-        images = transforms.mix(images, transforms.draw_mixup(mix_key, count, size, MIXUP_ALPHA))
+        images = transforms.mix(images, transforms.draw_mixup(mix_key, count, size, MIXUP_ALPHA, weights=weights))
     elif recipe.mix == "cutmix":
-        images = transforms.mix(images, transforms.draw_cutmix(mix_key, count, size, CUTMIX_ALPHA))
+        images = transforms.mix(images, transforms.draw_cutmix(mix_key, count, size, CUTMIX_ALPHA, weights=weights))
     return images
 
 

@@ -5,6 +5,7 @@ Many seeds or many sets train at once by ``jax.vmap`` over ``fit`` (see ``evalua
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,7 @@ def fit(
     tx, rate = recipes.direction(recipe), recipes.learning_rate(recipe, steps)
     scale = 1.0 if learning_rate is None else learning_rate / recipe.learning_rate
     restart = recipes.restart_step(recipe, steps)
+    ragged = images.shape[0] % batch_size > 0  # else nothing fills up, and no norm has to look at the weights
     variables = net.init(keys.named(key, "weights")) if variables is None else variables
     if isinstance(teacher, relabel.StoredLogits):
         key, shared_key = teacher.key, teacher.shared_key
@@ -73,12 +75,11 @@ def fit(
         batch = images[indices]
         if images.dtype == jnp.uint8:
             batch = sampling.standardise(batch, mean, std)
-        batch = batches.view(key, step, batch, recipe, shared_key=shared_key)
-        if teacher is None:
-            targets, temperature = labels[indices], None
-        else:
-            targets, temperature = _opinion(teacher, net, step, batch), recipe.temperature
-        gradient, batch_stats = _gradient(net, variables, batch, targets, weights, temperature)
+        present = weights if ragged else None
+        batch = batches.view(key, step, batch, recipe, shared_key=shared_key, weights=present)
+        targets = labels[indices] if teacher is None else _opinion(teacher, net, step, batch, recipe, present)
+        losses_of = functools.partial(_losses, recipe=None if teacher is None else recipe)
+        gradient, batch_stats = _gradient(net, variables, batch, targets, weights, losses_of, ragged)
         opt_state = jax.tree.map(lambda x: jnp.where(step == restart, jnp.zeros_like(x), x), opt_state)
         updates, opt_state = tx.update(gradient, opt_state, variables["params"])
         params = jax.tree.map(lambda p, u: p - scale * rate(step) * u, variables["params"], updates)
@@ -96,38 +97,41 @@ def fit(
     return trained, jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), record(variables), records)
 
 
-def _opinion(teacher: Any, net: zoo.Architecture, step: jax.Array, batch: jax.Array) -> jax.Array:
+def _opinion(
+    teacher: Any, net: zoo.Architecture, step: jax.Array, batch: jax.Array, recipe: recipes.Recipe, weights: Any
+) -> jax.Array:
     if isinstance(teacher, relabel.StoredLogits):
         return relabel.stored_logits(teacher, step, (batch.shape[0], net.num_classes))
-    return relabel.teacher_logits(teacher, batch)
+    return relabel.teacher_logits(teacher, batch, mode=recipe.teacher_mode, weights=weights)
+
+
+def _losses(targets: jax.Array, logits: jax.Array, *, recipe: recipes.Recipe | None) -> jax.Array:
+    """[B] losses; targets are labels [B], probabilities [B, K] or, with a recipe, a teacher's logits [B, K]."""
+    if recipe is not None:
+        scale = recipe.temperature**2 if recipe.temperature_squared else 1.0
+        return scale * relabel.divergence(targets, logits, recipe.temperature)
+    if targets.ndim == 1:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return optax.softmax_cross_entropy(logits, targets)
 
 
 def _gradient(
-    net: Any, variables: Any, images: Any, targets: Any, weights: Any, temperature: float | None
+    net: Any, variables: Any, images: Any, targets: Any, weights: Any, losses_of: Callable, ragged: bool
 ) -> tuple[Any, Any]:
-    """Of the mean loss, to ``params``; and the new ``batch_stats``."""
+    """Of the mean loss, to ``params``; and the new ``batch_stats``. In a ragged batch weight 0 marks the filling."""
+    present = weights if ragged and net.has_batch_stats else None  # [B] as a whole: such a batch passes in one part
+
+    def summed_loss(params: Any, images: Any, targets: Any, weights: Any) -> tuple[jax.Array, Any]:
+        logits, _, batch_stats = net.apply_train({**variables, "params": params}, images, present)
+        return (losses_of(targets, logits) * weights).sum(), batch_stats
 
     def of_sum(part: tuple) -> tuple[Any, Any]:
-        return jax.grad(_summed_loss, has_aux=True)(variables["params"], net, variables, *part, temperature)
+        return jax.grad(summed_loss, has_aux=True)(variables["params"], *part)
 
     items = (images, targets, weights)
     # Only batch norm looks from one image to another.
     gradient, batch_stats = of_sum(items) if net.has_batch_stats else batches.sum_in_parts(of_sum, items)
     return jax.tree.map(lambda x: x / weights.sum(), gradient), batch_stats
-
-
-def _summed_loss(
-    params: Any, net: Any, variables: Any, images: Any, targets: Any, weights: Any, temperature: float | None
-) -> tuple[jax.Array, Any]:
-    """Targets are labels [B], probabilities [B, K] or, with a temperature, a teacher's logits [B, K]."""
-    logits, _, batch_stats = net.apply_train({**variables, "params": params}, images)
-    if temperature is not None:
-        losses = relabel.divergence(targets, logits, temperature)
-    elif targets.ndim == 1:
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    else:
-        losses = optax.softmax_cross_entropy(logits, targets)
-    return (losses * weights).sum(), batch_stats
 
 
 def _as_collection(batch_stats: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from metadd_jax.structs import Dataset
 from metadd_jax.training import recipes
 from metadd_jax.training.fit import count_correct, fit
 
-FORMAT = 1  # raise it when training code changes what a cached network would be
+FORMAT = 2  # raise it when training code changes what a cached network would be
 
 
 class Trained(NamedTuple):

@@ -1,8 +1,8 @@
 """A teacher's opinion as the label of every batch, asked while training or stored beforehand.
 
 Shen and Xing, "A Fast Knowledge Distillation Framework for Visual Recognition" (ECCV 2022), as SRe2L relabels: the
-teacher sees the very batch that the student sees (cropped, flipped, mixed), the loss is
-KL(softmax(teacher / T) || softmax(student / T)), averaged over the batch and not multiplied by T^2.
+teacher sees the very batch that the student sees (cropped, flipped, mixed), the loss is the batch's mean of
+KL(softmax(teacher / T) || softmax(student / T)); a recipe says whether it is multiplied by T^2.
 """
 
 from __future__ import annotations
@@ -54,9 +54,18 @@ def divergence(teacher_logits: jax.Array, logits: jax.Array, temperature: float)
     return jnp.sum(jnp.exp(target) * (target - jax.nn.log_softmax(logits / temperature)), axis=-1)
 
 
-def teacher_logits(teacher: Auxiliary, images: jax.Array) -> jax.Array:
-    """Logits [B, K] of the teacher in evaluation mode for images [B, H, W, C] in the set's value space."""
+def teacher_logits(
+    teacher: Auxiliary, images: jax.Array, *, mode: str = "evaluation", weights: jax.Array | None = None
+) -> jax.Array:
+    """Logits [B, K] of the teacher for images [B, H, W, C] in the set's value space.
+
+    Args:
+      mode: where its batch norm takes its statistics from, see ``recipes.Recipe.teacher_mode``.
+      weights: [B], 0 for images that only fill up the batch; they stay out of such statistics.
+    """
     seen = images if teacher.preprocess is None else teacher.preprocess(images)
+    if mode == "training":
+        return jax.lax.stop_gradient(teacher.net.apply_batch(teacher.variables, seen, weights)[0])
     return jax.lax.stop_gradient(teacher.net.apply(teacher.variables, seen)[0])
 
 
@@ -93,16 +102,16 @@ def store(
     batch_size = min(recipe.batch_size, count)
 
     def epoch_logits(epoch: jax.Array, images: jax.Array, teacher: Auxiliary) -> jax.Array:
-        indices, _ = batches.epoch_order(key, epoch, count, batch_size)
+        indices, weights = batches.epoch_order(key, epoch, count, batch_size)
 
-        def step_logits(item: tuple[jax.Array, jax.Array]) -> jax.Array:
-            step, index = item
+        def step_logits(item: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+            step, index, present = item
             batch = sampling.standardise(images[index], mean, std)
-            batch = batches.view(key, step, batch, recipe, shared_key=shared_key)
-            return teacher_logits(teacher, batch).astype(jnp.float16)
+            batch = batches.view(key, step, batch, recipe, shared_key=shared_key, weights=present)
+            return teacher_logits(teacher, batch, mode=recipe.teacher_mode, weights=present).astype(jnp.float16)
 
         steps = epoch * len(indices) + jnp.arange(len(indices))
-        return jax.lax.map(step_logits, (steps, indices)).reshape(-1, classes)[:count]
+        return jax.lax.map(step_logits, (steps, indices, weights)).reshape(-1, classes)[:count]
 
     compiled = parallel.jit(epoch_logits)
     images = jnp.asarray(images)

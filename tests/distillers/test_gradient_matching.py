@@ -34,7 +34,7 @@ class Stub:
         p = variables["params"]
         return jnp.tanh(images.reshape(len(images), -1) @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"], {}
 
-    def apply_train(self, variables, images):
+    def apply_train(self, variables, images, weights=None):
         return *self.apply(variables, images), {}
 
 
@@ -245,7 +245,7 @@ def test_every_image_counts_once_in_an_epoch_of_256_and_the_rest():
         def init(self, key):
             return {"params": {"w": jnp.zeros((300, 3))}}
 
-        def apply_train(self, variables, images):
+        def apply_train(self, variables, images, weights=None):
             return images.reshape(len(images), -1) @ variables["params"]["w"], {}, {}
 
     method = make(net=Linear(), ipc=100, outer=2, inner=1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from metadd_jax import data, training, zoo
-from metadd_jax.training import recipes
+from metadd_jax.training import batches, recipes
 
 K, PIXELS = 3, 4
 START = {
@@ -30,7 +30,7 @@ class Linear:
     def init(self, key):
         return {"params": jax.tree.map(jnp.asarray, START)}
 
-    def apply_train(self, variables, images):
+    def apply_train(self, variables, images, weights=None):
         params = variables["params"]
         return images.reshape(len(images), -1) @ params["w"] + params["b"], {}, {}
 
@@ -150,6 +150,89 @@ def test_many_fits_at_once_are_the_single_fits(several, pixels):
         for one, many in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
             np.testing.assert_allclose(many[index], one, rtol=1e-3, atol=1e-5)
     assert not np.allclose(together["params"]["head"]["kernel"][0], together["params"]["head"]["kernel"][1])
+
+
+RAGGED = recipes.Recipe(epochs=5, batch_size=8, learning_rate=0.05)
+RAGGED_NET = zoo.parse("convnet_bn:width=4,depth=2", 3, (8, 8, 1))
+
+
+@pytest.fixture(scope="module")
+def ragged():
+    """20 images in batches of 8, 8 and 4: images, labels, batches in turn, start, and what ``fit`` made of it."""
+    rng, key = np.random.default_rng(3), jax.random.key(2)
+    images, labels = rng.normal(1, 2, (20, 8, 8, 1)).astype(np.float32), rng.integers(0, 3, 20)
+    start = jax.jit(RAGGED_NET.init)(key)
+    fitted = jax.jit(lambda v: training.fit(key, RAGGED_NET, images, labels, RAGGED, shared_key=key, variables=v))(
+        start
+    )
+    shown = []
+    for epoch in range(5):
+        indices, weights = batches.epoch_order(key, epoch, 20, 8)
+        shown += [np.asarray(row)[np.asarray(present) > 0] for row, present in zip(indices, weights, strict=True)]
+    assert [len(batch) for batch in shown] == [8, 8, 4] * 5
+    return images, labels, shown, start, fitted
+
+
+def test_a_ragged_batch_is_its_remainder_alone(ragged):
+    """A loop over batches of the true sizes: batch norm must not see what fills up the last one."""
+    images, labels, shown, start, fitted = ragged
+
+    @jax.jit  # compiled for 8 and for 4 images
+    def step(variables, velocity, x, y):
+        def loss(params):
+            logits, _, statistics = RAGGED_NET.apply_train({**variables, "params": params}, x)
+            return -jax.nn.log_softmax(logits)[jnp.arange(len(y)), y].mean(), statistics
+
+        slopes, statistics = jax.grad(loss, has_aux=True)(variables["params"])
+        params = variables["params"]
+        velocity = jax.tree.map(lambda v, g, p: 0.9 * v + g + 5e-4 * p, velocity, slopes, params)
+        return {
+            "params": jax.tree.map(lambda p, v: p - 0.05 * v, params, velocity),
+            "batch_stats": statistics,
+        }, velocity
+
+    variables, velocity = start, jax.tree.map(jnp.zeros_like, start["params"])
+    for batch in shown:
+        variables, velocity = step(variables, velocity, images[batch], labels[batch])
+    moved = max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (variables, start)), strict=True))
+    off = max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (variables, fitted)), strict=True))
+    assert moved > 0.02 and off < 2e-5, (moved, off)
+
+
+def test_a_ragged_batch_is_torchs(ragged):
+    torch = pytest.importorskip("torch")
+    images, labels, shown, start, fitted = ragged
+    layers = [torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.AvgPool2d(2)]
+    layers += [torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.AvgPool2d(2)]
+    net = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    names = {0: "conv1", 1: "norm1", 4: "conv2", 5: "norm2", 9: "head"}
+
+    def as_torch(name, value):
+        """Kernels HWIO to OIHW; the head's rows run over (h, w, c) here and over (c, h, w) there."""
+        value = np.asarray(value)
+        if name == "head" and value.ndim == 2:
+            return value.reshape(2, 2, 4, 3).transpose(3, 2, 0, 1).reshape(3, 16)
+        return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
+
+    def pairs(params):
+        for place, name in names.items():
+            for own, their in (("kernel", "weight"), ("scale", "weight"), ("bias", "bias")):
+                if own in params[name]:
+                    yield getattr(net[place], their), as_torch(name, params[name][own])
+
+    with torch.no_grad():
+        for tensor, value in pairs(start["params"]):
+            tensor.copy_(torch.tensor(np.ascontiguousarray(value)))
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    for batch in shown:
+        optimiser.zero_grad()
+        answer = net(torch.tensor(images[batch].transpose(0, 3, 1, 2)))
+        torch.nn.functional.cross_entropy(answer, torch.tensor(labels[batch])).backward()
+        optimiser.step()
+    for tensor, value in pairs(fitted["params"]):
+        np.testing.assert_allclose(value, tensor.detach().numpy(), rtol=1e-3, atol=2e-5)
+    for place, name in ((1, "norm1"), (5, "norm2")):  # the variance there is the unbiased one
+        np.testing.assert_allclose(fitted["batch_stats"][name]["mean"], net[place].running_mean, rtol=1e-3, atol=1e-5)
 
 
 def test_batch_statistics_are_learned_too(several):

@@ -96,7 +96,8 @@ def test_sre2l_settings_are_the_published_ones():
     cifar, tiny, imagenet = (recipes.sre2l_evaluation(data) for data in ("cifar", "tiny", "imagenet"))
     for recipe, epochs, batch, temperature, mix in (
         (cifar, 400, 128, 30, "mixup"),
-        (tiny, 100, 256, 20, "cutmix"),
+        (tiny, 100, 256, 20, "none"),
+        (recipes.sre2l_evaluation("tiny_ddranking"), 400, 256, 20, "cutmix"),
         (imagenet, 300, 1024, 20, "cutmix"),
     ):
         assert (recipe.epochs, recipe.batch_size, recipe.temperature, recipe.mix) == (epochs, batch, temperature, mix)
@@ -104,11 +105,17 @@ def test_sre2l_settings_are_the_published_ones():
     for recipe in (cifar, imagenet):
         chosen = (recipe.optimiser, recipe.learning_rate, recipe.weight_decay, recipe.decay_vectors)
         assert chosen == ("adamw", 1e-3, 0.01, False)
+    assert tiny.temperature_squared and not (cifar.temperature_squared or imagenet.temperature_squared)
+    code = recipes.sre2l_evaluation("cifar_code")  # the released program: teacher in training mode, everything decays
+    assert dataclasses.replace(code, teacher_mode="evaluation", decay_vectors=False) == cifar != code
     squeeze = recipes.sre2l_squeeze("cifar"), recipes.sre2l_squeeze("tiny")
     chosen = [(r.learning_rate, r.weight_decay, r.epochs, r.warmup_epochs, r.batch_size) for r in (*squeeze, tiny)]
     assert chosen == [(0.1, 5e-4, 200, 0, 128), (0.2, 1e-4, 50, 5, 256), (0.2, 1e-4, 100, 5, 256)]
     assert all((r.optimiser, r.momentum) == ("sgd", 0.9) for r in (*squeeze, tiny))
-    with pytest.raises(ValueError, match="no published recipe for 'mnist'; use one of cifar, tiny, imagenet"):
+    with pytest.raises(
+        ValueError,
+        match="no published recipe for 'mnist'; use one of cifar, cifar_code, tiny, tiny_ddranking, imagenet",
+    ):
         recipes.sre2l_evaluation("mnist")
 
 
@@ -135,6 +142,7 @@ def test_later_settings_count_in_hashes_only_where_they_are_used():
         ({"crop": "centre"}, "crop 'centre' must be one of none, shift, resized"),
         ({"mix": "smix"}, "mix 'smix' one of none, mixup, cutmix"),
         ({"temperature": 0.0}, "temperature=0.0"),
+        ({"teacher_mode": "eval"}, "teacher_mode 'eval' must be one of evaluation, training"),
         ({"schedule": "cosine", "warmup_epochs": 1}, "warmup_epochs=1 with schedule 'cosine' and epochs=1"),
         ({"epochs": 3, "warmup_epochs": 1}, "warmup_epochs=1 with schedule 'step'"),
     ],

@@ -36,7 +36,7 @@ class Linear:
         params = variables["params"]
         return images.reshape(len(images), -1) @ params["w"] + params["b"], {}
 
-    def apply_train(self, variables, images):
+    def apply_train(self, variables, images, weights=None):
         return *self.apply(variables, images), {}
 
 
@@ -97,6 +97,31 @@ def test_training_follows_the_teacher_and_not_the_labels():
     assert_close(other, by_hand([IMAGES] * 3, 4.0, 0.5))
 
 
+def test_the_loss_may_be_multiplied_by_the_temperature_squared():
+    """SGD: a step size T^2 times as large. Adam would not see it, and weight decay is no part of the loss."""
+    scaled = dataclasses.replace(PLAIN, temperature_squared=True)
+    assert_close(fit(scaled), by_hand([IMAGES] * 3, 2.0, 0.5 * 2.0**2))
+
+
+def test_a_step_with_the_temperature_squared_is_torchs():
+    """KLDivLoss(batchmean, log_target) * T^2 under SGD with momentum and decay, as in SRe2L's Tiny-ImageNet program."""
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+    recipe = dataclasses.replace(PLAIN, temperature=20.0, temperature_squared=True, momentum=0.9, weight_decay=1e-4)
+    x = torch.tensor(IMAGES.reshape(5, -1))
+    told = x @ torch.tensor(TAUGHT["w"]) + torch.tensor(TAUGHT["b"])
+    params = {name: torch.tensor(value, requires_grad=True) for name, value in START.items()}
+    optimiser = torch.optim.SGD(params.values(), lr=0.5, momentum=0.9, weight_decay=1e-4)
+    for _ in range(3):
+        answer = functional.log_softmax((x @ params["w"] + params["b"]) / 20, dim=1)
+        target = functional.log_softmax(told / 20, dim=1)
+        loss = functional.kl_div(answer, target, reduction="batchmean", log_target=True) * 20**2
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert_close(fit(recipe), {name: value.detach().numpy() for name, value in params.items()})
+
+
 def test_the_teacher_sees_through_its_preprocessing():
     params = fit(PLAIN, teacher=teacher(preprocess=_double))
     assert_close(params, by_hand([IMAGES] * 3, 2.0, 0.5, seen=_double))
@@ -136,6 +161,16 @@ def test_the_teacher_is_in_evaluation_mode():
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-6)
 
 
+def test_a_teacher_in_training_mode_uses_the_statistics_of_the_batch_without_its_filling():
+    net = zoo.parse("convnet_bn:width=2,depth=1", 3, (8, 8, 1))
+    auxiliary = Auxiliary(variables=net.init(KEY), map_eps=jnp.ones(()), net=net)
+    images = 2 + jax.random.normal(KEY, (4, 8, 8, 1))
+    weights = jnp.array([1.0, 1, 1, 0])
+    asked = relabel.teacher_logits(auxiliary, images, mode="training", weights=weights)[:3]
+    np.testing.assert_allclose(asked, net.apply_batch(auxiliary.variables, images[:3])[0], rtol=1e-4, atol=1e-5)
+    assert np.abs(asked - relabel.teacher_logits(auxiliary, images)[:3]).max() > 0.1
+
+
 def test_views_are_shifts_mirrors_and_mixtures_of_the_images():
     images = np.random.default_rng(3).normal(size=(120, 8, 8, 1)).astype(np.float32)
     view = functools.partial(batches.view, KEY, jnp.int32(1), shared_key=KEY)
@@ -170,10 +205,12 @@ def test_stored_labels_are_the_teachers_opinion_of_each_batch(stored):
     rows = np.load(path)
     assert rows.dtype == np.float16 and rows.shape == (3, 5, K)
     for epoch in range(3):
-        order, _ = batches.epoch_order(KEY, epoch, 5, 2)
+        order = batches.epoch_order(KEY, epoch, 5, 2)
         shown = [
-            batches.view(KEY, 3 * epoch + place, jnp.asarray(IMAGES)[indices], MIXED, shared_key=SHARED)
-            for place, indices in enumerate(order)
+            batches.view(
+                KEY, 3 * epoch + place, jnp.asarray(IMAGES)[indices], MIXED, shared_key=SHARED, weights=weights
+            )
+            for place, (indices, weights) in enumerate(zip(*order, strict=True))
         ]
         expected = np.concatenate(shown)[:5].reshape(5, -1) @ TAUGHT["w"] + TAUGHT["b"]
         np.testing.assert_allclose(rows[epoch], expected, rtol=2e-3, atol=2e-3)
