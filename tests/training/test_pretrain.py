@@ -61,7 +61,7 @@ def test_the_accuracy_is_that_of_the_split_asked_for(request_, tmp_path):
         right, total = training.count_correct(net, trained.variables, chosen.validation)
         assert trained.accuracy == pytest.approx(float(right / total))
     test = training.pretrain(net, chosen, recipe, cache_dir=tmp_path)
-    assert test.cached and test.split == "test" and test.accuracy < 0.2 < 0.8 < trained.accuracy
+    assert test.cached and test.split == "test" and test.accuracy < 0.2 and trained.accuracy > 0.8
     with pytest.raises(ValueError, match="loaded without validation images"):
         training.pretrain(net, dataset, recipe, split="validation")
 
