@@ -13,7 +13,6 @@ import optax
 from options import DistillConfig
 
 import metadd_jax as mdd
-from metadd_jax import files
 from metadd_jax.data import catalog
 from metadd_jax.distillers import Distiller, recover_optimiser, trajectory_optimiser
 from metadd_jax.training import recipes
@@ -136,8 +135,8 @@ def experts(config: DistillConfig, backbone: mdd.zoo.Architecture, dataset: mdd.
     words = augmentation(config, config.augmentation)
     recipe = recipes.expert_training(settings.epochs, augmentation=words)
     numbers = {name: getattr(settings, name) for name in ("experts", "at_once", "half")}
-    facts = f"{backbone!r} {dataset.fingerprint} {recipes.facts(recipe)} {sorted(numbers.items())}"
-    folder = cache / "experts" / f"{backbone.name}-{files.hash_arrays(text=facts)[:20]}"
+    key = mdd.training.cache_key(backbone, dataset, recipe, seed=0, **numbers)
+    folder = cache / "experts" / f"{backbone.name}-{key[:20]}"
     with command.bar(settings.experts, "experts", "net") as progress:
         trained = mdd.training.train_experts(
             folder, backbone, dataset, recipe, on_shard=lambda done: progress.update(done - progress.n), **numbers

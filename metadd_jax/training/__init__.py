@@ -2,7 +2,7 @@
 
 from metadd_jax.training.experts import train_experts
 from metadd_jax.training.fit import count_correct, fit
-from metadd_jax.training.pretrain import Trained, measure, pretrain
+from metadd_jax.training.pretrain import Trained, cache_key, measure, pretrain
 from metadd_jax.training.recipes import (
     Recipe,
     dc_evaluation,
@@ -18,6 +18,7 @@ __all__ = [
     "Recipe",
     "Trained",
     "Trajectories",
+    "cache_key",
     "count_correct",
     "dc_evaluation",
     "device_experts",

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metadd_jax import files, keys, parallel, storage, zoo
+from metadd_jax import files, keys, parallel, provenance, storage, zoo
 from metadd_jax.storage import folder as folders
 from metadd_jax.structs import Dataset
 from metadd_jax.training import recipes
@@ -167,6 +167,8 @@ def _facts(net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, **se
         "dataset_fingerprint": dataset.fingerprint,
         "recipe": dataclasses.asdict(recipe),
         **settings,
+        "code": provenance.code_of(net),
+        **provenance.facts(*provenance.TRAINING),
     }
 
 

@@ -1,12 +1,15 @@
 """Training on the real data: the auxiliaries that MetaDD looks through, and the whole-data accuracy of every network.
 
-A trained network is cached under a hash of everything that made it: data, constants, network, recipe, seed.
+A trained network is cached under a hash of everything that made it: data, constants, network and its code, recipe,
+seed, this package's code, the libraries and the device (docs/caches.md).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,13 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metadd_jax import files, keys, parallel, storage, zoo
+from metadd_jax import files, keys, parallel, provenance, storage, zoo
 from metadd_jax.data.splits import SPLITS, split_of
 from metadd_jax.structs import Dataset
 from metadd_jax.training import recipes
 from metadd_jax.training.fit import count_correct, fit
-
-FORMAT = 2  # raise it when training code changes what a cached network would be
 
 
 class Trained(NamedTuple):
@@ -41,9 +42,25 @@ class Trained(NamedTuple):
     split: str = "test"
 
 
-def cache_key(net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, seed: int) -> str:
-    """Hash (hex) of all that decides the weights."""
-    facts = {"net": repr(net), "recipe": recipes.facts(recipe), "seed": seed, "format": FORMAT}
+def cache_key(
+    net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, seed: int, **settings: int | bool
+) -> str:
+    """Hash (hex) of all that decides the weights.
+
+    Args:
+      settings: what else decides them, by name (of experts: how many, how many at once, in which precision).
+
+    Raises:
+      UnknownCodeError: (a ValueError) if it cannot be told what the network's module is made of.
+    """
+    facts = {
+        "net": repr(net),
+        "code": provenance.code_of(net),
+        "recipe": dataclasses.asdict(recipe),
+        "seed": seed,
+        **settings,
+        **provenance.facts(*provenance.TRAINING),
+    }
     return files.hash_arrays(text=dataset.fingerprint + json.dumps(facts, sort_keys=True))
 
 
@@ -58,7 +75,8 @@ def pretrain(
 ) -> Trained:
     """Trains ``net`` on the training split, or takes it from ``cache_dir``.
 
-    It trains on one device; of several processes each trains the same, and they share ``cache_dir``.
+    It trains on one device; of several processes each trains the same, and they share ``cache_dir``. A network whose
+    module cannot be told from another one (``provenance.code_of``) is trained at every call, with a warning.
 
     Args:
       net: what to train, for the images and classes of ``dataset``.
@@ -76,13 +94,11 @@ def pretrain(
     like = jax.eval_shape(
         lambda: {"variables": net.init(key), "accuracies": _each_split(dataset, lambda _: jnp.zeros(()))}
     )
-    folder = None
-    if cache_dir is not None:
-        folder = pathlib.Path(cache_dir) / "networks" / f"{net.name}-{cache_key(net, dataset, recipe, seed)[:20]}"
-        # One answer for all processes, since all of them read, or all of them train and save.
-        if parallel.from_main(np.int32(folder.exists())):
-            stored = storage.restore_tree(folder, like)
-            return Trained(net, stored["variables"], float(stored["accuracies"][split]), True, split)
+    folder = _folder(net, dataset, recipe, seed, cache_dir)
+    # One answer for all processes, since all of them read, or all of them train and save.
+    if folder is not None and parallel.from_main(np.int32(folder.exists())):
+        stored = storage.restore_tree(folder, like)
+        return Trained(net, stored["variables"], float(stored["accuracies"][split]), True, split)
 
     def train(key: jax.Array, arrays: Any) -> Any:
         return fit(key, net, arrays.images, arrays.labels, recipe, shared_key=key, mean=arrays.mean, std=arrays.std)
@@ -97,6 +113,19 @@ def pretrain(
         stored = storage.restore_tree(folder, like)
         variables, accuracies = stored["variables"], jax.tree.map(float, stored["accuracies"])
     return Trained(net, variables, accuracies[split], False, split)
+
+
+def _folder(
+    net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, seed: int, cache_dir: str | pathlib.Path | None
+) -> pathlib.Path | None:
+    if cache_dir is None:
+        return None
+    try:
+        key = cache_key(net, dataset, recipe, seed)
+    except provenance.UnknownCodeError as error:
+        warnings.warn(f"{net.label} is not kept in the cache: {error}", stacklevel=3)
+        return None
+    return pathlib.Path(cache_dir) / "networks" / f"{net.name}-{key[:20]}"
 
 
 def measure(net: zoo.Architecture, variables: Any, dataset: Dataset, *, split: str = "test") -> Trained:

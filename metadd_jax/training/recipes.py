@@ -95,29 +95,6 @@ class Recipe:
         augment.training_augmentation(self.augmentation)
 
 
-# Settings that joined after networks had been cached.
-LATER = {
-    "warmup_epochs": 0,
-    "crop": "none",
-    "flip": False,
-    "mix": "none",
-    "temperature": 1.0,
-    "temperature_squared": False,
-    "teacher_mode": "evaluation",
-    "decay_vectors": True,
-}
-
-
-def facts(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe says, for hashes: settings that joined the record later count only where they are used.
-
-    So a network that was cached before they existed is still found.
-    """
-    settings = dataclasses.asdict(recipe)
-    unused = {name for name, default in LATER.items() if settings[name] == default}
-    return {name: value for name, value in settings.items() if name not in unused}
-
-
 def dc_evaluation(epochs: int, *, augmentation: str = "none", learning_rate: float = 0.01) -> Recipe:
     """The DC family's evaluation of a distilled set: SGD momentum 0.9, weight decay 5e-4, batch 256.
 

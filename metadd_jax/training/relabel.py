@@ -7,6 +7,7 @@ KL(softmax(teacher / T) || softmax(student / T)); a recipe says whether it is mu
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -18,7 +19,7 @@ import numpy as np
 from flax import struct
 from jax.typing import ArrayLike
 
-from metadd_jax import files, parallel
+from metadd_jax import files, parallel, provenance
 from metadd_jax.data import sampling
 from metadd_jax.structs import Auxiliary
 from metadd_jax.training import batches, recipes
@@ -100,6 +101,8 @@ def store(
     classes, count = teacher.net.num_classes, len(images)
     _check_room(path, stored_bytes(count, recipe.epochs, classes))
     batch_size = min(recipe.batch_size, count)
+    facts = _facts(key, images, recipe, shared_key)
+    facts |= {"constants": _constants(mean, std), "teacher": _teacher(teacher)}
 
     def epoch_logits(epoch: jax.Array, images: jax.Array, teacher: Auxiliary) -> jax.Array:
         indices, weights = batches.epoch_order(key, epoch, count, batch_size)
@@ -120,28 +123,39 @@ def store(
         for epoch in range(recipe.epochs):
             rows[epoch] = compiled(jnp.int32(epoch), images, teacher)
         rows.flush()
-        manifest = _facts(key, images, recipe, shared_key) | {
-            "shape": list(rows.shape),
-            "teacher": files.hash_arrays(*jax.tree.leaves(teacher.variables), text=repr(teacher.net)),
-            "sha256": files.hash_file(temporary),
-        }
+        manifest = facts | {"shape": list(rows.shape), "sha256": files.hash_file(temporary)}
     files.write_json(path.with_suffix(".json"), manifest)
     return StoredLogits(key=key, shared_key=shared_key, path=str(path))
 
 
 def open_stored(
-    key: jax.Array, path: str | os.PathLike, images: ArrayLike, recipe: recipes.Recipe, *, shared_key: jax.Array
+    key: jax.Array,
+    path: str | os.PathLike,
+    images: ArrayLike,
+    recipe: recipes.Recipe,
+    *,
+    shared_key: jax.Array,
+    mean: ArrayLike | None = None,
+    std: ArrayLike | None = None,
+    teacher: Auxiliary | None = None,
 ) -> StoredLogits:
     """Stored labels for ``fit(..., teacher=...)``, after checking that they are whole and belong to this training.
 
+    Args:
+      images: as ``store`` took them, with ``mean`` and ``std`` if they are uint8.
+      teacher: who must have written them; None takes those of any teacher.
+
     Raises:
-      ValueError: if the file is missing or damaged, or was written for other keys, images or another recipe.
+      ValueError: if the file is missing or damaged, or was written for other keys, images or constants, another recipe
+        or teacher, or by other code, versions or another kind of device, whose views of the images may differ.
     """
     path = pathlib.Path(path).with_suffix(".npy")
     if not path.exists() or not path.with_suffix(".json").exists():
         raise ValueError(f"{path} or its manifest (.json) is missing; write the labels with relabel.store")
     manifest = files.read_json(path.with_suffix(".json"))
-    for name, value in _facts(key, images, recipe, shared_key).items():
+    wanted = _facts(key, images, recipe, shared_key) | {"constants": _constants(mean, std)}
+    wanted |= {} if teacher is None else {"teacher": _teacher(teacher)}
+    for name, value in wanted.items():
         if manifest.get(name) != value:
             raise ValueError(f"{path} was written for another {name} ({manifest.get(name)}, not {value}); store anew")
     if files.hash_file(path) != manifest["sha256"]:
@@ -173,9 +187,19 @@ def _facts(key: jax.Array, images: ArrayLike, recipe: recipes.Recipe, shared_key
     return {
         "key": jax.random.key_data(key).tolist(),
         "shared_key": jax.random.key_data(shared_key).tolist(),
-        "recipe": recipes.facts(recipe),
+        "recipe": dataclasses.asdict(recipe),
         "images": files.hash_arrays(images),
+        **provenance.facts(*provenance.TRAINING),
     }
+
+
+def _constants(mean: ArrayLike | None, std: ArrayLike | None) -> list:
+    return [None if array is None else np.asarray(array, np.float32).tolist() for array in (mean, std)]
+
+
+def _teacher(teacher: Auxiliary) -> str:
+    code = provenance.code_of([teacher.net, teacher.preprocess])
+    return files.hash_arrays(*jax.tree.leaves(teacher.variables), text=f"{teacher.net!r} {code}")
 
 
 def _check_room(path: pathlib.Path, size: int) -> None:

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metadd_jax import files, zoo
+from metadd_jax import files, provenance, zoo
 from metadd_jax.storage import folder as folders
 from metadd_jax.structs import Dataset
 
-FORMAT = 1  # raise it when training code changes what an expert would be
+FORMAT = 1  # of the folder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,6 +60,7 @@ def load_experts(folder: str | os.PathLike, net: zoo.Architecture, dataset: Data
     folder = folders.check(folder)
     manifest = files.read_json(folder / folders.MANIFEST)
     wanted = {"format": FORMAT, "label": net.label, "network": repr(net), "dataset_fingerprint": dataset.fingerprint}
+    wanted |= {"code": provenance.code_of(net)}
     refuse_difference(folder, manifest, wanted)
     numbers = range(-(-manifest["experts"] // manifest["at_once"]))
     shards = tuple(

@@ -2,12 +2,13 @@
 
 import dataclasses
 import sys
+import threading
 
 import jax
 import numpy as np
 import pytest
 
-from metadd_jax import data, training, zoo
+from metadd_jax import data, provenance, training, zoo
 from metadd_jax.training import recipes
 from metadd_jax.training.pretrain import cache_key
 
@@ -90,6 +91,58 @@ def test_everything_that_decides_the_weights_is_in_the_key(request_):
     keys = [cache_key(*variant) for variant in variants]
     assert len(set(keys)) == len(keys)
     assert cache_key(zoo.parse("mlp:width=8", 2, SHAPE), make_dataset(), recipe, 1) == keys[0]
+
+
+OWN = """
+import jax.numpy as jnp
+from flax import linen as nn
+from typing import Any
+
+class Own(nn.Module):
+    last: Any = None
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = jnp.sin(nn.Dense(4)(images.reshape(len(images), -1)))
+        return nn.Dense(2)(x), {"embedding": x}
+"""
+
+
+def own(text, **fields):
+    """A user's network, from the text of its file."""
+    space = {"__name__": "own_network"}
+    exec(text, space)
+    return zoo.Architecture("own", "own", space["Own"](**fields), 2, SHAPE)
+
+
+def test_another_version_of_a_users_network_is_trained_anew(request_, tmp_path):
+    _, dataset, recipe = request_
+    first, again, edited = (own(text) for text in (OWN, OWN, OWN.replace("jnp.sin", "jnp.cos")))
+    assert repr(first) == repr(edited)
+    settings = {"recipe": dataclasses.replace(recipe, epochs=1), "cache_dir": tmp_path}
+    trained, kept, anew = (training.pretrain(net, dataset, **settings) for net in (first, again, edited))
+    assert [result.cached for result in (trained, kept, anew)] == [False, True, False]
+    leaves = [jax.tree.leaves(result.variables) for result in (trained, kept, anew)]
+    assert all(np.array_equal(one, other) for one, other in zip(*leaves[:2], strict=True))
+    assert not all(np.allclose(one, other) for one, other in zip(*leaves[1:], strict=True))
+
+
+def test_a_network_of_unknown_code_is_not_kept_and_that_is_said(request_, tmp_path):
+    _, dataset, recipe = request_
+    net = own(OWN, last=threading.Lock())
+    with pytest.warns(UserWarning, match="own is not kept in the cache: a .*lock tells nothing"):
+        training.pretrain(net, dataset, dataclasses.replace(recipe, epochs=1), cache_dir=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("sources", lambda *places: "other"), ("machine", lambda: {"versions": "other"}), ("settings", lambda: {"x": 1})],
+)
+def test_code_versions_and_switches_are_in_the_key(request_, monkeypatch, place, value):
+    before = cache_key(*request_, 1)
+    monkeypatch.setattr(provenance, place, value)
+    assert cache_key(*request_, 1) != before
 
 
 def test_a_damaged_cache_is_named_and_left_alone(request_, first):

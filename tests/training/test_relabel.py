@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metadd_jax import training, zoo
+from metadd_jax import provenance, training, zoo
 from metadd_jax.structs import Auxiliary
 from metadd_jax.training import batches, recipes, relabel
 
@@ -241,8 +241,17 @@ def test_stored_labels_of_another_training_are_refused(stored, monkeypatch):
     path, _ = stored
     whole = path.read_bytes()
 
-    def opened(key=KEY, images=IMAGES, recipe=MIXED, shared_key=SHARED, path=path):
-        return relabel.open_stored(key, path, images, recipe, shared_key=shared_key)
+    def opened(key=KEY, images=IMAGES, recipe=MIXED, shared_key=SHARED, path=path, **options):
+        return relabel.open_stored(key, path, images, recipe, shared_key=shared_key, **options)
+
+    opened(teacher=teacher())
+    with pytest.raises(ValueError, match="another teacher"):
+        opened(teacher=teacher(_double))
+    with pytest.raises(ValueError, match="another constants"):
+        opened(mean=[0.5], std=[0.25])
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="another sources"):
+        patch.setattr(provenance, "sources", lambda *places: "other")
+        opened()
 
     with pytest.raises(ValueError, match="another key"):
         opened(key=jax.random.key(1))
