@@ -1,5 +1,7 @@
 """Recipes against the published loop and NumPy optimisers."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import optax
