@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import io
 import os
 import platform
+import re
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
+
+import errors
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -19,24 +25,61 @@ def parse(config_type: type, arguments: list[str], *, default: Any = None, progr
     except ImportError as error:
         raise ValueError("the scripts need tyro; run: pip install -r requirements.txt") from error
     options = {} if default is None else {"default": default}
-    return tyro.cli(config_type, args=arguments, prog=program, description=description, **options)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(config_type, args=arguments, prog=program, description=description, **options)
+    except SystemExit as ended:
+        if not ended.code:
+            raise  # --help
+        raise ValueError(_from_box(said.getvalue())) from ended
+
+
+def _from_box(text: str) -> str:
+    """tyro's box of several lines as one: what is wrong, and the options that it thinks were meant."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in text.splitlines()]
+    lines = [line for line in lines if line.strip("-")]
+    kept = lines[1:]  # the title says less than the line below it
+    for ending in ("Argument helptext:", "For full helptext"):
+        kept = kept[: next((i for i, line in enumerate(kept) if line.startswith(ending)), len(kept))]
+    meant = next((i for i, line in enumerate(kept) if line.startswith("Perhaps you meant")), len(kept))
+    what = " ".join(kept[:meant])
+    # A record of settings checks itself: "Error parsing mtt: lr_teacher is 0" speaks of --mtt.lr-teacher.
+    what = re.sub(r"^Error parsing ([\w.]+): ([a-z]\w*)", lambda m: f"--{m[1]}.{m[2].replace('_', '-')}", what)
+    near = [line.split()[0] for line in kept[meant:] if re.match(r"--?[a-z]", line)]
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"{what.removeprefix('Error parsing ').rstrip('.')}{hint or '; --help lists the options'}"
 
 
 def main(function: Callable[[list[str]], None]) -> None:
-    """Runs a script: a user's error is one line on stderr and exit status 1, Ctrl-C is 130."""
+    """Runs a script: an error is one line on stderr and exit status 1, Ctrl-C is 130; warnings are one line each.
+
+    With ``METADD_TRACEBACK=1`` in the environment an error shows where it comes from.
+    """
+    warnings.showwarning = _show_warning
     try:
         function(sys.argv[1:])
-    except ValueError as error:
-        if os.environ.get("METADD_TRACEBACK"):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output (head, less) went away: not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:  # the last place where anything can be caught: whatever it is, it is one line
+        if os.environ.get("METADD_TRACEBACK"):
+            raise
+        print(f"error: {errors.in_one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _show_warning(message: Warning | str, *place: Any, **options: Any) -> None:
+    """One plain line, above a bar if there is one."""
+    del place, options
+    text = f"warning: {' '.join(str(message).split())}"
+    if "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr)
 
 
 def bar(total: int, description: str, unit: str) -> Any:
@@ -50,6 +93,7 @@ def be_silent() -> None:
     """Prints nothing from here on but errors: what all processes but the first do."""
     os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which ``bar`` does
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for the rest of the process
+    warnings.simplefilter("ignore")
 
 
 def versions() -> dict[str, str]:

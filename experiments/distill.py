@@ -9,6 +9,7 @@ Several processes distil together if each is told so (--num-processes); the firs
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from typing import TYPE_CHECKING
 
 import command
@@ -23,7 +24,11 @@ def run(arguments: list[str]) -> None:
     """Parses the command line, does the job (or tells its plan, or what an earlier start found), prints the table."""
     config = _parsed(arguments)
 
+    import checks
+
     from metadd_jax import parallel
+
+    checks.check_options(config)
 
     # Before anything asks JAX for its devices.
     parallel.initialize(
@@ -48,15 +53,31 @@ def run(arguments: list[str]) -> None:
 
 
 def _parsed(arguments: list[str]) -> options.DistillConfig:
-    name = arguments[0] if arguments and not arguments[0].startswith("-") else "mnist5k"
-    config = command.parse(
-        options.DistillConfig,
-        arguments[1:] if arguments[:1] == [name] else arguments,
-        default=presets.preset(name),
-        program="distill.py [PRESET]",
-        description=f"{__doc__}\nPresets:\n\n{presets.listing()}\n\nThe defaults below are those of {name!r}.",
-    )
+    name, arguments = _split(arguments)
+    try:
+        config = command.parse(
+            options.DistillConfig,
+            arguments,
+            default=presets.preset(name),
+            program="distill.py [PRESET]",
+            description=f"{__doc__}\nPresets:\n\n{presets.listing()}\n\nThe defaults below are those of {name!r}.",
+        )
+    except ValueError as error:
+        stray = str(error).removeprefix("Unrecognized options: ").partition(";")[0].split(", ")
+        near = difflib.get_close_matches(stray[-1], presets.PRESETS, n=1)
+        if not str(error).startswith("Unrecognized") or not near:
+            raise
+        raise ValueError(f"{error}; a preset stands first: distill.py {near[0]} --option value") from error
     return config if config.run_dir is not None else dataclasses.replace(config, run_dir=f"runs/{name}")
+
+
+def _split(arguments: list[str]) -> tuple[str, list[str]]:
+    """The preset's name, which stands first or, after the value of an option, last; and the rest."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    if len(arguments) > 2 and arguments[-1] in presets.PRESETS and not arguments[-2].startswith("--"):
+        return arguments[-1], arguments[:-1]
+    return "mnist5k", arguments
 
 
 def _do(job: pipeline.Job) -> str:

@@ -9,23 +9,28 @@ from typing import Any
 
 import command
 import common
+import jax
+import numpy as np
 import optax
-from options import DistillConfig
+from options import MATCHING, TRAJECTORIES, DistillConfig
 
 import metadd_jax as mdd
+from metadd_jax import augment, parallel, ranges
 from metadd_jax.data import catalog
 from metadd_jax.distillers import Distiller, recover_optimiser, trajectory_optimiser
 from metadd_jax.training import recipes
 
-MATCHING, TRAJECTORIES = ("dm", "dc", "dsa"), ("mtt", "tesla", "tesla_code")
-METHODS = (*MATCHING, *TRAJECTORIES, "sre2l")
 _TEACHER_PREFIX = "sre2l_"
 
 
 def _relabelled(data: str, epochs: int, *, augmentation: str = "none") -> mdd.training.Recipe:
     """SRe2L's way to judge, for another number of epochs; it has views of its own, so ``augmentation`` is left out."""
     del augmentation
-    recipe = recipes.sre2l_evaluation(data)
+    return _shortened(recipes.sre2l_evaluation(data), epochs)
+
+
+def _shortened(recipe: mdd.training.Recipe, epochs: int) -> mdd.training.Recipe:
+    """The recipe for another number of epochs, which its warm-up must leave some of."""
     return dataclasses.replace(recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs - 1))
 
 
@@ -45,16 +50,11 @@ def check(config: DistillConfig) -> None:
     Raises:
       ValueError: one line that says what to mend.
     """
-    if config.method not in METHODS:
-        raise ValueError(f"unknown method {config.method!r}; use one of {', '.join(METHODS)}")
-    if config.eval_recipe not in EVALUATIONS:
-        raise ValueError(f"unknown recipe {config.eval_recipe!r}; use one of {', '.join(EVALUATIONS)}")
+    ranges.require("--eval-recipe", config.eval_recipe, ranges.OneOf(tuple(EVALUATIONS)))
     if relabels(config) and config.method != "sre2l":
         raise ValueError(
             f"--eval-recipe {config.eval_recipe} wants the labels of a teacher; it goes with --method sre2l"
         )
-    if config.method == "sre2l" and config.sre2l.squeeze not in ("cifar", "tiny", "short"):
-        raise ValueError(f"unknown --sre2l.squeeze {config.sre2l.squeeze!r}; use one of cifar, tiny, short")
     if config.zca and config.method == "sre2l":
         raise ValueError("sre2l clips to what a picture can hold, which a whitened image has not; leave --zca out")
     settings = config.mtt
@@ -64,6 +64,12 @@ def check(config: DistillConfig) -> None:
             f"epoch {settings.snapshots - 1} of experts of {settings.epochs} epochs; "
             "raise --mtt.epochs or lower one of them"
         )
+    for words in (config.augmentation, config.pretrain_augmentation):
+        augment.strategy(augmentation(config, words))
+    augment.training_augmentation(augmentation(config, config.eval_augmentation))  # also where the recipe has its own
+    pretraining_recipe(config), expert_recipe(config), evaluation_recipe(config)
+    if config.method == "sre2l" and not config.sre2l.weights:
+        squeeze_recipe(config)
 
 
 def check_backbone(config: DistillConfig, backbone: mdd.zoo.Architecture) -> None:
@@ -77,6 +83,45 @@ def check_backbone(config: DistillConfig, backbone: mdd.zoo.Architecture) -> Non
             f"--sre2l.weights are torchvision's; {backbone.label} at {backbone.image_shape} is the field's network; "
             "leave them out or use images of at least 128 pixels"
         )
+    if config.method == "sre2l" and config.sre2l.weights:
+        mdd.zoo.torchvision.load(backbone, config.sre2l.weights)
+    if config.method == "dm" and backbone.has_batch_stats and _devices(config, ("pmap",)) > 1:
+        raise ValueError(
+            f"dm with batch-norm network {backbone.label} runs on one device; use its instance norm, or "
+            "--device-mode jit"
+        )
+
+
+def check_made(config: DistillConfig, backbone: mdd.zoo.Architecture, dataset: mdd.Dataset) -> None:
+    """Makes the method and its first state of shapes alone, so that all of its own refusals come before the long work.
+
+    Raises:
+      ValueError: from the method's factory or its start.
+    """
+    devices = _devices(config, ("pmap", "sharded"))
+    if config.method in MATCHING and config.batch_size % devices:
+        raise ValueError(
+            f"--batch-size {config.batch_size} does not split over {devices} devices; use a multiple of {devices}, "
+            "or --device-mode jit"
+        )
+    config = dataclasses.replace(config, class_batch=config.class_batch or 1)
+    variables = jax.eval_shape(backbone.init, jax.random.key(0))
+    experts = jax.ShapeDtypeStruct((config.mtt.experts, config.mtt.snapshots, backbone.num_params()), np.float32)
+    if config.stream_per_class:
+        pool = mdd.data.stream_pool(dataset.arrays, config.first_seed, 0, config.stream_per_class)
+        dataset = dataclasses.replace(dataset, arrays=pool)
+
+    def start(variables: Any, experts: Any) -> Any:
+        teacher = mdd.training.Trained(backbone, variables, 0.0, False)
+        method, tx = make(config, backbone, dataset, experts if config.method in TRAJECTORIES else teacher)
+        return mdd.distillers.init_state(jax.random.key(config.first_seed), method, tx, dataset)
+
+    jax.eval_shape(start, variables, experts)
+
+
+def _devices(config: DistillConfig, modes: tuple[str, ...]) -> int:
+    """How many devices share a batch, if the device mode is one of these."""
+    return parallel.device_count() if parallel.choose_mode(config.device_mode) in modes else 1
 
 
 def relabels(config: DistillConfig) -> bool:
@@ -120,20 +165,35 @@ def squeeze(config: DistillConfig, backbone: mdd.zoo.Architecture, dataset: mdd.
         return mdd.training.measure(
             backbone, mdd.zoo.torchvision.load(backbone, settings.weights), dataset, split=config.evaluate_on
         )
+    return common.pretrain(
+        [backbone], dataset, squeeze_recipe(config), cache, split=config.evaluate_on, description="squeeze"
+    )[0]
+
+
+def squeeze_recipe(config: DistillConfig) -> mdd.training.Recipe:
+    """How the teacher of sre2l is trained."""
+    settings = config.sre2l
     if settings.squeeze == "short":
         words = augmentation(config, config.pretrain_augmentation)
-        recipe = recipes.pretraining(settings.squeeze_epochs or config.pretrain_epochs, augmentation=words)
-    else:
-        recipe = recipes.sre2l_squeeze(settings.squeeze)
-        recipe = dataclasses.replace(recipe, epochs=settings.squeeze_epochs or recipe.epochs)
-    return common.pretrain([backbone], dataset, recipe, cache, split=config.evaluate_on, description="squeeze")[0]
+        return recipes.pretraining(settings.squeeze_epochs or config.pretrain_epochs, augmentation=words)
+    recipe = recipes.sre2l_squeeze(settings.squeeze)
+    return _shortened(recipe, settings.squeeze_epochs or recipe.epochs)
+
+
+def pretraining_recipe(config: DistillConfig) -> mdd.training.Recipe:
+    """How the networks of the table are trained on the real images."""
+    words = augmentation(config, config.pretrain_augmentation)
+    return recipes.pretraining(config.pretrain_epochs, augmentation=words)
+
+
+def expert_recipe(config: DistillConfig) -> mdd.training.Recipe:
+    """How the experts of mtt and tesla are trained."""
+    return recipes.expert_training(config.mtt.epochs, augmentation=augmentation(config, config.augmentation))
 
 
 def experts(config: DistillConfig, backbone: mdd.zoo.Architecture, dataset: mdd.Dataset, cache: Any) -> Any:
     """Expert trajectories on the device, trained or taken from the cache."""
-    settings = config.mtt
-    words = augmentation(config, config.augmentation)
-    recipe = recipes.expert_training(settings.epochs, augmentation=words)
+    settings, recipe = config.mtt, expert_recipe(config)
     numbers = {name: getattr(settings, name) for name in ("experts", "at_once", "half")}
     key = mdd.training.cache_key(backbone, dataset, recipe, seed=0, **numbers)
     folder = cache / "experts" / f"{backbone.name}-{key[:20]}"

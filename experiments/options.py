@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
+from metadd_jax import parallel
+from metadd_jax.distillers import class_images, distances, gradient_matching
 from metadd_jax.invariant import InvariantConfig
+from metadd_jax.ranges import SEEDS, OneOf, Ordered, Real, Text, Whole
+
+MATCHING, TRAJECTORIES = ("dm", "dc", "dsa"), ("mtt", "tesla", "tesla_code")
+METHODS = (*MATCHING, *TRAJECTORIES, "sre2l")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,10 +25,10 @@ class GradientMatching:
       batch_norm: statistics of batch-norm networks: "improved" or "published".
     """
 
-    outer: int = 0
-    inner: int = 0
-    distance: str = "ours"
-    batch_norm: str = "improved"
+    outer: Annotated[int, Whole(0)] = 0
+    inner: Annotated[int, Whole(0)] = 0
+    distance: Annotated[str, OneOf(distances.DISTANCES)] = "ours"
+    batch_norm: Annotated[str, OneOf(gradient_matching.BATCH_NORMS)] = "improved"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,16 +51,16 @@ class TrajectoryMatching:
       soft_labels: the expert labels the images anew at every step (TESLA).
     """
 
-    experts: int = 10
-    epochs: int = 10
-    at_once: int = 5
+    experts: Annotated[int, Whole(1)] = 10
+    epochs: Annotated[int, Whole(1)] = 10
+    at_once: Annotated[int, Whole(1)] = 5
     half: bool = False
-    syn_steps: int = 10
-    expert_epochs: int = 2
-    max_start_epoch: int = 5
-    lr_teacher: float = 0.01
-    lr_lr: float = 1e-5
-    batch_syn: int = 0
+    syn_steps: Annotated[int, Whole(1)] = 10
+    expert_epochs: Annotated[int, Whole(1)] = 2
+    max_start_epoch: Annotated[int, Whole(1)] = 5
+    lr_teacher: Annotated[float, Real(0, above=True)] = 0.01
+    lr_lr: Annotated[float, Real(0)] = 1e-5
+    batch_syn: Annotated[int, Whole(0)] = 0
     raw_lr: bool = False
     checkpoint: bool = True
     soft_labels: bool = False
@@ -80,15 +87,15 @@ class SqueezeRecover:
       group_ipc: how many of them are of one class; published is 1.
     """
 
-    weights: str | None = None
-    squeeze: str = "cifar"
-    squeeze_epochs: int = 0
-    r_bn: float = 0.01
+    weights: Annotated[str | None, Text("methods.check_backbone")] = None
+    squeeze: Annotated[str, OneOf(("cifar", "tiny", "short"))] = "cifar"
+    squeeze_epochs: Annotated[int, Whole(0)] = 0
+    r_bn: Annotated[float, Real(0)] = 0.01
     crop: bool = False
     flip: bool = False
-    roll: tuple[int, int] = (0, 4)
-    group_size: int = 100
-    group_ipc: int = 1
+    roll: Annotated[tuple[int, int], Ordered()] = (0, 4)
+    group_size: Annotated[int, Whole(1)] = 100
+    group_ipc: Annotated[int, Whole(1)] = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,49 +155,49 @@ class DistillConfig:
       overwrite: start anew in a folder that holds a run.
     """
 
-    dataset: str = "mnist5k"
-    data_dir: str | None = None
-    cache_dir: str | None = None
-    image_size: int = 0
+    dataset: Annotated[str, Text("data.load")] = "mnist5k"
+    data_dir: Annotated[str | None, Text("data.load")] = None
+    cache_dir: Annotated[str | None, Text("common.open_cache")] = None
+    image_size: Annotated[int, Whole(0)] = 0
     zca: bool = False
-    train_per_class: int = 0
-    validation_fraction: float = 0.0
-    evaluate_on: str = "test"
-    ipc: int = 1
-    method: str = "dm"
+    train_per_class: Annotated[int, Whole(0)] = 0
+    validation_fraction: Annotated[float, Real(0, 1, below=True)] = 0.0
+    evaluate_on: Annotated[str, OneOf(("test", "validation"))] = "test"
+    ipc: Annotated[int, Whole(1)] = 1
+    method: Annotated[str, OneOf(METHODS)] = "dm"
     wrapped: bool = True
-    backbone: str = "convnet:width=16"
-    seen: tuple[str, ...] = ("vgg11_bn:width=8", "alexnet:width=8")
-    unseen: tuple[str, ...] = ("resnet18:width=4", "lenet", "mlp")
-    steps: int = 200
-    batch_size: int = 64
-    init: str = "auto"
-    image_lr: float = 1.0
-    image_momentum: float = 0.5
-    augmentation: str = "auto"
-    class_batch: int = 1
-    micro_batch: int = 0
-    distill_seeds: int = 3
-    first_seed: int = 0
-    train_seeds: int = 2
-    pretrain_epochs: int = 12
-    pretrain_augmentation: str = "auto"
-    eval_recipe: str = "short"
-    eval_epochs: int = 100
-    eval_augmentation: str = "auto"
-    at_once: int = 12
+    backbone: Annotated[str, Text("common.check_names")] = "convnet:width=16"
+    seen: Annotated[tuple[str, ...], Text("common.check_names")] = ("vgg11_bn:width=8", "alexnet:width=8")
+    unseen: Annotated[tuple[str, ...], Text("common.check_names")] = ("resnet18:width=4", "lenet", "mlp")
+    steps: Annotated[int, Whole(1)] = 200
+    batch_size: Annotated[int, Whole(1)] = 64
+    init: Annotated[str, OneOf(("auto", *class_images.INITS))] = "auto"
+    image_lr: Annotated[float, Real(0, above=True)] = 1.0
+    image_momentum: Annotated[float, Real(0, 1, below=True)] = 0.5
+    augmentation: Annotated[str, Text("augment.strategy")] = "auto"
+    class_batch: Annotated[int, Whole(0)] = 1
+    micro_batch: Annotated[int, Whole(0)] = 0
+    distill_seeds: Annotated[int, Whole(1)] = 3
+    first_seed: Annotated[int, Whole(0, SEEDS - 1)] = 0
+    train_seeds: Annotated[int, Whole(1)] = 2
+    pretrain_epochs: Annotated[int, Whole(1)] = 12
+    pretrain_augmentation: Annotated[str, Text("augment.strategy")] = "auto"
+    eval_recipe: Annotated[str, Text("methods.check")] = "short"
+    eval_epochs: Annotated[int, Whole(1)] = 100
+    eval_augmentation: Annotated[str, Text("methods.evaluation_recipe")] = "auto"
+    at_once: Annotated[int, Whole(1)] = 12
     dc: GradientMatching = GradientMatching()
     mtt: TrajectoryMatching = TrajectoryMatching()
     sre2l: SqueezeRecover = SqueezeRecover()
     metadd: InvariantConfig = InvariantConfig(views="auto")
-    variants: tuple[str, ...] = ()
-    chunk: int = 25
-    save_every: int = 100
-    device_mode: str = "auto"
-    stream_per_class: int = 0
+    variants: Annotated[tuple[str, ...], Text("presets.variant")] = ()
+    chunk: Annotated[int, Whole(1)] = 25
+    save_every: Annotated[int, Whole(1)] = 100
+    device_mode: Annotated[str, OneOf(parallel.MODES)] = "auto"
+    stream_per_class: Annotated[int, Whole(0)] = 0
     plan: bool = False
-    coordinator: str | None = None
-    num_processes: int = 1
-    process_id: int | None = None
-    run_dir: str | None = None
+    coordinator: Annotated[str | None, Text("parallel.initialize")] = None
+    num_processes: Annotated[int, Whole(0)] = 1
+    process_id: Annotated[int | None, Whole(0)] = None
+    run_dir: Annotated[str | None, Text("files.require_writable")] = None
     overwrite: bool = False

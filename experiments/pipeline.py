@@ -8,6 +8,7 @@ import pathlib
 import shutil
 from typing import Any
 
+import checks
 import command
 import common
 import effects
@@ -19,7 +20,7 @@ from options import DistillConfig
 from presets import variant
 
 import metadd_jax as mdd
-from metadd_jax import augment, exchange, files, keys, parallel, pictures
+from metadd_jax import exchange, files, keys, parallel, pictures
 from metadd_jax.distillers.run import compile_chunks
 from metadd_jax.evaluation import report
 
@@ -60,23 +61,12 @@ def prepare(config: DistillConfig) -> Job:
     Raises:
       ValueError: one line that says what to mend.
     """
-    methods.check(config)
-    if config.ipc < 1 or config.distill_seeds < 1 or config.train_seeds < 1:
-        raise ValueError(
-            f"ipc={config.ipc}, distill_seeds={config.distill_seeds} and train_seeds={config.train_seeds} "
-            "must each be at least 1"
-        )
-    if config.wrapped and not config.seen:
-        raise ValueError("MetaDD looks through auxiliary networks: name some by --seen, or distil bare by --no-wrapped")
-    if config.evaluate_on == "validation" and not config.validation_fraction:
-        raise ValueError("--evaluate-on validation needs --validation-fraction, for example 0.1")
+    checks.check_options(config)
     common.check_names((config.backbone, *config.seen, *config.unseen))
     run_config(config)
-    views = [setting.views for setting in settings(config).values()]
-    for words in {config.augmentation, config.pretrain_augmentation, *views} - {"auto"}:
-        augment.strategy(words)
-    methods.evaluation_recipe(config)
+    checks.check_settings(config, settings(config))
     directory = files.require_writable(config.run_dir or "runs/mnist5k")
+    files.require_writable(mdd.data.cache_folder(config.cache_dir))
     common.open_cache(config.cache_dir)
     inspect(directory, config)
     dataset = mdd.data.load(
@@ -97,12 +87,9 @@ def prepare(config: DistillConfig) -> Job:
     (backbone,), seen, unseen = (tuple(common.networks(specs, dataset)) for specs in groups)
     job = Job(config, directory, dataset, backbone, seen, unseen)
     methods.check_backbone(config, job.backbone)
-    labels = [net.label for net in job.networks]
-    if len(set(labels)) < len(labels):
-        raise ValueError(f"a network is listed twice: {', '.join(labels)}")
-    for net in job.seen:
-        if not net.has_map:
-            raise ValueError(f"{net.label} has no activation map, so it cannot be an auxiliary; list it as unseen")
+    checks.check_networks(job.networks, job.seen)
+    checks.check_subsets(settings(config), config.ipc * dataset.num_classes)
+    methods.check_made(config, job.backbone, dataset)
     if not config.plan:
         claim(directory, config)  # only now: a start that fails leaves no trace
     return job
@@ -167,8 +154,7 @@ def pretrain_all(job: Job) -> dict[str, mdd.training.Trained]:
     if config.method == "sre2l":
         every = [methods.squeeze(config, job.backbone, job.dataset, job.cache)]
         networks.remove(job.backbone)
-    words = methods.augmentation(config, config.pretrain_augmentation)
-    recipe = mdd.training.pretraining(config.pretrain_epochs, augmentation=words)
+    recipe = methods.pretraining_recipe(config)
     every += common.pretrain(networks, job.dataset, recipe, job.cache, split=config.evaluate_on)
     return {trained.net.label: trained for trained in every}
 

@@ -83,8 +83,11 @@ def variant(config: InvariantConfig, changes: str) -> InvariantConfig:
             known += [f"cam.{field.name}" for field in dataclasses.fields(config.cam)]
             raise ValueError(f"cannot read {item!r} in variant {changes!r}; write NAME=VALUE with {', '.join(known)}")
         found[name] = _read(text, getattr(owner, name), item)
-    # All at once: some settings are only allowed together.
-    return dataclasses.replace(config, **own, cam=dataclasses.replace(config.cam, **cam))
+    try:
+        # All at once: some settings are only allowed together.
+        return dataclasses.replace(config, **own, cam=dataclasses.replace(config.cam, **cam))
+    except ValueError as error:
+        raise ValueError(f"variant {changes!r}: {error}") from error
 
 
 def _read(text: str, now: bool | int | float | str, item: str) -> bool | int | float | str:

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from metadd_jax import zoo
+from metadd_jax.ranges import OneOf, check
 from metadd_jax.structs import Auxiliary
 
 ATTENTION = ("attention", "rollout", "attention_logits")
@@ -47,20 +48,14 @@ class CamConfig:
       low_confidence: what happens below 0.5: "none", "hard" (set to zero), "soft" (sigmoid gate of width 0.05).
     """
 
-    transformer_method: str = "rollout"
-    alpha: str = "local"
+    transformer_method: Annotated[str, OneOf(TRANSFORMER_METHODS)] = "rollout"
+    alpha: Annotated[str, OneOf(ALPHA)] = "local"
     stop_gradient_alpha: bool = False
     stop_gradient_range: bool = True
-    low_confidence: str = "none"
+    low_confidence: Annotated[str, OneOf(LOW_CONFIDENCE)] = "none"
 
     def __post_init__(self) -> None:
-        if self.transformer_method not in TRANSFORMER_METHODS:
-            known = ", ".join(TRANSFORMER_METHODS)
-            raise ValueError(f"transformer_method {self.transformer_method!r} must be one of {known}")
-        if self.alpha not in ALPHA:
-            raise ValueError(f"alpha {self.alpha!r} must be one of {', '.join(ALPHA)}")
-        if self.low_confidence not in LOW_CONFIDENCE:
-            raise ValueError(f"low_confidence {self.low_confidence!r} must be one of {', '.join(LOW_CONFIDENCE)}")
+        check(self)
 
     def describe(self) -> str:
         """What a reader of maps must know of their making, in a few words."""

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from metadd_jax import augment, features, parallel, parts, split
+from metadd_jax.ranges import OneOf, Real, Text, Whole, check
 from metadd_jax.structs import Auxiliary
 
 TERMS = ("ai", "pos", "var")
@@ -53,36 +55,27 @@ class InvariantConfig:
       cam: how maps are made.
     """
 
-    ai: float = 0.3
-    pos: float = 0.1
-    var: float = 0.1
-    weighting: str = "calibrated"
-    cap: float = 1e4
-    calibration_steps: int = 20
-    kl: float = 0.0
+    ai: Annotated[float, Real(0)] = 0.3
+    pos: Annotated[float, Real(0)] = 0.1
+    var: Annotated[float, Real(0)] = 0.1
+    weighting: Annotated[str, OneOf(WEIGHTING)] = "calibrated"
+    cap: Annotated[float, Real(0, above=True)] = 1e4
+    calibration_steps: Annotated[int, Whole(1)] = 20
+    kl: Annotated[float, Real()] = 0.0
     kl_reverse: bool = False
-    kl_cap: float = 0.0
-    temperature: float = 1.0
-    positivity: str = "jaccard"
-    views: str = "color_crop_cutout_flip_scale_rotate"
-    subset: int = 0
-    micro_batch: int = 0
+    kl_cap: Annotated[float, Real(0)] = 0.0
+    temperature: Annotated[float, Real(0, above=True)] = 1.0
+    positivity: Annotated[str, OneOf(POSITIVITY)] = "jaccard"
+    views: Annotated[str, Text("augment.strategy")] = "color_crop_cutout_flip_scale_rotate"
+    subset: Annotated[int, Whole(0)] = 0
+    micro_batch: Annotated[int, Whole(0)] = 0
     checkpoint: bool = False
     cam: features.CamConfig = features.CamConfig()
 
     def __post_init__(self) -> None:
-        for field, words in (("weighting", WEIGHTING), ("positivity", POSITIVITY)):
-            if getattr(self, field) not in words:
-                raise ValueError(f"{field} {getattr(self, field)!r} must be one of {', '.join(words)}")
-        if min(self.ai, self.pos, self.var) < 0:
-            raise ValueError(f"strengths ai={self.ai}, pos={self.pos}, var={self.var} must not be negative")
+        check(self)
         if self.kl < 0 and self.kl_cap <= 0:
             raise ValueError(f"kl={self.kl} pushes the KL up without bound; give kl_cap > 0 as well")
-        if self.temperature <= 0 or self.calibration_steps < 1 or min(self.subset, self.micro_batch) < 0:
-            raise ValueError(
-                f"temperature={self.temperature} must be > 0, calibration_steps={self.calibration_steps} >= 1, "
-                f"subset={self.subset} and micro_batch={self.micro_batch} >= 0"
-            )
 
     @property
     def strengths(self) -> dict[str, float]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from metadd_jax import parallel, zoo
 from metadd_jax.data import sampling
+from metadd_jax.ranges import OneOf, Whole, require
 from metadd_jax.structs import Dataset, ImageArrays, SyntheticSet
 
 INITS = ("real", "noise")
@@ -21,12 +22,11 @@ def check_settings(*, ipc: int, batch_size: int, class_batch: int, micro_batch: 
     Raises:
       ValueError: naming the setting and what it may be.
     """
-    if ipc < 1 or batch_size < 1 or class_batch < 1:
-        raise ValueError(f"ipc={ipc}, batch_size={batch_size} and class_batch={class_batch} must be at least 1")
-    if micro_batch is not None and micro_batch < 1:
-        raise ValueError(f"micro_batch={micro_batch} must be at least 1, or None")
-    if init not in INITS:
-        raise ValueError(f"init {init!r} must be one of {', '.join(INITS)}")
+    for name, value in (("ipc", ipc), ("batch_size", batch_size), ("class_batch", class_batch)):
+        require(name, value, Whole(1))
+    if micro_batch is not None:
+        require("micro_batch", micro_batch, Whole(1))
+    require("init", init, OneOf(INITS))
 
 
 def initial(key: jax.Array, dataset: Dataset, net: zoo.Architecture, *, ipc: int, init: str) -> dict[str, jax.Array]:

@@ -11,18 +11,19 @@ Published runs do 1001 ``outer`` steps with ``optax.sgd(0.1, momentum=0.5)`` (ML
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metadd_jax import augment, keys, parallel, zoo
+from metadd_jax import augment, keys, parallel, ranges, zoo
 from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images
 from metadd_jax.distillers.base import Distiller
 from metadd_jax.distillers.distances import DISTANCES, gradient_distance
+from metadd_jax.ranges import OneOf, Text, Whole
 from metadd_jax.structs import Dataset, ImageArrays
 from metadd_jax.training import Recipe, batches, fit
 
@@ -146,22 +147,17 @@ class _Matching:
     net: zoo.Architecture
     ipc: int
     batch_size: int
-    augmentation: str
-    outer: int
-    inner: int
-    distance: str
-    batch_norm: str
+    augmentation: Annotated[str, Text("augment.strategy")]
+    outer: Annotated[int, Whole(1)]
+    inner: Annotated[int, Whole(1)]
+    distance: Annotated[str, OneOf(DISTANCES)]
+    batch_norm: Annotated[str, OneOf(BATCH_NORMS)]
     class_batch: int
     micro_batch: int | None
 
     def __post_init__(self) -> None:
+        ranges.check(self)
         augment.strategy(self.augmentation)
-        if self.outer < 1 or self.inner < 1:
-            raise ValueError(f"outer={self.outer} and inner={self.inner} must be at least 1")
-        if self.distance not in DISTANCES:
-            raise ValueError(f"distance {self.distance!r} must be one of {', '.join(DISTANCES)}")
-        if self.batch_norm not in BATCH_NORMS:
-            raise ValueError(f"batch_norm {self.batch_norm!r} must be one of {', '.join(BATCH_NORMS)}")
 
     def refresh(self, key: jax.Array, synthetic: dict, aux: dict, step: jax.Array, frozen: Any) -> dict:
         """A new network, or the last step's after ``inner`` epochs on the set."""

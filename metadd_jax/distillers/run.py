@@ -11,7 +11,7 @@ import functools
 import logging
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ import optax
 from metadd_jax import keys, parallel, storage
 from metadd_jax.data import sampling
 from metadd_jax.distillers.base import Distiller, init_state, make_update
+from metadd_jax.ranges import OneOf, Whole, check
 from metadd_jax.structs import Dataset, DistillState, ImageArrays
 
 
@@ -37,19 +38,14 @@ class RunConfig:
         for each chunk, for sets larger than the device.
     """
 
-    steps: int
-    chunk: int = 25
-    save_every: int = 100
-    device_mode: str = "auto"
-    stream_per_class: int = 0
+    steps: Annotated[int, Whole(1)]
+    chunk: Annotated[int, Whole(1)] = 25
+    save_every: Annotated[int, Whole(1)] = 100
+    device_mode: Annotated[str, OneOf(parallel.MODES)] = "auto"
+    stream_per_class: Annotated[int, Whole(0)] = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.chunk, self.save_every) < 1 or self.stream_per_class < 0:
-            raise ValueError(
-                f"steps={self.steps}, chunk={self.chunk} and save_every={self.save_every} must be at least 1 and "
-                f"stream_per_class={self.stream_per_class} at least 0"
-            )
-        parallel.choose_mode(self.device_mode)
+        check(self)
 
 
 class NotFiniteError(ValueError):

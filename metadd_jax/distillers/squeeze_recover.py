@@ -8,17 +8,18 @@ published weights); relabelling and post-training are ``fit`` and ``cross_archit
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from metadd_jax import augment, parallel, transforms, zoo
+from metadd_jax import augment, parallel, ranges, transforms, zoo
 from metadd_jax.distillers import class_images
 from metadd_jax.distillers.base import Distiller
 from metadd_jax.distillers.distances import norm
+from metadd_jax.ranges import Ordered, Real, Whole
 from metadd_jax.structs import Dataset
 
 
@@ -87,14 +88,6 @@ def sre2l(
       ValueError: for a setting out of range or a teacher without batch norm; in ``init``, for a data set of another
         shape or number of classes than the teacher's.
     """
-    if ipc < 1 or group_size < 1:
-        raise ValueError(f"ipc={ipc} and group_size={group_size} must be at least 1")
-    if not 1 <= group_ipc <= group_size or ipc % group_ipc:
-        raise ValueError(f"group_ipc={group_ipc} must divide ipc={ipc} and be at most group_size={group_size}")
-    if min(r_bn, first_multiplier, tv, l2) < 0:
-        raise ValueError(f"r_bn={r_bn}, first_multiplier={first_multiplier}, tv={tv} and l2={l2} must be at least 0")
-    if roll[0] > roll[1]:
-        raise ValueError(f"roll={roll} must be (lowest, highest) shift in pixels")
     if "batch_stats" not in teacher_variables or not teacher_net.has_batch_stats:
         raise ValueError(
             f"{teacher_net.label} has no batch-norm statistics to match; use a teacher with them, such as resnet18_bn"
@@ -120,7 +113,12 @@ def recover_optimiser(
 
     Args:
       mean, std: [C], the constants that the set is standardised by.
+
+    Raises:
+      ValueError: if the rate is not above 0 or there is no step.
     """
+    ranges.require("learning_rate", learning_rate, Real(0, above=True))
+    ranges.require("steps", steps, Whole(1))
     mean, std = jnp.asarray(mean), jnp.asarray(std)
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, steps), b1=0.5, b2=0.9, eps=1e-8)
     return optax.chain(adam, _stay_within(-mean / std, (1 - mean) / std))
@@ -140,16 +138,23 @@ class _Recover:
     """The settings of ``sre2l`` and the functions that they close over."""
 
     net: zoo.Architecture
-    ipc: int
-    r_bn: float
-    first_multiplier: float
-    tv: float
-    l2: float
+    ipc: Annotated[int, Whole(1)]
+    r_bn: Annotated[float, Real(0)]
+    first_multiplier: Annotated[float, Real(0)]
+    tv: Annotated[float, Real(0)]
+    l2: Annotated[float, Real(0)]
     crop: bool
     flip: bool
-    roll: tuple[int, int]
-    group_size: int
-    group_ipc: int
+    roll: Annotated[tuple[int, int], Ordered()]
+    group_size: Annotated[int, Whole(1)]
+    group_ipc: Annotated[int, Whole(1)]
+
+    def __post_init__(self) -> None:
+        ranges.check(self)
+        if self.group_ipc > self.group_size or self.ipc % self.group_ipc:
+            raise ValueError(
+                f"group_ipc={self.group_ipc} must divide ipc={self.ipc} and be at most group_size={self.group_size}"
+            )
 
     def init(self, key: jax.Array, dataset: Dataset) -> tuple[dict[str, jax.Array], tuple]:
         return class_images.initial(key, dataset, self.net, ipc=self.ipc, init="noise"), ()

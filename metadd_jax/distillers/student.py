@@ -6,14 +6,15 @@ What MTT and TESLA share; they differ in how they differentiate it (see ``trajec
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metadd_jax import augment, parallel, zoo
+from metadd_jax import augment, parallel, ranges, zoo
 from metadd_jax.distillers import class_images
+from metadd_jax.ranges import Real, Text, Whole
 from metadd_jax.structs import Dataset, SyntheticSet
 from metadd_jax.training.trajectories import flatten, unflatten
 
@@ -23,13 +24,13 @@ class Student:
     """What MTT and TESLA share; the attributes are the arguments of ``trajectory_matching.mtt`` and ``tesla``."""
 
     net: zoo.Architecture
-    ipc: int
-    syn_steps: int
-    expert_epochs: int
-    max_start_epoch: int
-    lr_teacher: float
-    batch_syn: int
-    augmentation: str
+    ipc: Annotated[int, Whole(1)]
+    syn_steps: Annotated[int, Whole(1)]
+    expert_epochs: Annotated[int, Whole(1)]
+    max_start_epoch: Annotated[int, Whole(1)]
+    lr_teacher: Annotated[float, Real(0, above=True)]
+    batch_syn: Annotated[int, Whole(0)]
+    augmentation: Annotated[str, Text("augment.strategy")]
     raw_lr: bool
     soft_labels: bool = False
 
@@ -49,16 +50,11 @@ class Student:
         Raises:
           ValueError: with the numbers.
         """
+        ranges.check(self)
         net, last = self.net, self.max_start_epoch - 1 + self.expert_epochs
-        if min(self.ipc, self.syn_steps, self.expert_epochs, self.max_start_epoch) < 1:
+        if self.batch_syn > self.count:
             raise ValueError(
-                f"ipc={self.ipc}, syn_steps={self.syn_steps}, expert_epochs={self.expert_epochs} and "
-                f"max_start_epoch={self.max_start_epoch} must be at least 1"
-            )
-        if not (0 <= self.batch_syn <= self.count and self.lr_teacher > 0):
-            raise ValueError(
-                f"batch_syn={self.batch_syn} must be from 1 to the set's {self.count} images, or 0 for all, and "
-                f"lr_teacher={self.lr_teacher} above 0"
+                f"batch_syn={self.batch_syn} must be from 1 to the set's {self.count} images, or 0 for all"
             )
         augment.strategy(self.augmentation)
         if net.has_batch_stats:

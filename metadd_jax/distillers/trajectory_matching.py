@@ -16,12 +16,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from metadd_jax import zoo
+from metadd_jax import ranges, zoo
 from metadd_jax.distillers.base import Distiller
 from metadd_jax.distillers.student import Student
+from metadd_jax.ranges import Real
 
 VARIANTS = ("paper", "code")
 _DSA = "color_crop_cutout_flip_scale_rotate"
@@ -126,7 +128,15 @@ def trajectory_optimiser(
         alpha = ``lr_teacher`` both forms take the same steps.
       lr_teacher: alpha before the first update, as given to ``mtt`` or ``tesla``.
       momentum: of both.
+
+    Raises:
+      ValueError: for a number out of range, or a step of the logarithm that is infinite in float32.
     """
+    ranges.require("image_lr", image_lr, Real(0, above=True))
+    ranges.require("lr_lr", lr_lr, Real(0))
+    ranges.require("lr_teacher", lr_teacher, Real(0, above=True))
+    ranges.require("momentum", momentum, Real(0, 1, below=True))
+    ranges.require(f"lr_lr / lr_teacher**2 with lr_teacher={lr_teacher}", lr_lr / lr_teacher**2, Real(0))
     rates = {"images": image_lr, "lr": lr_lr, "log_lr": lr_lr / lr_teacher**2}
     return optax.partition(
         {name: optax.sgd(rate, momentum=momentum) for name, rate in rates.items()},
@@ -135,8 +145,8 @@ def trajectory_optimiser(
 
 
 def _distiller(name: str, experts: ArrayLike, matching: _Exact | _ConstantMemory) -> Distiller:
+    matching.student.check(np.shape(experts))
     student, experts = matching.student, jnp.asarray(experts)
-    student.check(experts.shape)
 
     def loss(
         key: jax.Array, synthetic: dict, aux: dict, batch: Any, frozen: jax.Array, *, axis_name: str | None = None

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from metadd_jax import keys, structs
+from metadd_jax import keys, ranges, structs
 from metadd_jax.data import sampling
 
 _MOST_IMAGES = 5_000  # of a class, drawn by seed: bounds the time and memory of k-means
@@ -51,6 +51,7 @@ def kmeans_real(
     Raises:
       ValueError: if a class has fewer than ``ipc`` images.
     """
+    ranges.require("seed", seed, ranges.Whole(0, ranges.SEEDS - 1))
     arrays = dataset.arrays
     counts, offsets = np.asarray(arrays.counts), np.asarray(arrays.offsets)
     if not 1 <= ipc <= counts.min():

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metadd_jax import parallel, zoo
+from metadd_jax import parallel, ranges, zoo
 from metadd_jax.data.splits import split_of
 from metadd_jax.structs import Auxiliary, Dataset, ImageArrays, SyntheticSet
 from metadd_jax.training import recipes
@@ -150,8 +150,10 @@ def cross_architecture(
     arrays = split_of(dataset, split)
     recipe = recipe or recipes.dc_evaluation(300)
     sets = [synthetic] if isinstance(synthetic, SyntheticSet) else list(synthetic)
-    if not sets or seeds < 1:
-        raise ValueError(f"nothing to evaluate: {len(sets)} sets and {seeds} seeds; give at least 1 of each")
+    if not sets:
+        raise ValueError("nothing to evaluate: no sets; give at least 1")
+    ranges.require("seeds", seeds, ranges.Whole(1))
+    ranges.require("at_once", at_once, ranges.Whole(1))
     sizes = {candidate.images.shape for candidate in sets}
     if len(sizes) > 1:
         raise ValueError(f"sets of shapes {sorted(sizes)} cannot train together; evaluate each shape in its own call")

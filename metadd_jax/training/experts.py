@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metadd_jax import files, keys, parallel, provenance, storage, zoo
+from metadd_jax import files, keys, parallel, provenance, ranges, storage, zoo
 from metadd_jax.storage import folder as folders
 from metadd_jax.structs import Dataset
 from metadd_jax.training import recipes
@@ -73,8 +73,8 @@ def train_experts(
       ValueError: if a number is below 1, the network has batch norm (an expert is its parameters alone), a weight is
         not finite, or what lies in ``folder`` is damaged, foreign or of another request.
     """
-    if experts < 1 or at_once < 1:
-        raise ValueError(f"experts={experts} and at_once={at_once} must be at least 1")
+    ranges.require("experts", experts, ranges.Whole(1))
+    ranges.require("at_once", at_once, ranges.Whole(1))
     if net.has_batch_stats:
         raise ValueError(f"{net.label} has batch norm, whose statistics an expert does not keep; use its instance norm")
     folder = pathlib.Path(folder).expanduser().absolute()

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from metadd_jax import augment
+from metadd_jax.ranges import OneOf, Real, Text, Whole, check
 
 OPTIMISERS = ("sgd", "adamw")
 SCHEDULES = ("step", "cosine")
@@ -50,48 +51,31 @@ class Recipe:
       decay_vectors: whether parameters of one axis (biases, scales of norms) decay too.
     """
 
-    epochs: int
-    batch_size: int = 256
-    optimiser: str = "sgd"
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: str = "step"
-    drop_epoch: int | None = None
-    augmentation: str = "none"
-    warmup_epochs: int = 0
-    crop: str = "none"
+    epochs: Annotated[int, Whole(1)]
+    batch_size: Annotated[int, Whole(1)] = 256
+    optimiser: Annotated[str, OneOf(OPTIMISERS)] = "sgd"
+    learning_rate: Annotated[float, Real(0, above=True)] = 0.01
+    momentum: Annotated[float, Real(0, 1, below=True)] = 0.9
+    weight_decay: Annotated[float, Real(0)] = 5e-4
+    schedule: Annotated[str, OneOf(SCHEDULES)] = "step"
+    drop_epoch: Annotated[int | None, Whole(0)] = None
+    augmentation: Annotated[str, Text("augment.training_augmentation")] = "none"
+    warmup_epochs: Annotated[int, Whole(0)] = 0
+    crop: Annotated[str, OneOf(CROPS)] = "none"
     flip: bool = False
-    mix: str = "none"
-    temperature: float = 1.0
+    mix: Annotated[str, OneOf(MIXES)] = "none"
+    temperature: Annotated[float, Real(0, above=True)] = 1.0
     temperature_squared: bool = False
-    teacher_mode: str = "evaluation"
+    teacher_mode: Annotated[str, OneOf(TEACHER_MODES)] = "evaluation"
     decay_vectors: bool = True
 
     def __post_init__(self) -> None:
-        if self.optimiser not in OPTIMISERS or self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"optimiser {self.optimiser!r} must be one of {', '.join(OPTIMISERS)} and schedule "
-                f"{self.schedule!r} one of {', '.join(SCHEDULES)}"
-            )
-        if self.epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0:
-            raise ValueError(
-                f"epochs={self.epochs} and batch_size={self.batch_size} must be at least 1 and "
-                f"learning_rate={self.learning_rate} above 0"
-            )
-        if self.crop not in CROPS or self.mix not in MIXES:
-            raise ValueError(
-                f"crop {self.crop!r} must be one of {', '.join(CROPS)} and mix {self.mix!r} one of {', '.join(MIXES)}"
-            )
-        if not 0 <= self.warmup_epochs < self.epochs or (self.warmup_epochs and self.schedule != "cosine"):
+        check(self)
+        if self.warmup_epochs >= self.epochs or (self.warmup_epochs and self.schedule != "cosine"):
             raise ValueError(
                 f"warmup_epochs={self.warmup_epochs} with schedule {self.schedule!r} and epochs={self.epochs}: give 0, "
                 "or fewer than the epochs of a cosine"
             )
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature} must be above 0")
-        if self.teacher_mode not in TEACHER_MODES:
-            raise ValueError(f"teacher_mode {self.teacher_mode!r} must be one of {', '.join(TEACHER_MODES)}")
         augment.training_augmentation(self.augmentation)
 
 

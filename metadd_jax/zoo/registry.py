@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -120,7 +121,9 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
       ValueError: if the name, an option or a value is unknown.
     """
     if name not in _SMALL:
-        raise ValueError(f"unknown network {name!r}; choose one of {', '.join(_SMALL)}")
+        near = difflib.get_close_matches(name, _SMALL, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"unknown network {name!r}{hint}; choose one of {', '.join(_SMALL)}")
     if len(image_shape) != 3 or not all(_is_count(size) for size in (num_classes, *image_shape)):
         raise ValueError(
             f"{name}: num_classes={num_classes}, image_shape={tuple(image_shape)}: give a positive number of "
@@ -163,6 +166,8 @@ def parse(spec: str, num_classes: int, image_shape: Sequence[int]) -> Architectu
       ValueError: as ``create``, and if the text has another form.
     """
     name, _, rest = spec.partition(":")
+    if {part.partition(":")[0].strip() for part in spec.split(",")[1:]} & set(_SMALL):
+        raise ValueError(f"{spec!r} names several networks; put spaces between them, no commas")
     options = {}
     for item in filter(None, rest.split(",")):
         option, equals, value = item.partition("=")

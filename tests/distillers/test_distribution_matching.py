@@ -187,8 +187,8 @@ def test_the_start_is_distinct_real_images_or_noise(tiny, key):
         ({"ipc": 0}, "ipc=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"class_batch": 0}, "class_batch=0"),
-        ({"micro_batch": 0}, "micro_batch=0 must be at least 1, or None"),
-        ({"init": "dream"}, "'dream' must be one of real, noise"),
+        ({"micro_batch": 0}, "micro_batch=0 must be a whole number, at least 1"),
+        ({"init": "dream"}, "init='dream' must be one of real, noise"),
         ({"augmentation": "sparkle"}, "unknown augmentation 'sparkle'"),
     ],
 )

@@ -255,7 +255,7 @@ def test_another_seed_is_another_run_and_another_method_is_refused(dataset, tmp_
         ({"chunk": 0}, "chunk=0"),
         ({"save_every": 0}, "save_every=0"),
         ({"stream_per_class": -1}, "stream_per_class=-1"),
-        ({"device_mode": "gpu"}, "unknown device mode 'gpu'; use one of auto, jit, pmap, sharded"),
+        ({"device_mode": "gpu"}, "device_mode='gpu' must be one of auto, jit, pmap, sharded"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

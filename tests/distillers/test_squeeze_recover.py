@@ -220,7 +220,7 @@ def make_tiny_teacher():
         ({"r_bn": -1.0}, "r_bn=-1.0"),
         ({"ipc": 3, "group_ipc": 2}, "group_ipc=2 must divide ipc=3"),
         ({"ipc": 4, "group_ipc": 4, "group_size": 2}, "at most group_size=2"),
-        ({"roll": (3, 1)}, r"roll=\(3, 1\) must be \(lowest, highest\)"),
+        ({"roll": (3, 1)}, r"roll=\(3, 1\) must be two whole numbers"),
     ],
 )
 def test_bad_settings_are_refused(teacher, settings, message):

@@ -158,9 +158,9 @@ def test_mistakes_stop_before_training(sets, dataset, networks):
     def judge(synthetic=sets[0], nets=networks[:1], data_set=dataset, **settings):
         return evaluation.cross_architecture(jax.random.key(0), synthetic, data_set, nets, **settings)
 
-    with pytest.raises(ValueError, match="0 sets and 5 seeds"):
+    with pytest.raises(ValueError, match="no sets"):
         judge([])
-    with pytest.raises(ValueError, match="1 sets and 0 seeds"):
+    with pytest.raises(ValueError, match="seeds=0 must be"):
         judge(seeds=0)
     half = jax.tree.map(lambda leaf: leaf[::2], sets[0])
     with pytest.raises(ValueError, match="cannot train together"):

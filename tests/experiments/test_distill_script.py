@@ -168,10 +168,10 @@ def refused(cache, tmp_path, monkeypatch):
 def test_what_cannot_work_is_refused_before_any_work(refused, tmp_path):
     cases = {
         "no_such_set": ["--dataset", "no_such_set", "--data-dir", tmp_path],
-        "ipc=0": ["--ipc", "0"],
+        "--ipc=0 must be": ["--ipc", "0"],
         "--no-wrapped": ["--seen"],
         "smallest class": ["--ipc", "401"],
-        "unknown method": ["--method", "dmm"],
+        "did you mean 'dm'": ["--method", "dmm"],
         "wants the labels of a teacher": ["--eval-recipe", "sre2l_cifar"],
         "sre2l needs a teacher with batch norm": ["--method", "sre2l"],
         "reach epoch 12 of experts of 10 epochs": ["--method", "mtt", "--mtt.max-start-epoch", "11"],

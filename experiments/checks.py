@@ -1,0 +1,82 @@
+"""What ``pipeline.prepare`` proves of the options, alone and beside the data, before a run takes its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import methods
+from options import DistillConfig
+
+import metadd_jax as mdd
+from metadd_jax import augment, ranges
+from metadd_jax.invariant import InvariantConfig
+
+
+def check_options(config: DistillConfig) -> None:
+    """Refuses options outside their ranges and options that do not go together, before any data is read.
+
+    Raises:
+      ValueError: one line that names the option and what it may be.
+    """
+    ranges.check(config, spell=option)
+    if config.first_seed + config.distill_seeds > ranges.SEEDS:
+        raise ValueError(
+            f"--first-seed {config.first_seed} and --distill-seeds {config.distill_seeds} reach beyond the last seed "
+            f"{ranges.SEEDS - 1}; lower one of them"
+        )
+    if config.wrapped and not config.seen:
+        raise ValueError("MetaDD looks through auxiliary networks: name some by --seen, or distil bare by --no-wrapped")
+    if config.evaluate_on == "validation" and not config.validation_fraction:
+        raise ValueError("--evaluate-on validation needs --validation-fraction, for example 0.1")
+    methods.check(config)
+
+
+def check_settings(config: DistillConfig, settings: Mapping[str, InvariantConfig]) -> None:
+    """Refuses settings of the invariant loss that ``--seen`` cannot serve; ``settings`` are as from the pipeline.
+
+    Raises:
+      ValueError: naming the setting.
+    """
+    for name, setting in settings.items():
+        of = f" in --variants {name[1:]}" if name else ""
+        augment.strategy(methods.augmentation(config, setting.views))
+        compared = [term for term in ("pos", "var") if term in setting.strengths]
+        if compared and len(config.seen) < 2:
+            raise ValueError(
+                f"--metadd.{compared[0]} {setting.strengths[compared[0]]}{of} compares networks, and --seen names "
+                f"{len(config.seen)}: name two, or set {' and '.join(f'--metadd.{term}' for term in compared)} to 0"
+            )
+
+
+def check_subsets(settings: Mapping[str, InvariantConfig], images: int) -> None:
+    """Refuses a subset larger than the set of ``images`` images.
+
+    Raises:
+      ValueError: with both numbers.
+    """
+    for name, setting in settings.items():
+        if setting.subset > images:
+            of = f" in --variants {name[1:]}" if name else ""
+            raise ValueError(
+                f"--metadd.subset {setting.subset}{of} is larger than the {images} synthetic images; lower it, or 0 "
+                "for all"
+            )
+
+
+def check_networks(networks: Sequence[mdd.zoo.Architecture], seen: Sequence[mdd.zoo.Architecture]) -> None:
+    """Refuses a network listed twice and an auxiliary without an activation map.
+
+    Raises:
+      ValueError: naming it.
+    """
+    labels = [net.label for net in networks]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"a network is listed twice: {', '.join(labels)}")
+    for net in seen:
+        if not net.has_map:
+            raise ValueError(f"{net.label} has no activation map, so it cannot be an auxiliary; list it as unseen")
+
+
+def option(path: str) -> str:
+    """How the user writes the field ``path`` of ``DistillConfig``: "mtt.lr_teacher" is ``--mtt.lr-teacher``."""
+    return f"--{path.replace('_', '-')}"

@@ -1,0 +1,180 @@
+"""The range of every setting, written once beside it: ``steps: Annotated[int, Whole(1)]``.
+
+A record of settings checks all of its fields by ``check(self)``, a function one argument by ``require``. NaN is in no
+range (it compares False with everything, so ``not value > 0`` is easily forgotten), and a number counts as what it
+becomes in float32: 1e39 is infinite and 1e-50 is 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import numbers
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+SEEDS = 2**32
+"""A seed is from 0 to this less 1: what NumPy and scikit-learn take."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """Whole numbers from ``low`` to ``high``, both included; without ``high`` there is no end."""
+
+    low: int
+    high: int | None = None
+
+    def holds(self, value: Any) -> bool:
+        """Whether ``value`` is one of them."""
+        return isinstance(value, numbers.Integral) and self.low <= value and (self.high is None or value <= self.high)
+
+    def __str__(self) -> str:
+        return f"a whole number{f', at least {self.low}' if self.high is None else f' from {self.low} to {self.high}'}"
+
+    def outside(self) -> list[Any]:
+        """Values that are none of them, for tests."""
+        return [self.low - 1, self.low + 0.5] + ([] if self.high is None else [self.high + 1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Real:
+    """Finite numbers from ``low`` to ``high``; ``above`` leaves out ``low`` itself and ``below`` ``high``."""
+
+    low: float = -np.inf
+    high: float = np.inf
+    above: bool = False
+    below: bool = False
+
+    def holds(self, value: Any) -> bool:
+        """Whether ``value`` is one of them when it is float32."""
+        try:
+            with np.errstate(over="ignore"):
+                single = np.float32(value)
+        except (TypeError, ValueError, OverflowError):
+            return False
+        if single.shape or not np.isfinite(single):
+            return False
+        low = single > self.low if self.above else single >= self.low
+        return bool(low and (single < self.high if self.below else single <= self.high))
+
+    def __str__(self) -> str:
+        ends = []
+        if np.isfinite(self.low):
+            ends.append(f"{'above' if self.above else 'at least'} {self.low:g}")
+        if np.isfinite(self.high):
+            ends.append(f"{'below' if self.below else 'at most'} {self.high:g}")
+        return f"a number, {' and '.join(ends)}" if ends else "a finite number"
+
+    def outside(self) -> list[Any]:
+        """Values that are none of them, for tests."""
+        low = [self.low if self.above else self.low - 1] if np.isfinite(self.low) else []
+        high = [self.high if self.below else self.high + 1] if np.isfinite(self.high) else []
+        return [np.nan, np.inf, -np.inf, 1e39, *low, *high]
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """Certain words."""
+
+    words: tuple[str, ...]
+
+    def holds(self, value: Any) -> bool:
+        """Whether ``value`` is one of them."""
+        return isinstance(value, str) and value in self.words
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.words)}"
+
+    def outside(self) -> list[Any]:
+        """Values that are none of them, for tests."""
+        return ["", self.words[0] + "x"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ordered:
+    """A pair of whole numbers (low, high), low at most high."""
+
+    def holds(self, value: Any) -> bool:
+        """Whether ``value`` is such a pair."""
+        pair = isinstance(value, Sequence) and len(value) == 2 and all(isinstance(x, numbers.Integral) for x in value)
+        return pair and value[0] <= value[1]
+
+    def __str__(self) -> str:
+        return "two whole numbers, the lower one first"
+
+    def outside(self) -> list[Any]:
+        """Values that are none of them, for tests."""
+        return [(4, 0), (0.5, 1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Text that something else reads and refuses: ``by`` says what."""
+
+    by: str
+
+    def holds(self, value: Any) -> bool:
+        """Whether ``value`` is text, or a row of texts."""
+        return isinstance(value, str) or (isinstance(value, tuple) and all(isinstance(word, str) for word in value))
+
+    def __str__(self) -> str:
+        return "text"
+
+    def outside(self) -> list[Any]:
+        """Values that are no text, for tests."""
+        return [1]
+
+
+Range = Whole | Real | OneOf | Ordered | Text
+
+
+def of(settings: type) -> dict[str, Range]:
+    """The ranges that the fields of a dataclass declare."""
+    hints = typing.get_type_hints(settings, include_extras=True)
+    declared = {name: getattr(hints[name], "__metadata__", ()) for name in field_names(settings)}
+    return {name: rule for name, rules in declared.items() for rule in rules if isinstance(rule, Range)}
+
+
+def field_names(settings: type) -> list[str]:
+    """The fields of a dataclass."""
+    return [field.name for field in dataclasses.fields(settings)]
+
+
+def check(settings: Any, *, spell: Callable[[str], str] = str, path: str = "") -> None:
+    """Checks every field of a dataclass that declares a range, and of the dataclasses inside it.
+
+    Args:
+      settings: the record. A field may be None where its type says so.
+      spell: how the user writes a field (``"mtt.lr_teacher"``), for the message.
+      path: what goes before the names of the fields.
+
+    Raises:
+      ValueError: naming the first field outside its range, what it is and what it may be.
+    """
+    rules = of(type(settings))
+    for name in field_names(type(settings)):
+        value = getattr(settings, name)
+        if dataclasses.is_dataclass(value):
+            check(value, spell=spell, path=f"{path}{name}.")
+        elif name in rules and not (value is None and _optional(settings, name)):
+            require(spell(path + name), value, rules[name])
+
+
+def require(name: str, value: Any, rule: Range) -> None:
+    """Refuses a value outside its range.
+
+    Raises:
+      ValueError: with the name, the value and the range.
+    """
+    if rule.holds(value):
+        return
+    near = difflib.get_close_matches(str(value), rule.words, n=1) if isinstance(rule, OneOf) else []
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"{name}={value!r} must be {rule}{hint}")
+
+
+def _optional(settings: Any, name: str) -> bool:
+    return type(None) in typing.get_args(typing.get_type_hints(type(settings))[name])

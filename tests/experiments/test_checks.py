@@ -1,0 +1,160 @@
+"""Every option of the main job is refused outside its range, in one line, before the run's folder is taken."""
+
+import dataclasses
+
+import checks
+import common
+import distill
+import options
+import pipeline
+import pytest
+
+from metadd_jax import parallel, ranges
+
+TINY = [
+    "smoke", "--backbone", "convnet:width=4,depth=1", "--seen", "convnet:width=4,depth=2", "convnet:width=6,depth=1",
+    "--unseen", "mlp:width=8", "--steps", "2", "--distill-seeds", "1", "--eval-epochs", "2",
+]  # fmt: skip
+# What else must be said for the option to count, and text that something refuses, with what it says.
+TEXTS = {
+    "dataset": ("no_such_set", "no_such_set"),
+    "data_dir": ("/nowhere", "/nowhere", "--dataset", "cifar10"),
+    "cache_dir": ("/proc/nowhere", "/proc/nowhere"),
+    "backbone": ("convnext", "convnext"),
+    "seen": ("lenet,mlp", "put spaces between them"),
+    "unseen": ("lenett", "did you mean 'lenet'"),
+    "augmentation": ("flop", "flop"),
+    "pretrain_augmentation": ("dc_flip", "dc"),
+    "eval_augmentation": ("dc_flip", "flip"),
+    "eval_recipe": ("dcc", "did you mean 'dc'"),
+    "sre2l.weights": (
+        "/nowhere.pth",
+        "--sre2l.weights are torchvision",
+        "--method",
+        "sre2l",
+        "--backbone",
+        "resnet18_bn:width=4",
+    ),
+    "metadd.views": ("flop", "flop"),
+    "variants": ("ai=nan", "variant 'ai=nan': ai=nan must be"),
+    "coordinator": ("somewhere", "coordinator=somewhere"),
+    "run_dir": ("/proc/nowhere", "/proc/nowhere"),
+}
+
+
+def walk(settings, path=""):
+    """(path, type, range or None) of every option."""
+    rules = ranges.of(type(settings))
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from walk(value, f"{path}{field.name}.")
+        else:
+            yield path + field.name, type(value), rules.get(field.name)
+
+
+EVERY = list(walk(options.DistillConfig()))
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch):
+    """What the script says to options that it refuses, asked in this process."""
+    monkeypatch.setenv("METADD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(common, "open_cache", lambda folder: None)  # JAX's own is this process's
+    monkeypatch.setattr(common, "pretrain", lambda *args, **kwargs: pytest.fail("long work has begun"))
+
+    def ask(*words):
+        with pytest.raises(ValueError) as found:
+            distill.run([*TINY, "--run-dir", str(tmp_path / "new"), *map(str, words)])
+        assert "\n" not in str(found.value) and not (tmp_path / "new" / "config.json").exists()
+        return str(found.value)
+
+    return ask
+
+
+def test_every_option_has_a_range_or_is_a_switch():
+    assert {path for path, kind, rule in EVERY if rule is None and kind is not bool} == set()
+    assert {path for path, _, rule in EVERY if isinstance(rule, ranges.Text)} == set(TEXTS)
+
+
+@pytest.mark.parametrize("path", [path for path, _, rule in EVERY if rule and not isinstance(rule, ranges.Text)])
+def test_every_option_is_refused_outside_its_range(path, refused):
+    rule = {path: rule for path, _, rule in EVERY}[path]
+    for value in rule.outside():
+        said = refused(checks.option(path), *(value if isinstance(value, tuple) else [value]))
+        assert checks.option(path) in said
+
+
+@pytest.mark.parametrize("path", TEXTS)
+def test_text_that_nothing_can_read_is_refused(path, refused):
+    text, part, *others = TEXTS[path]
+    assert part in refused(*others, checks.option(path), text)
+
+
+TRAJECTORIES = ["--method", "mtt", "--mtt.epochs", 2, "--mtt.expert-epochs", 1, "--mtt.max-start-epoch", 1]
+TEACHER = ["--method", "sre2l", "--backbone", "convnet_bn:width=4,depth=1"]
+TOGETHER = {
+    "--seen names 1": ["--seen", "convnet:width=4,depth=2"],
+    "--metadd.var 0.2 in --variants pos=0,var=0.2": [
+        "--seen", "lenet", "--metadd.pos", 0, "--metadd.var", 0, "--variants", "pos=0,var=0.2",
+    ],
+    "--metadd.subset 11 is larger than the 10 synthetic images": ["--metadd.subset", 11],
+    "--metadd.subset 12 in --variants subset=12": ["--variants", "subset=12"],
+    "kl_cap": ["--variants", "kl=-1"],
+    "batch_syn=11 must be from 1 to the set's 10 images": [*TRAJECTORIES, "--mtt.batch-syn", 11],
+    "lr_lr / lr_teacher**2": [*TRAJECTORIES, "--mtt.lr-lr", "1e30", "--mtt.lr-teacher", "1e-30"],
+    "group_ipc=2 must divide ipc=1": [*TEACHER, "--sre2l.group-ipc", 2],
+    "reach beyond the last seed": ["--first-seed", 2**32 - 1, "--distill-seeds", 2],
+    "a network is listed twice": ["--unseen", "convnet:width=4,depth=2"],
+    "has no activation map": ["--seen", "mlp", "lenet"],
+    "has 2 images": ["--stream-per-class", 2, "--ipc", 3],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", TOGETHER)
+def test_options_that_do_not_go_together_are_refused(part, refused):
+    assert part in refused(*TOGETHER[part])
+
+
+@pytest.mark.parametrize("mode", ["auto", "pmap", "sharded"])
+def test_a_batch_that_the_devices_cannot_share_is_refused(mode, refused, monkeypatch):
+    monkeypatch.setattr(parallel, "device_count", lambda: 3)
+    assert "--batch-size 8 does not split over 3 devices" in refused("--batch-size", 8, "--device-mode", mode)
+
+
+def test_batch_norm_under_dm_is_refused_on_several_devices(refused, monkeypatch):
+    monkeypatch.setattr(parallel, "device_count", lambda: 2)
+    assert "runs on one device" in refused("--backbone", "convnet_bn:width=4,depth=1")
+
+
+@pytest.mark.parametrize("method", options.METHODS)
+def test_what_is_in_order_is_made_without_any_work(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "open_cache", lambda folder: None)
+    monkeypatch.setattr(parallel, "jit", lambda *args, **kwargs: pytest.fail("something was compiled"))
+    config = options.DistillConfig(
+        method=method, backbone=f"convnet{'_bn' * (method == 'sre2l')}:width=4,depth=1", run_dir=str(tmp_path / "run"),
+        cache_dir=str(tmp_path / "cache"), class_batch=0,
+    )  # fmt: skip
+    job = pipeline.prepare(config)
+    assert (job.directory / "config.json").exists() and job.backbone.label.startswith("convnet")
+
+
+def test_the_mended_command_goes_on_in_the_folder_of_the_refused_one(refused, tmp_path):
+    refused("--batch-size", 0)
+    pipeline.prepare(options.DistillConfig(run_dir=str(tmp_path / "new"), train_per_class=3))
+
+
+def test_a_preset_may_stand_last_and_a_wrong_one_is_named(capsys):
+    assert distill._parsed(["--steps", "3", "smoke"]).chunk == 2
+    assert distill._parsed(["--dataset", "cifar10"]).backbone == "convnet:width=16"  # the preset cifar10 has 32
+    for words, part in {
+        ("--steps", "3", "smok"): "a preset stands first: distill.py smoke --option value",
+        ("smok",): "did you mean 'smoke'",
+        ("smoke", "--stepz", "3"): "did you mean --steps?",
+        ("smoke", "--mtt.lr-techer", "3"): "did you mean --mtt.lr-teacher?",
+        ("smoke", "--steps"): "Missing value for argument '--steps'",
+    }.items():
+        with pytest.raises(ValueError) as found:
+            distill._parsed(list(words))
+        assert part in str(found.value) and "\n" not in str(found.value)
+    assert capsys.readouterr().err == ""
