@@ -56,10 +56,15 @@ def walk(settings, path=""):
 EVERY = list(walk(options.DistillConfig()))
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def refused(tmp_path, monkeypatch):
+def refused(cache, tmp_path, monkeypatch):
     """What the script says to options that it refuses, asked in this process."""
-    monkeypatch.setenv("METADD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("METADD_CACHE", str(cache))
     monkeypatch.setattr(common, "open_cache", lambda folder: None)  # JAX's own is this process's
     monkeypatch.setattr(common, "pretrain", lambda *args, **kwargs: pytest.fail("long work has begun"))
 
@@ -128,12 +133,12 @@ def test_batch_norm_under_dm_is_refused_on_several_devices(refused, monkeypatch)
 
 
 @pytest.mark.parametrize("method", options.METHODS)
-def test_what_is_in_order_is_made_without_any_work(method, tmp_path, monkeypatch):
+def test_what_is_in_order_is_made_without_any_work(method, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "open_cache", lambda folder: None)
     monkeypatch.setattr(parallel, "jit", lambda *args, **kwargs: pytest.fail("something was compiled"))
     config = options.DistillConfig(
         method=method, backbone=f"convnet{'_bn' * (method == 'sre2l')}:width=4,depth=1", run_dir=str(tmp_path / "run"),
-        cache_dir=str(tmp_path / "cache"), class_batch=0,
+        cache_dir=str(cache), class_batch=0,
     )  # fmt: skip
     job = pipeline.prepare(config)
     assert (job.directory / "config.json").exists() and job.backbone.label.startswith("convnet")
