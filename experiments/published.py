@@ -47,6 +47,7 @@ _SRE2L = {
     **{("imagenet", ipc): (0.25, 4000, 0.01, True, (0, 32)) for ipc in (10, 50)},
 }
 _SRE2L_RECIPES = {"cifar10": "cifar", "cifar100_mtt": "cifar", "tiny_imagenet": "tiny", "imagenet": "imagenet"}
+_SRE2L_DATA = {"tiny_imagenet": "tiny_imagenet_sre2l"}  # constants of its own
 
 
 def _common(data: str, ipc: int) -> DistillConfig:
@@ -135,7 +136,7 @@ def _squeeze(data: str, ipc: int, row: tuple) -> DistillConfig:
     image_lr, steps, r_bn, views, roll = row
     recipe = _SRE2L_RECIPES[data]
     config = dataclasses.replace(
-        _common(data, ipc),
+        _common(_SRE2L_DATA.get(data, data), ipc),
         method="sre2l",
         backbone="resnet18_bn",
         image_lr=image_lr,

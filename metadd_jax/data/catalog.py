@@ -55,6 +55,7 @@ CONSTANTS: dict[str, Constants] = {
     "cifar100": Constants((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
     "cifar100_mtt": _CIFAR10,
     "tiny_imagenet": _IMAGENET,
+    "tiny_imagenet_sre2l": Constants((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
     "imagenet": _IMAGENET,
     "imagenet2012": _IMAGENET,
     **dict.fromkeys(IMAGENET_SUBSETS, _IMAGENET),
@@ -72,6 +73,7 @@ TFDS_NAMES: dict[str, str] = {
     "cifar100_mtt": "cifar100",
     "cifar10_frepo": "cifar10",
     "tiny_imagenet_frepo": "tiny_imagenet",
+    "tiny_imagenet_sre2l": "tiny_imagenet",
     "imagenette_frepo": "imagenette",
     "imagewoof_frepo": "imagewoof",
 }

@@ -19,6 +19,8 @@ def test_repositories_that_disagree_have_their_own_names():
     assert data.CONSTANTS["mnist5k"] == ((0.1307,), (0.3081,))
     assert data.CONSTANTS["cifar10"].mean == data.CONSTANTS["cifar10_frepo"].mean
     assert data.CONSTANTS["cifar10"].std != data.CONSTANTS["cifar10_frepo"].std
+    # SRe2L's squeeze, recovery and post-training on Tiny-ImageNet (its three programs say the same).
+    assert data.CONSTANTS["tiny_imagenet_sre2l"] == ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262))
 
 
 def test_imagenet_subsets_are_ten_distinct_classes_in_label_order():

@@ -77,7 +77,9 @@ def test_every_preset_is_a_setting_that_can_work(name):
     methods.check(config)
     recipe = methods.evaluation_recipe(config)
     assert recipe.epochs >= config.eval_epochs
-    side = {"mnist": 28, "fashion_mnist": 28, "mnist5k": 28, "tiny_imagenet": 64}.get(config.dataset, 32)
+    side = {"mnist": 28, "fashion_mnist": 28, "mnist5k": 28, "tiny_imagenet": 64, "tiny_imagenet_sre2l": 64}.get(
+        config.dataset, 32
+    )
     side = config.image_size or (128 if config.dataset in data.IMAGENET_SUBSETS else side)
     shape = (side, side, 1 if config.dataset in (*GREY, "mnist5k") else 3)
     for spec in (config.backbone, *config.seen, *config.unseen):
@@ -103,5 +105,6 @@ def test_rows_read_as_published():
     assert (dc.eval_augmentation, dc.eval_epochs) == ("dc_crop_scale_rotate", 1000)
     assert presets.preset("dc/cifar10/10").eval_epochs == 300
     squeeze = presets.preset("sre2l/tiny_imagenet/100")
+    assert (squeeze.dataset, squeeze.eval_recipe) == ("tiny_imagenet_sre2l", "sre2l_tiny")
     assert (squeeze.image_lr, squeeze.steps, squeeze.sre2l.r_bn, squeeze.sre2l.roll) == (0.1, 4000, 1.0, (-4, 4))
     assert presets.preset("tesla/imagenet/1").mtt.soft_labels
