@@ -17,6 +17,7 @@ import numpy as np
 
 from metadd_jax import parallel, ranges, zoo
 from metadd_jax.data.splits import split_of
+from metadd_jax.exchange import checks
 from metadd_jax.structs import Auxiliary, Dataset, ImageArrays, SyntheticSet
 from metadd_jax.training import recipes
 from metadd_jax.training.fit import count_correct, fit
@@ -28,7 +29,8 @@ class Row:
 
     Attributes:
       network: label of the architecture.
-      accuracies: one per training seed, in [0, 1], at the last epoch.
+      accuracies: one per training seed, in [0, 1], at the last epoch; NaN where the training diverged, so that a weight
+        or a logit of the network is not finite: no number stands for that.
     """
 
     network: str
@@ -47,7 +49,7 @@ def train_and_test(
     at_once: int = 32,
     teacher: Auxiliary | None = None,
 ) -> np.ndarray:
-    """Trains ``net`` from scratch ``seeds`` times on each set; accuracies [S, seeds] on ``arrays``.
+    """Trains ``net`` from scratch ``seeds`` times on each set; accuracies [S, seeds] on ``arrays`` (NaN: diverged).
 
     Args:
       key: typed PRNG key. Set s and training seed j start from ``fold_in(fold_in(key, draws[s]), j)``.
@@ -145,7 +147,9 @@ def cross_architecture(
       on_network: called with each architecture's label when it is done.
 
     Raises:
-      ValueError: if a network does not take the set's images or classes, or ``split`` is not there.
+      ValueError: if a set is unfit (not finite, labels out of range, soft labels that are no probabilities, a learning
+        rate that is not above 0; see ``exchange.checks.check_arrays``), if a network does not take its images or
+        classes, or ``split`` is not there.
     """
     arrays = split_of(dataset, split)
     recipe = recipe or recipes.dc_evaluation(300)
@@ -159,6 +163,9 @@ def cross_architecture(
         raise ValueError(f"sets of shapes {sorted(sizes)} cannot train together; evaluate each shape in its own call")
     if draws is not None and (len(draws) != len(sets) or min(draws) < 0):
         raise ValueError(f"draws are {list(draws)} for {len(sets)} sets; give one count from 0 on for each set")
+    for number, candidate in enumerate(sets):
+        name = "the set" if len(sets) == 1 else f"set {number}"
+        checks.check_arrays(name, candidate, dataset.num_classes)
     for net in networks:
         for candidate in sets:
             _check(net, candidate, dataset)
@@ -181,8 +188,7 @@ def _check(net: zoo.Architecture, synthetic: SyntheticSet, dataset: Dataset) -> 
             f"the set holds {shape} images, {net.label} takes {tuple(net.image_shape)} and {dataset.name} has "
             f"{dataset.image_shape}; they must agree"
         )
-    if net.num_classes != dataset.num_classes or int(np.max(synthetic.labels)) >= net.num_classes:
+    if net.num_classes != dataset.num_classes:
         raise ValueError(
-            f"{net.label} has {net.num_classes} classes, {dataset.name} {dataset.num_classes}, and the set's labels "
-            f"reach {int(np.max(synthetic.labels))}; they must agree"
+            f"{net.label} has {net.num_classes} classes, {dataset.name} {dataset.num_classes}; they must agree"
         )

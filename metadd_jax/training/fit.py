@@ -141,7 +141,11 @@ def _as_collection(batch_stats: Any) -> dict[str, Any]:
 def count_correct(
     net: zoo.Architecture, variables: Any, arrays: ImageArrays, *, batch_size: int = 250
 ) -> tuple[jax.Array, jax.Array]:
-    """(number right, number of images), both float32, of a network on one split (standardised by its constants)."""
+    """(number right, number of images), both float32, of a network on one split (standardised by its constants).
+
+    The number right is NaN if a weight or a logit is not finite: such a network has no accuracy, and none counts as
+    having chosen class 0.
+    """
     arrays = jax.tree.map(jnp.asarray, arrays)
     total = arrays.images.shape[0]
     batches = -(-total // batch_size)
@@ -152,6 +156,9 @@ def count_correct(
         index, weight = item
         images = sampling.standardise(arrays.images[index], arrays.mean, arrays.std)
         logits, _ = net.apply(variables, images)
-        return ((logits.argmax(axis=1) == arrays.labels[index]) * weight).sum()
+        right = jnp.where(jnp.isfinite(logits).all(axis=1), logits.argmax(axis=1) == arrays.labels[index], jnp.nan)
+        return jnp.where(weight, right, 0).sum()
 
-    return jax.lax.map(body, (indices, weights)).sum().astype(jnp.float32), jnp.float32(total)
+    right = jax.lax.map(body, (indices, weights)).sum().astype(jnp.float32)
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)]).all()
+    return jnp.where(finite, right, jnp.nan), jnp.float32(total)

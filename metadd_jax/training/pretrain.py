@@ -87,7 +87,8 @@ def pretrain(
       cache_dir: keeps the network under ``cache_key``; None keeps nothing.
 
     Raises:
-      ValueError: if a cached network is damaged (it is named and left as it is), or if there is no such split.
+      ValueError: if a cached network is damaged (it is named and left as it is), if there is no such split, or if the
+        training diverges (nothing is kept then).
     """
     split_of(dataset, split)
     key = keys.root(seed, "pretrain")
@@ -132,9 +133,14 @@ def measure(net: zoo.Architecture, variables: Any, dataset: Dataset, *, split: s
     """A network whose weights come from elsewhere (``zoo.torchvision.load``), with its accuracy on ``split``.
 
     Raises:
-      ValueError: if there is no such split.
+      ValueError: if there is no such split, or if a weight, or a logit on the split, is not finite.
     """
     right, total = parallel.jit(lambda v, arrays: count_correct(net, v, arrays))(variables, split_of(dataset, split))
+    if not np.isfinite(right):
+        raise ValueError(
+            f"{net.label} has weights, or logits on the {split} images of {dataset.name}, that are not finite: its "
+            "training diverged; lower the learning rate, or restore the weights if they come from a file"
+        )
     return Trained(net, variables, float(right / total), False, split)
 
 

@@ -11,17 +11,19 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metadd_jax.zoo import initialise, layers, norms
+from metadd_jax.zoo import contract, initialise, layers, norms
 
 Variables = dict[str, Any]
 Outputs = dict[str, jax.Array]
-_COLLECTIONS = ("params", "batch_stats")
 COMPUTE = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """A network for images of one shape. Equal options give equal, interchangeable objects.
+
+    Your own network is an ``Architecture`` around a Linen module of yours that keeps to what follows; making it checks
+    that, and raises a ValueError that says what is broken.
 
     ``out``, the second result of each apply function, holds
 
@@ -52,11 +54,14 @@ class Architecture:
     geometry: str = "small"
     compute: str = "float32"
 
+    def __post_init__(self) -> None:
+        shapes(self)  # a network that breaks the contract is refused here (see ``contract.trace``)
+
     def init(self, key: jax.Array) -> Variables:
         """New ``params`` (and ``batch_stats``, where the network has batch norm). Works under ``vmap``."""
         images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
         # Lazy: no image is pushed through the network. Perturbations are left out, they are no state.
-        return initialise.draw(key, self.module.lazy_init(key, images, train=False, mutable=_COLLECTIONS))
+        return initialise.draw(key, self.module.lazy_init(key, images, train=False, mutable=contract.COLLECTIONS))
 
     def apply(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Outputs]:
         """Evaluation: batch norm uses its running statistics.
@@ -150,7 +155,4 @@ class Architecture:
 @functools.lru_cache(maxsize=256)
 def shapes(net: Architecture) -> tuple[Variables, Outputs]:
     """Shapes of the variables and of ``out`` for one image: one trace per architecture, nothing allocated."""
-    images = jax.ShapeDtypeStruct((1, *net.image_shape), jnp.float32)
-    initialise = functools.partial(net.module.init_with_output, train=False, mutable=_COLLECTIONS)
-    (_, out), variables = jax.eval_shape(initialise, jax.random.key(0), images)
-    return variables, out
+    return contract.trace(net.label, net.module, net.num_classes, net.image_shape)

@@ -61,6 +61,12 @@ class FeatureNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         shape = x.shape[1:] if self.kind == "layer" else (channels,)
+        together = {"instance": 1, "group": max(1, channels // _GROUPS), "layer": channels}[self.kind]
+        if x.shape[1] * x.shape[2] * together == 1:
+            raise SizeError(
+                f"{self.kind} norm over one number each (a map of 1x1 pixels, {channels} channels) makes all images "
+                "alike; use larger images, or another norm such as norm=batch"
+            )
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
         if self.kind == "instance" and jax.default_backend() == "cpu":

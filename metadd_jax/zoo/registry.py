@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from metadd_jax.zoo import layers, norms
 from metadd_jax.zoo.alexnet import AlexNet, ImageNetAlexNet
-from metadd_jax.zoo.architecture import COMPUTE, Architecture, shapes
+from metadd_jax.zoo.architecture import COMPUTE, Architecture
 from metadd_jax.zoo.convnet import ConvNet
 from metadd_jax.zoo.googlenet import GoogLeNet
 from metadd_jax.zoo.lenet import LeNet
@@ -142,21 +142,20 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
     shown |= {} if compute == COMPUTE[0] else {"compute": compute}
     shown |= chosen
     text = ",".join(f"{option}={value}" for option, value in shown.items())
-    net = Architecture(
-        name=name,
-        label=f"{name}:{text}" if text else name,
-        module=entry.module(num_classes=num_classes, **entry.fixed, **chosen),
-        num_classes=num_classes,
-        image_shape=tuple(image_shape),
-        geometry=geometry,
-        compute=compute,
-    )
+    label = f"{name}:{text}" if text else name
     try:
-        shapes(net)
+        return Architecture(
+            name=name,
+            label=label,
+            module=entry.module(num_classes=num_classes, **entry.fixed, **chosen),
+            num_classes=num_classes,
+            image_shape=tuple(image_shape),
+            geometry=geometry,
+            compute=compute,
+        )
     except layers.SizeError as error:
-        height, width, channels = net.image_shape
-        raise layers.SizeError(f"{net.label} on {height}x{width}x{channels} images: {error}") from error
-    return net
+        height, width, channels = image_shape
+        raise layers.SizeError(f"{label} on {height}x{width}x{channels} images: {error}") from error
 
 
 def parse(spec: str, num_classes: int, image_shape: Sequence[int]) -> Architecture:

@@ -176,8 +176,34 @@ def test_mistakes_stop_before_training(sets, dataset, networks):
         judge(nets=[zoo.parse("mlp", 2, (4, 4, 1))])
     with pytest.raises(ValueError, match="mlp has 3 classes, shades 2"):
         judge(nets=[zoo.parse("mlp", 3, SHAPE)])
-    with pytest.raises(ValueError, match="labels reach 7"):
+    with pytest.raises(ValueError, match="the set has labels 6 to 7 but 2 class names"):
         judge(sets[0].replace(labels=sets[0].labels + 6))
+
+
+def test_a_set_in_memory_is_checked_as_strictly_as_a_file(sets, dataset, networks):
+    good, labels = sets[0], np.asarray(sets[0].labels)
+    logits = 20 * np.eye(2, dtype=np.float32)[labels] - 10
+    for fields, words in (
+        ({"labels": labels[:-3]}, "8 images and labels int32"),
+        ({"labels": labels - 1}, r"labels -1 to 0 .* 0\.\.1"),
+        ({"soft_labels": logits}, "no probabilities; turn logits"),
+        ({"images": np.zeros(good.images.shape, np.uint8)}, "images uint8.*standardise"),
+        ({"images": good.images * np.nan}, "512 pixels that are NaN"),
+        *(({"learning_rate": np.float32(rate)}, "finite number above 0") for rate in (-0.01, 0.0, np.nan, np.inf)),
+    ):
+        with pytest.raises(ValueError, match=f"set 1 has .*{words}"):
+            pair = [good, good.replace(**fields)]
+            evaluation.cross_architecture(jax.random.key(0), pair, dataset, networks, seeds=1, recipe=RECIPE)
+
+
+def test_a_training_that_diverges_has_no_accuracy(sets, dataset, networks, together):
+    """NaN logits are no choice of class 0; the set beside it keeps its own number."""
+    pair = [sets[0].replace(learning_rate=jnp.float32(1e30)), sets[0].replace(learning_rate=jnp.float32(0.05))]
+    diverged, well = evaluation.cross_architecture(
+        jax.random.key(3), pair, dataset, networks[:1], seeds=2, recipe=RECIPE
+    )
+    assert np.isnan(diverged[0].accuracies).all()
+    np.testing.assert_allclose(well[0].accuracies, together[0][0].accuracies[:2], atol=1e-6)
 
 
 def test_judging_again_compiles_nothing(sets, dataset, networks, caplog):

@@ -155,3 +155,25 @@ def test_a_damaged_cache_is_named_and_left_alone(request_, first):
         training.pretrain(*request_, seed=1, cache_dir=folder)
     assert largest.read_bytes() == damaged
     largest.write_bytes(whole)
+
+
+def test_a_training_that_diverges_is_told_and_never_cached(request_, tmp_path):
+    net, dataset, recipe = request_
+    with pytest.raises(ValueError, match=r"mlp:width=8 has weights, or logits .* not finite"):
+        training.pretrain(net, dataset, dataclasses.replace(recipe, learning_rate=1e30), cache_dir=tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("place", ["weight", "logit"])
+def test_a_network_that_is_not_finite_counts_nothing_right(request_, first, place):
+    net, dataset, _ = request_
+    variables = jax.tree.map(np.array, first[1].variables)
+    right, total = training.count_correct(net, variables, dataset.test)
+    assert 0 < right <= total == 11
+    head = variables["params"]["head"]
+    if place == "weight":
+        head["bias"][0] = np.nan
+    else:  # every weight is finite, their sums are not
+        head["kernel"][:, 1] = head["bias"][1] = 3e38
+        variables["params"]["fc2"]["bias"][:] = 10
+    assert np.isnan(training.count_correct(net, variables, dataset.test)[0])

@@ -1,0 +1,97 @@
+"""What a network must keep to, checked when it is made: a broken promise would show as a bad number, not an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.extend import core
+
+COLLECTIONS = ("params", "batch_stats")  # what a network may keep
+_DIMENSIONS = {"embedding": 2, "map": 4, "attention": 5, "patch_logits": 4}  # attention [L, B, heads, T, T]
+
+
+def trace(label: str, module: nn.Module, num_classes: int, image_shape: tuple[int, ...]) -> tuple[Any, dict[str, Any]]:
+    """Calls the module on the shape of one image and checks what it gives; nothing is computed or allocated.
+
+    Args:
+      label: what an error calls the network.
+      module: see ``Architecture``.
+      num_classes: K.
+      image_shape: (H, W, C).
+
+    Returns:
+      The shapes of the variables and of ``out``.
+
+    Raises:
+      ValueError: if the module cannot be called, has no weights or keeps more than weights and ``batch_stats``, if its
+        logits are not [B, K], ``out["embedding"]`` not [B, D] or ``out["map"]`` not [B, h, w, C], or if the map is not
+        what ``self.perturb("map", ...)`` of the module itself returned, on the way to the logits.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    try:
+        hash(module)
+        key = jax.eval_shape(jax.random.key, 0)
+        given, variables = jax.eval_shape(lambda k, x: module.init_with_output(k, x, train=False), key, images)
+    except TypeError as error:
+        raise _broken(
+            label, f"it cannot be called as module(images, train=False): {str(error).splitlines()[0]}"
+        ) from error
+    if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], dict)):
+        raise _broken(label, f"it returns {type(given).__name__}; return (logits, out), out a dictionary")
+    logits, out = given
+    if getattr(logits, "shape", None) != (1, num_classes):
+        raise _broken(
+            label, f"its logits are {getattr(logits, 'shape', logits)} for 1 image; return [1, {num_classes}]"
+        )
+    for name, dimensions in _DIMENSIONS.items():
+        if name in out and len(out[name].shape) != dimensions:
+            raise _broken(label, f'out["{name}"] has the shape {out[name].shape}; it must have {dimensions} dimensions')
+    if "embedding" not in out:
+        raise _broken(label, 'out["embedding"] is missing; return what the last Linear layer sees')
+    foreign = sorted(variables.keys() - {*COLLECTIONS, "perturbations"})
+    if foreign or "params" not in variables:
+        raise _broken(label, f"it keeps {foreign[0]!r}" if foreign else "it has no weights to train")
+    if "map" in out and not type(module).__module__.startswith(__package__):  # tests see to the zoo's own
+        check_map(label, module, variables, out["map"], images)
+    return {name: variables[name] for name in COLLECTIONS if name in variables}, out
+
+
+def check_map(label: str, module: nn.Module, variables: Any, made: Any, images: Any) -> None:
+    """Checks that the logits are computed from what ``self.perturb`` gave and that ``out["map"]`` is it.
+
+    Raises:
+      ValueError: if class activation maps of the network would be zero, or those of something else.
+    """
+    shift = variables.get("perturbations", {})
+    if set(shift) != {"map"} or getattr(shift["map"], "shape", None) != made.shape:
+        raise _broken(
+            label, 'out["map"] is not what self.perturb("map", ...) gave, so no class activation map can be made of it'
+        )
+
+    def logits(shift: Any, variables: Any, images: Any) -> Any:
+        return module.apply({**variables, "perturbations": shift}, images, train=False)[0]
+
+    if not _depends(logits, shift, variables, images):
+        raise _broken(label, 'its logits do not depend on self.perturb("map", ...); go on with what it returns')
+
+
+def _depends(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether what a function gives is computed from its first argument."""
+    program = jax.make_jaxpr(function)(*arguments).jaxpr
+    reached = set(program.invars[: len(jax.tree.leaves(arguments[0]))])
+
+    def hit(values: list) -> bool:
+        return any(value in reached for value in values if isinstance(value, core.Var))
+
+    for equation in program.eqns:
+        if hit(equation.invars):
+            reached.update(equation.outvars)
+    return hit(program.outvars)
+
+
+def _broken(label: str, what: str) -> ValueError:
+    return ValueError(f"{label} breaks the contract of a network: {what} (see zoo.Architecture)")
