@@ -40,16 +40,26 @@ def accuracies(rows: Sequence[Mapping[str, Any]], set_name: str, *, roles: Seque
 
 
 def compare(rows: Sequence[Mapping[str, Any]], first: str, second: str) -> dict[str, Any]:
-    """Paired differences second - first for each role and over all networks but the backbone ("foreign")."""
+    """Paired differences second - first for each role and over all networks but the backbone ("foreign").
+
+    A role in which a training diverged gets ``{"diverged": "2 of 6 trainings"}`` instead: there is no such difference.
+    """
     present = {row["role"] for row in rows}
     groups = {role: (role,) for role in ROLES if role in present}
     if {"seen", "unseen"} <= present:
         groups["foreign"] = ("seen", "unseen")
-    paired = {
-        name: statistics.paired(accuracies(rows, first, roles=roles), accuracies(rows, second, roles=roles))
-        for name, roles in groups.items()
-    }
-    return {"first": first, "second": second, "by_role": paired}
+    by_role = {}
+    for name, roles in groups.items():
+        pair = [accuracies(rows, which, roles=roles) for which in (first, second)]
+        lost = _diverged(np.stack(pair)) if pair[0].shape == pair[1].shape else ""
+        by_role[name] = {"diverged": lost} if lost else statistics.paired(*pair)
+    return {"first": first, "second": second, "by_role": by_role}
+
+
+def _diverged(values: np.ndarray) -> str:
+    """How many of these accuracies are none, "" for none."""
+    lost = int(np.isnan(values).sum())
+    return f"{lost} of {values.size} trainings" if lost else ""
 
 
 def repeats(sets: Mapping[str, Sequence[SyntheticSet]], seeds: Sequence[int]) -> dict[str, list[list[int]]]:
@@ -98,6 +108,8 @@ def _repeated(groups: Sequence[Sequence[int]]) -> str:
 
 
 def _cell(values: np.ndarray) -> str:
+    if lost := _diverged(values):
+        return f"diverged ({lost})"
     by_seed = 100 * values.mean(axis=(1, 2))
     spread = f" ± {by_seed.std(ddof=1):.1f}" if len(by_seed) > 1 else ""
     return f"{by_seed.mean():.1f}{spread}"
@@ -113,6 +125,9 @@ def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for role, facts in comparison["by_role"].items():
+        if "diverged" in facts:
+            lines.append(f"| {role} | none: {facts['diverged']} diverged | . | . | . | . | . |")
+            continue
         t = "one seed" if facts["t_interval"] is None else _interval(facts["t_interval"])
         sign = facts["sign_test"]
         cells = [f"{100 * facts['difference']:+.2f}", _interval(facts["bootstrap"]), t]
@@ -134,7 +149,10 @@ def spread_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     heads = len(lines)
     for name in dict.fromkeys(row["set"] for row in rows):
         for role in dict.fromkeys(row["role"] for row in rows):
-            parts = statistics.components(accuracies(rows, name, roles=(role,)).mean(axis=1))
+            values = accuracies(rows, name, roles=(role,))
+            if _diverged(values):
+                continue
+            parts = statistics.components(values.mean(axis=1))
             if parts["sd_trainings"] is not None:
                 lines.append(f"| {name} | {role} | {_points(parts['sd_sets'])} | {_points(parts['sd_trainings'])} |")
     return lines if len(lines) > heads else []
@@ -185,7 +203,7 @@ def pull_lines(pulls: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]
 
 
 def write(directory: str | pathlib.Path, results: Mapping[str, Any]) -> str:
-    """Writes ``results.json`` and ``results.md``; returns the Markdown.
+    """Writes ``results.json`` and ``results.md``; returns the Markdown. Accuracies of trainings that diverged are null.
 
     ``results`` holds ``rows``, ``comparisons``, ``agreement``, ``whole_data`` (network -> accuracy on the split
     ``evaluated_on``), ``notes`` (lines on protocol, seeds and machine), ``repeats`` (see ``repeats``) and, where they
@@ -208,6 +226,11 @@ def write(directory: str | pathlib.Path, results: Mapping[str, Any]) -> str:
         timed = ", ".join(f"{name} {seconds:.3g}" for name, seconds in results["seconds"].items())
         parts += ["", f"Seconds a step (median over chunks, without compilation): {timed}."]
     markdown = "\n".join(parts) + "\n"
-    files.write_json(pathlib.Path(directory) / "results.json", results)
+    files.write_json(pathlib.Path(directory) / "results.json", {**results, "rows": _without_nan(results["rows"])})
     files.write_text(pathlib.Path(directory) / "results.md", markdown)
     return markdown
+
+
+def _without_nan(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """JSON has no NaN."""
+    return [{**row, "accuracies": [None if np.isnan(x) else x for x in row["accuracies"]]} for row in rows]
