@@ -115,8 +115,10 @@ class _Matching:
         images = images.reshape(self.net.num_classes, self.ipc, *self.net.image_shape)
         real = jax.vmap(lambda key, x: self._real_view(key, x, batch))(keys, batch["images"])
         seen = jax.vmap(self._view)(keys, images)
+        # What fills up a small class must not enter the statistics.
         real, seen = (
-            self._embed(variables, x.reshape(-1, *self.net.image_shape)).reshape(*x.shape[:2], -1) for x in (real, seen)
+            self._embed(variables, x.reshape(-1, *self.net.image_shape), weights).reshape(*x.shape[:2], -1)
+            for x, weights in ((real, batch["weights"].ravel()), (seen, None))
         )
         totals = jnp.einsum("kb,kbd->kd", batch["weights"], real)
         distance = jax.vmap(lambda *items: _distance(*items, axis_name))
@@ -129,8 +131,8 @@ class _Matching:
     def _real_view(self, key: jax.Array, images: jax.Array, constants: dict) -> jax.Array:
         return self._view(key, sampling.standardise(images, constants["mean"], constants["std"]))
 
-    def _embed(self, variables: Any, images: jax.Array) -> jax.Array:
-        return self.net.apply_batch(variables, images)[1]["embedding"]
+    def _embed(self, variables: Any, images: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+        return self.net.apply_batch(variables, images, weights)[1]["embedding"]
 
 
 def _distance(total: jax.Array, count: jax.Array, own: jax.Array, axis_name: str | None) -> jax.Array:

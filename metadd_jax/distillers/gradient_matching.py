@@ -56,9 +56,9 @@ def dc(
       inner: epochs that the network trains on the set between two steps; default ``loops(ipc)``.
       distance: see ``gradient_distance``.
       batch_norm: where the running statistics under which a batch-norm network is matched come from: 16 real images
-        a class, drawn anew at every step, in one pass as one batch. "published": that pass moves the statistics by a
-        tenth (momentum 0.1), so they stay mostly those of the start or of the inner training. "improved": the
-        statistics of this batch replace them. Without effect on other networks.
+        a class (all of a smaller class), drawn anew at every step, in one pass as one batch. "published": that pass
+        moves the statistics by a tenth (momentum 0.1), so they stay mostly those of the start or of the inner training.
+        "improved": the statistics of this batch replace them. Without effect on other networks.
       class_batch: how many classes are matched at once: memory grows with it; the gradients of several classes to one
         kernel are a grouped convolution, which is slow on a GPU (docs/gpu.md).
       micro_batch: how many real images of a class at once, see ``training.batches.sum_in_parts``.
@@ -184,15 +184,14 @@ class _Matching:
         if not self.net.has_batch_stats:
             return batch
 
-        def draw_some(class_key: jax.Array, label: jax.Array) -> jax.Array:
+        def draw_some(class_key: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
             indices, weights = sampling.class_indices(class_key, data, label, _STATISTICS_PER_CLASS)
-            # A smaller class repeats its images, so that no padding enters the statistics.
-            own = jnp.arange(_STATISTICS_PER_CLASS) % weights.sum().astype(jnp.int32)
-            return jnp.asarray(data.images)[indices[own]]
+            return jnp.asarray(data.images)[indices], weights
 
         # The same images on every device: the network stays the same everywhere.
         statistics_keys = jax.random.split(keys.named(key, "statistics"), classes)
-        return {**batch, "statistics": jax.vmap(draw_some)(statistics_keys, jnp.arange(classes))}
+        images, weights = jax.vmap(draw_some)(statistics_keys, jnp.arange(classes))
+        return {**batch, "statistics": images, "statistics_weights": weights}
 
     def loss(
         self, key: jax.Array, synthetic: dict, aux: dict, batch: dict, frozen: Any, *, axis_name: str | None = None
@@ -236,10 +235,10 @@ class _Matching:
 
     def _with_statistics(self, variables: Any, batch: dict) -> Any:
         images = sampling.standardise(batch["statistics"], batch["mean"], batch["std"])
-        images = images.reshape(-1, *self.net.image_shape)
+        images, weights = images.reshape(-1, *self.net.image_shape), batch["statistics_weights"].ravel()
         if self.batch_norm == "published":
-            return {**variables, "batch_stats": self.net.apply_train(variables, images)[2]}
+            return {**variables, "batch_stats": self.net.apply_train(variables, images, weights)[2]}
         # Started from zero, the pass leaves a tenth of the batch's statistics.
         empty = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
-        tenth = self.net.apply_train({**variables, "batch_stats": empty}, images)[2]
+        tenth = self.net.apply_train({**variables, "batch_stats": empty}, images, weights)[2]
         return {**variables, "batch_stats": jax.tree.map(lambda x: 10 * x, tenth)}

@@ -95,6 +95,27 @@ def test_the_gradient_has_the_shape_of_the_set_and_reaches_every_image(member):
     assert (moved.max(axis=(1, 2, 3)) > 0).all()
 
 
+def test_what_fills_up_a_small_class_moves_nothing(member):
+    """The rows of weight 0 are painted white: the loss stays what it was, to the bit."""
+    start, frozen = member.start, member.method.frozen
+    if member.method.name.endswith("+metadd"):
+        return  # hands the batch to its base, a member too
+    aux = member.method.refresh(jax.random.key(1), start.synthetic, start.aux, start.step, frozen)
+    batch = member.method.sample(jax.random.key(2), member.dataset.arrays, start.step)
+    if not jax.tree.leaves(batch):
+        return  # reads no real images
+
+    def painted(name):
+        padding = batch["weights" if name == "images" else f"{name}_weights"] == 0
+        assert padding.any()
+        return jnp.where(padding[..., None, None, None], jnp.uint8(255), batch[name])
+
+    other = {**batch, **{name: painted(name) for name in batch if name in ("images", "statistics")}}
+    loss = jax.jit(member.method.loss)
+    given, white = (loss(jax.random.key(3), start.synthetic, aux, shown, frozen) for shown in (batch, other))
+    assert_same_bits(given, white)
+
+
 def test_the_structure_of_the_state_never_changes(member):
     def description(state):
         return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), state)

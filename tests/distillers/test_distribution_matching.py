@@ -28,7 +28,8 @@ class Stub:
 
     def apply_batch(self, variables, images, weights=None):
         z = images.reshape(len(images), -1) @ variables["params"]
-        return None, {"embedding": (z - z.mean(axis=0)) ** 2 if self.has_batch_stats else jnp.tanh(z)}
+        mean = z.mean(axis=0) if weights is None else weights @ z / weights.sum()
+        return None, {"embedding": (z - mean) ** 2 if self.has_batch_stats else jnp.tanh(z)}
 
 
 def flat(images):
@@ -126,15 +127,20 @@ def test_the_gradient_in_the_network_is_the_true_one(tiny, images, batch_norm, s
     assert (slope * direction).sum() == pytest.approx((ahead - behind) / 2e-5, rel=1e-4)
 
 
-def test_batch_norm_sees_all_classes_in_one_pass(tiny, images):
-    method = make(Stub(has_batch_stats=True), batch_size=5)
+@pytest.mark.parametrize("batch_size", [5, 8])
+def test_batch_norm_sees_all_classes_in_one_pass_and_no_padding(tiny, images, batch_size):
+    method = make(Stub(has_batch_stats=True), batch_size=batch_size)
     batch = draw(method, tiny)
+    present = np.asarray(batch["weights"]).ravel() > 0
+    assert present.sum() == {5: 15, 8: 8 + 5 + 8}[batch_size]
 
-    def embed(x):
+    def embed(x, labels):
         z = x.reshape(-1, 64) @ MATRIX
-        return ((z - z.mean(0)) ** 2).reshape(3, -1, 7).mean(1)
+        embedded = (z - z.mean(0)) ** 2
+        return np.stack([embedded[labels == label].mean(0) for label in range(3)])
 
-    expected = ((embed(standardised(batch)) - embed(flat(images))) ** 2).sum()
+    real = embed(standardised(batch).reshape(-1, 64)[present], np.repeat(np.arange(3), batch_size)[present])
+    expected = ((real - embed(flat(images), np.repeat(np.arange(3), 2))) ** 2).sum()
     assert float(value(method, images, batch)) == pytest.approx(expected, rel=1e-4)
 
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from metadd_jax import distillers, invariant, zoo
-from metadd_jax.distillers.student import chunk_indices
+from metadd_jax.distillers.student import Student, chunk_indices
 from metadd_jax.training.trajectories import flatten, unflatten
 
 SHAPE = (8, 8, 1)
@@ -196,6 +196,24 @@ def test_chunks_go_through_every_image_before_a_new_permutation(key, count, size
     assert len({tuple(seen) for seen in whole}) > 1
     assert weights[0].sum() == count - (chunks - 1) * size  # the remainder comes first
     assert (weights.sum(axis=1) > 0).all()
+
+
+def test_what_fills_up_a_chunk_moves_nothing():
+    """Rows of weight 0 name other images: the step's gradient stays."""
+    student = Student(CONV, 2, 4, 2, 2, 0.2, 4, "none", False)
+    images, targets = synthetic_of()["images"].astype(jnp.float32), jnp.eye(3)[jnp.repeat(jnp.arange(3), 2)]
+    theta = flatten(CONV.init(jax.random.key(0))["params"])
+    slopes = [
+        jax.jit(student.slope)(
+            theta,
+            images.at[5].mul(scale),
+            targets,
+            (jax.random.key(1), jnp.array([5, 5, 1, 2]), jnp.array([0.0, 0, 1, 1])),
+        )
+        for scale in (1.0, 1000.0)
+    ]
+    np.testing.assert_array_equal(*slopes)
+    assert np.abs(slopes[0]).max() > 1e-3
 
 
 def test_each_round_shows_every_expert_once(tiny):
