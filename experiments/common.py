@@ -31,6 +31,9 @@ def open_cache(cache_dir: str | None) -> pathlib.Path:
       ValueError: if it cannot be made or written to.
     """
     folder = files.require_writable(mdd.data.cache_folder(cache_dir))
+    for place in (folder, folder / "networks", folder / "experts"):  # what killed runs were writing
+        storage.folder.tidy(place)
+        storage.lock.remove_free(place)
     storage.cache_compilations(folder / "compiled")
     return folder
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import command
 import options
@@ -40,16 +40,36 @@ def run(arguments: list[str]) -> None:
     import pipeline
     import plan
 
-    job = plan.with_class_batch(pipeline.prepare(config))
-    finished = job.directory / "results.md"
-    if config.plan:
-        print("\n".join(plan.lines(job, *plan.plan(job))))
-    elif finished.exists():
-        print(finished.read_text())
-        print(f"{job.directory} is finished; --overwrite starts anew, another --run-dir keeps both")
-    else:
-        print(_do(job))
+    prepared = pipeline.prepare(config)
+    try:
+        job = plan.with_class_batch(prepared)
+        if config.plan:
+            print("\n".join(plan.lines(job, *plan.plan(job))))
+        else:
+            _go_on(job)
+    finally:
+        if prepared.lock:
+            prepared.lock.release()
+
+
+def _go_on(job: pipeline.Job) -> None:
+    """Does what is not done yet, and prints the results."""
+    import pipeline
+
+    from metadd_jax.evaluation import report
+
+    results = report.read(job.directory)
+    missing = [] if results is None else pipeline.unwritten(job, results)
+    if results is None and (job.directory / "results.json").exists():
+        print("results.json is not what was written; the sets are judged anew")
+    if missing:
+        print(f"{', '.join(map(str, missing))}: missing or damaged; made anew")
+    if results is None or missing:
+        print(_do(job, results))
         print(f"Sets, pictures and results lie in {job.directory}")
+    else:
+        print(pipeline.show(job, results))
+        print(f"{job.directory} is finished; --overwrite starts anew, another --run-dir keeps both")
 
 
 def _parsed(arguments: list[str]) -> options.DistillConfig:
@@ -80,8 +100,12 @@ def _split(arguments: list[str]) -> tuple[str, list[str]]:
     return "mnist5k", arguments
 
 
-def _do(job: pipeline.Job) -> str:
-    """Pre-trains, distils, draws, judges, writes; the results as Markdown, or "" on all processes but the first."""
+def _do(job: pipeline.Job, results: dict[str, Any] | None = None) -> str:
+    """Pre-trains, distils, draws, judges, writes; the results as Markdown, or "" on all processes but the first.
+
+    Args:
+      results: what an earlier start found, where only files of the sets are to be made anew.
+    """
     import effects
     import pipeline
 
@@ -97,6 +121,9 @@ def _do(job: pipeline.Job) -> str:
     distilled = pipeline.distil_all(job, *pipeline.all_methods(job, trained, auxiliaries), watch)
     if parallel.is_main():
         pipeline.draw(job, distilled, auxiliaries)
+    if results is not None:
+        parallel.barrier("the files are written")
+        return pipeline.show(job, results)
     sets = {**pipeline.baselines(job), **distilled}
     rows = pipeline.judge(job, sets, auxiliaries[job.backbone.label])
     if parallel.is_main():

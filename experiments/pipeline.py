@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
-import shutil
 from typing import Any
 
 import checks
@@ -16,6 +14,7 @@ import jax
 import methods
 import numpy as np
 import optax
+import runfolder
 from options import DistillConfig
 from presets import variant
 
@@ -25,14 +24,14 @@ from metadd_jax.distillers.run import compile_chunks
 from metadd_jax.evaluation import report
 
 BASELINES = ("random", "kmeans")
-# Settings that do not change a number: a run may go on under other values of these.
-HOSTS = ("coordinator", "num_processes", "process_id")
-FREE = ("run_dir", "overwrite", "plan", "data_dir", "cache_dir", "at_once", "save_every", *HOSTS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A checked job: the configuration, its folder, the data on the device, the networks and what trains."""
+    """A checked job: the configuration, its folder, the data on the device, the networks and what trains.
+
+    Whoever has prepared it releases its lock when the work is done.
+    """
 
     config: DistillConfig
     directory: pathlib.Path
@@ -40,6 +39,7 @@ class Job:
     backbone: mdd.zoo.Architecture
     seen: tuple[mdd.zoo.Architecture, ...]
     unseen: tuple[mdd.zoo.Architecture, ...]
+    lock: mdd.storage.Lock | None = None
 
     @property
     def networks(self) -> tuple[mdd.zoo.Architecture, ...]:
@@ -66,9 +66,8 @@ def prepare(config: DistillConfig) -> Job:
     run_config(config)
     checks.check_settings(config, settings(config))
     directory = files.require_writable(config.run_dir or "runs/mnist5k")
-    files.require_writable(mdd.data.cache_folder(config.cache_dir))
     common.open_cache(config.cache_dir)
-    inspect(directory, config)
+    runfolder.inspect(directory, config)
     dataset = mdd.data.load(
         config.dataset,
         data_dir=config.data_dir,
@@ -90,61 +89,16 @@ def prepare(config: DistillConfig) -> Job:
     checks.check_networks(job.networks, job.seen)
     checks.check_subsets(settings(config), config.ipc * dataset.num_classes)
     methods.check_made(config, job.backbone, dataset)
-    if not config.plan:
-        claim(directory, config)  # only now: a start that fails leaves no trace
-    return job
+    if config.plan:
+        return job
+    # Only now: a start that fails leaves no trace.
+    return dataclasses.replace(job, lock=runfolder.claim(directory, config))
 
 
 def run_config(config: DistillConfig) -> mdd.distillers.RunConfig:
     """The part of the settings that the host loop wants."""
     names = [field.name for field in dataclasses.fields(mdd.distillers.RunConfig)]
     return mdd.distillers.RunConfig(**{name: getattr(config, name) for name in names})
-
-
-def inspect(directory: pathlib.Path, config: DistillConfig) -> None:
-    """Refuses a folder that holds another run, something else, or a damaged checkpoint; changes nothing."""
-    file = directory / "config.json"
-    if not file.exists():
-        if any(directory.iterdir()):
-            raise ValueError(f"{directory} is not empty and holds no run; choose another --run-dir")
-        return
-    held, wanted = files.read_json(file), _plain(config)
-    if not isinstance(held, dict) or "config" not in held:
-        raise ValueError(f"{file} is not a run's config.json; choose another --run-dir")
-    if config.overwrite:
-        return
-    for name, value in wanted.items():
-        if name not in FREE and held["config"].get(name) != value:
-            raise ValueError(
-                f"{directory} holds another run ({name} was {held['config'].get(name)!r}, now {value!r}); "
-                "use another --run-dir, or --overwrite to start anew"
-            )
-    for folder in sorted(directory.glob("*/seed*/checkpoints")):
-        mdd.storage.Checkpointer(folder).verify()
-
-
-def claim(directory: pathlib.Path, config: DistillConfig) -> None:
-    """Takes an inspected folder: goes on in it, or starts anew; never removes what is not a run's."""
-    parallel.barrier("all processes have inspected it")
-    if parallel.is_main():
-        if config.overwrite:
-            _clear(directory)
-        if not (directory / "config.json").exists():
-            files.write_json(directory / "config.json", {"config": _plain(config), "versions": command.versions()})
-    parallel.barrier("it is taken")
-
-
-def _plain(config: DistillConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def _clear(directory: pathlib.Path) -> None:
-    for folder in directory.glob("*/seed*"):
-        shutil.rmtree(folder)
-        if not any(folder.parent.iterdir()):
-            folder.parent.rmdir()
-    for name in ("results.json", "results.md", "config.json"):
-        (directory / name).unlink(missing_ok=True)
 
 
 def pretrain_all(job: Job) -> dict[str, mdd.training.Trained]:
@@ -339,6 +293,20 @@ def draw(job: Job, sets: dict[str, list[mdd.SyntheticSet]], auxiliaries: dict[st
             labels, shown = synthetic.labels[first], [net.name for net in job.seen]
             stack = mdd.evaluation.map_stack(synthetic.images[first], labels, seen, config=job.config.metadd.cam)
             pictures.maps(folder / "maps.png", pixels[first], labels, stack, network_names=shown, class_names=names)
+
+
+def unwritten(job: Job, results: dict[str, Any]) -> list[pathlib.Path]:
+    """The files of the sets behind ``results`` that are missing or damaged."""
+    sets = {row["set"]: None for row in results["rows"] if row["set"] not in BASELINES}
+    return runfolder.unwritten(job.directory, sets, seeds(job.config), maps=bool(job.seen))
+
+
+def show(job: Job, results: dict[str, Any]) -> str:
+    """The results as Markdown; ``results.md`` is written anew where it is not that."""
+    text, file = report.markdown(results), job.directory / "results.md"
+    if parallel.is_main() and not (file.is_file() and file.read_bytes() == text.encode()):
+        files.write_text(file, text)
+    return text
 
 
 def notes(job: Job) -> list[str]:

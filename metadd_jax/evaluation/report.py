@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -203,7 +204,34 @@ def pull_lines(pulls: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]
 
 
 def write(directory: str | pathlib.Path, results: Mapping[str, Any]) -> str:
-    """Writes ``results.json`` and ``results.md``; returns the Markdown. Accuracies of trainings that diverged are null.
+    """Writes ``results.json`` (with its own hash, ``sha256``) and ``results.md``; returns the Markdown.
+
+    ``results`` is what ``markdown`` takes; accuracies of trainings that diverged are null in the file.
+    """
+    text = markdown(results)
+    plain = files.plain({**results, "rows": _without_nan(results["rows"])})
+    files.write_json(pathlib.Path(directory) / "results.json", plain | {"sha256": _hash(plain)})
+    files.write_text(pathlib.Path(directory) / "results.md", text)
+    return text
+
+
+def read(directory: str | pathlib.Path) -> dict[str, Any] | None:
+    """What ``write`` wrote into ``results.json``; None where the file is absent or not what was written."""
+    try:
+        results = files.read_json(pathlib.Path(directory) / "results.json")
+    except (FileNotFoundError, ValueError):
+        return None
+    if not isinstance(results, dict) or results.pop("sha256", None) != _hash(results):
+        return None
+    return {**results, "rows": _with_nan(results["rows"])}
+
+
+def _hash(plain: Mapping[str, Any]) -> str:
+    return files.hash_arrays(text=json.dumps(plain, sort_keys=True))
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The results as Markdown.
 
     ``results`` holds ``rows``, ``comparisons``, ``agreement``, ``whole_data`` (network -> accuracy on the split
     ``evaluated_on``), ``notes`` (lines on protocol, seeds and machine), ``repeats`` (see ``repeats``) and, where they
@@ -225,12 +253,13 @@ def write(directory: str | pathlib.Path, results: Mapping[str, Any]) -> str:
     if results.get("seconds"):
         timed = ", ".join(f"{name} {seconds:.3g}" for name, seconds in results["seconds"].items())
         parts += ["", f"Seconds a step (median over chunks, without compilation): {timed}."]
-    markdown = "\n".join(parts) + "\n"
-    files.write_json(pathlib.Path(directory) / "results.json", {**results, "rows": _without_nan(results["rows"])})
-    files.write_text(pathlib.Path(directory) / "results.md", markdown)
-    return markdown
+    return "\n".join(parts) + "\n"
 
 
 def _without_nan(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """JSON has no NaN."""
     return [{**row, "accuracies": [None if np.isnan(x) else x for x in row["accuracies"]]} for row in rows]
+
+
+def _with_nan(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "accuracies": [np.nan if x is None else x for x in row["accuracies"]]} for row in rows]

@@ -28,6 +28,7 @@ try:
 except ImportError:  # not on Windows
     fcntl = None
 
+LOCK = ".metadd.lock"  # what the name of a lock's file ends in
 RENEW_SECONDS = 60
 STALE_SECONDS = 600
 # What file systems without locks answer.
@@ -99,6 +100,13 @@ def waiting(
             time.sleep(seconds)
     with lock:
         yield lock
+
+
+def remove_free(folder: pathlib.Path) -> None:
+    """Removes the lock files in ``folder`` whose holders are dead."""
+    for path in folder.glob(f".*{LOCK}"):
+        with contextlib.suppress(HeldError):
+            Lock(path).release()
 
 
 def _open(path: pathlib.Path) -> int:

@@ -101,7 +101,7 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     say = functools.partial(logging.getLogger(__name__).warning, "%s: %s; waiting for it", folder)
-    with storage.waiting(folder.with_name(f".{folder.name}.lock"), on_wait=say):
+    with storage.waiting(folder.with_name(f".{folder.name}{storage.LOCK}"), on_wait=say):
         yield
 
 

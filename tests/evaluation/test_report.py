@@ -172,3 +172,17 @@ def test_a_training_that_diverged_is_told_and_costs_no_other_number(rows, tmp_pa
     assert "diverged" in markdown and "nan" not in markdown
     stored = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
     assert [None, 0.4] in [row["accuracies"] for row in stored["rows"]]
+    assert report.markdown(report.read(tmp_path)) == markdown
+
+
+def test_results_are_read_back_only_as_they_were_written(rows, tmp_path):
+    written = report.write(tmp_path, results(rows))
+    kept = report.read(tmp_path)
+    assert kept["rows"] == rows and report.markdown(kept) == written == (tmp_path / "results.md").read_text()
+    file = tmp_path / "results.json"
+    text = file.read_text()
+    for damaged in (text.replace("0.", "1.", 1), text[:-9], "[]", "", "{}"):
+        file.write_text(damaged)
+        assert report.read(tmp_path) is None
+    file.unlink()
+    assert report.read(tmp_path) is None

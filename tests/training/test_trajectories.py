@@ -200,7 +200,7 @@ def test_killed_before_its_first_file_it_starts_all_the_same(dataset, tmp_path, 
 def test_a_second_run_waits_for_the_experts_of_the_first(folder, dataset, tmp_path, monkeypatch, caplog):
     """Both worked in one folder, and the slower one died with a traceback when it was renamed."""
     place = tmp_path / "shared"
-    lock = storage.Lock(tmp_path / ".shared.lock")
+    lock = storage.Lock(tmp_path / ".shared.metadd.lock")
 
     def finish(seconds):
         copy(folder, place)
