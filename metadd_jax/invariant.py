@@ -119,7 +119,12 @@ def positivity(maps: jax.Array, logits: jax.Array, labels: jax.Array, *, kind: s
       jaccard: 1 - sum_ij min_m c / (sum_ij max_m c + eps), in [0, 1]; dead maps are its worst case.
       soft_ratio: 1 - mean_ij prod_m sigmoid((c - 0.5) / 0.1), the meta ratio made smooth.
       hinge: mean over networks of max(0, 1 - (logit_y - largest other logit)).
+
+    Raises:
+      ValueError: for another kind.
     """
+    if kind not in POSITIVITY:
+        raise ValueError(f"positivity {kind!r} must be one of {', '.join(POSITIVITY)}")
     if kind == "jaccard":
         shared = maps.min(axis=0).sum(axis=(1, 2))
         total = maps.max(axis=0).sum(axis=(1, 2))
@@ -180,13 +185,21 @@ def invariant_loss(
     The gradient goes to the images and to ``weights`` (it is the term's mean, so weights can be learned). All else is
     a constant whatever ``config.micro_batch`` is: the networks with their ``map_eps``, the reference, the metrics.
 
-    ``weights`` default to the strengths of the config taken as plain weights; ``distillers.metadd`` passes the
-    calibrated ones. See ``invariant_terms`` for the other arguments and the errors.
+    ``weights``, one for each term in use, default to the strengths of the config taken as plain weights;
+    ``distillers.metadd`` passes the calibrated ones. See ``invariant_terms`` for the other arguments.
+
+    Raises:
+      ValueError: see ``invariant_terms``; or for weights of other terms than those in use.
     """
     config = config or InvariantConfig()
     _check(images, labels, auxiliaries, reference, config)
-    seen, labels = _seen(key, images, labels, config)
     names, weights = tuple(config.strengths), config.strengths if weights is None else weights
+    if set(weights) != set(names):
+        raise ValueError(
+            f"weights are for {', '.join(sorted(weights))}, but the terms in use are {', '.join(names)} (strengths of "
+            "the config above 0); give one weight for each"
+        )
+    seen, labels = _seen(key, images, labels, config)
     row = jnp.stack([jnp.asarray(weights[name], jnp.float32) for name in names])[None] if names else jnp.zeros((1, 0))
     (loss,), (terms, found) = _weigh(row, seen, labels, (tuple(auxiliaries), reference), config)
     means = {f"loss_{name}": value for name, value in zip(names, terms.mean(axis=1), strict=True)}

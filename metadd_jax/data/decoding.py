@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     import PIL.Image
 
 
+MODES = ("L", "RGB")
+
+
 def to_array(picture: PIL.Image.Image, mode: str, image_size: int) -> np.ndarray:
     """Decodes a picture, and brings it to a square as the field does with ImageNet (MTT: Resize, CenterCrop).
 
@@ -23,9 +26,14 @@ def to_array(picture: PIL.Image.Image, mode: str, image_size: int) -> np.ndarray
 
     Returns:
       [H, W, C] uint8, C = 1 for "L" and 3 for "RGB".
+
+    Raises:
+      ValueError: for another mode.
     """
     import PIL.Image
 
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r} must be one of {', '.join(MODES)}")
     picture = picture.convert(mode)
     if image_size:
         shorter = min(picture.size)

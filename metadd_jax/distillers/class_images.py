@@ -40,8 +40,11 @@ def initial(key: jax.Array, dataset: Dataset, net: zoo.Architecture, *, ipc: int
       init: "real" (distinct random real images, standardised) or "noise" (standard normal).
 
     Raises:
-      ValueError: if ``net`` was made for other data, or (init "real") a class has fewer than ``ipc`` images.
+      ValueError: if ``net`` was made for other data, (init "real") a class has fewer than ``ipc`` images, or ``init``
+        is another word.
     """
+    if init not in INITS:
+        raise ValueError(f"init {init!r} must be one of {', '.join(INITS)}")
     if dataset.image_shape != net.image_shape or dataset.num_classes != net.num_classes:
         raise ValueError(
             f"{net.name} takes {net.image_shape} images of {net.num_classes} classes, but {dataset.name} has "

@@ -32,7 +32,16 @@ def rows_of(set_name: str, distill_seed: int, table: Sequence[Row], roles: Mappi
 
 
 def accuracies(rows: Sequence[Mapping[str, Any]], set_name: str, *, roles: Sequence[str] = ROLES) -> np.ndarray:
-    """Accuracies [distillation seeds, networks, training seeds] of one set over the networks with these roles."""
+    """Accuracies [distillation seeds, networks, training seeds] of one set over the networks with these roles.
+
+    Raises:
+      ValueError: for a role that is none of ``ROLES``, or where no row is of this set.
+    """
+    if not set(roles) <= set(ROLES):
+        raise ValueError(f"roles {', '.join(roles)} must be of {', '.join(ROLES)}")
+    if all(row["set"] != set_name for row in rows):
+        there = ", ".join(dict.fromkeys(row["set"] for row in rows))
+        raise ValueError(f"no rows of a set {set_name!r}; there are {there or 'none'}")
     chosen = [row for row in rows if row["set"] == set_name and row["role"] in roles]
     seeds = sorted({row["distill_seed"] for row in chosen})
     networks = list(dict.fromkeys(row["network"] for row in chosen))

@@ -12,6 +12,7 @@ import numpy as np
 
 from metadd_jax import structs
 
+SPACES = ("standardised", "zca")
 REQUIRED = ("mean", "std", "class_names", "value_space")
 _SUM_TOLERANCE = 1e-3  # of probabilities that add up to 1, in float32 and through other programs
 
@@ -34,8 +35,9 @@ def check_set(source: Any, synthetic: structs.SyntheticSet, metadata: dict[str, 
     names = metadata["class_names"]
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"class_names of {source} are {_short(names)}; they must be a list of names, one a class")
-    if not isinstance(metadata["value_space"], str):
-        raise ValueError(f'value_space of {source} is {_short(metadata["value_space"])}; it must be "standardised"')
+    if metadata["value_space"] not in SPACES:
+        wanted = " or ".join(SPACES)
+        raise ValueError(f"value_space of {source} is {_short(metadata['value_space'])}; it must be {wanted}")
     check_arrays(source, synthetic, len(names))
     shape = np.shape(synthetic.images)
     _check_constants(source, shape[-1], metadata)

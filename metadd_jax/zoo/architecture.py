@@ -15,6 +15,7 @@ from metadd_jax.zoo import contract, initialise, layers, norms
 
 Variables = dict[str, Any]
 Outputs = dict[str, jax.Array]
+GEOMETRIES = ("small", "imagenet")
 COMPUTE = ("float32", "bfloat16")
 
 
@@ -55,6 +56,9 @@ class Architecture:
     compute: str = "float32"
 
     def __post_init__(self) -> None:
+        for field, words in (("geometry", GEOMETRIES), ("compute", COMPUTE)):
+            if getattr(self, field) not in words:
+                raise ValueError(f"{self.name}: {field}={getattr(self, field)}; choose one of {', '.join(words)}")
         shapes(self)  # a network that breaks the contract is refused here (see ``contract.trace``)
 
     def init(self, key: jax.Array) -> Variables:

@@ -96,7 +96,10 @@ def pool(x: jax.Array, kind: str) -> jax.Array:
 
     Raises:
       SizeError: if the map is less than 2 pixels high or wide.
+      ValueError: for another kind.
     """
+    if kind not in POOLINGS:
+        raise ValueError(f"pooling {kind!r} must be one of {', '.join(POOLINGS)}")
     if kind == "none":
         return x
     rows, columns = x.shape[1] // 2, x.shape[2] // 2

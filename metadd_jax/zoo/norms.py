@@ -13,6 +13,7 @@ from flax import linen as nn
 from metadd_jax.zoo.layers import SizeError, widen
 
 NORMS = ("instance", "batch", "layer", "group", "none")
+_OF_FEATURES = ("instance", "layer", "group")
 EPSILON = 1e-5
 _GROUPS = 4
 
@@ -22,7 +23,12 @@ def norm(x: jax.Array, kind: str, *, train: bool, name: str, epsilon: float = EP
 
     Batch norm: momentum .9 here is PyTorch's .1; the running variance is the biased one (Flax), where PyTorch
     keeps the unbiased one: a factor n / (n - 1), n = B H W.
+
+    Raises:
+      ValueError: for another kind.
     """
+    if kind not in NORMS:
+        raise ValueError(f"norm {kind!r} must be one of {', '.join(NORMS)}")
     if kind == "none":
         return x
     if kind == "batch":
@@ -53,9 +59,17 @@ class FeatureNorm(nn.Module):
 
     ``instance``: group norm with as many groups as channels, affine, params [C]. ``group``: 4 groups,
     params [C]. ``layer``: over all of H, W, C, params [H, W, C] (PyTorch: (C, H, W)).
+
+    Raises:
+      ValueError: for another kind.
     """
 
     kind: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind not in _OF_FEATURES:
+            raise ValueError(f"norm {self.kind!r} must be one of {', '.join(_OF_FEATURES)}")
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

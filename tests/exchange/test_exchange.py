@@ -170,8 +170,10 @@ def test_png_folders_are_not_mixed_with_other_files(tmp_path):
         exchange.export_png_folder(tmp_path / "png", synthetic, grey)
     exchange.export_png_folder(tmp_path / "png", synthetic, grey, overwrite=True)
     assert len(list((tmp_path / "png").rglob("*.png"))) == 4
-    with pytest.raises(ValueError, match="value space 'unit' has no pixels"):
+    with pytest.raises(ValueError, match="value_space of the set is 'unit'; it must be standardised or zca"):
         exchange.export_png_folder(tmp_path / "unit", synthetic, grey | {"value_space": "unit"})
+    with pytest.raises(ValueError, match="value space 'unit' has no pixels"):
+        exchange.to_pixels(synthetic.images, grey | {"value_space": "unit"})
 
 
 def test_the_dc_file_comes_back_and_has_the_peers_layout(tmp_path):
