@@ -4,8 +4,7 @@ Images are [B, H, W, C] float, standardised (or whitened): zero is the mean of t
 Every op takes its parameters explicitly, as an array of shape [P]: P = 1 (or a scalar) for one transform of
 the whole batch, P = B for one an image. Ops are affine in the images: gradients are exact and always finite.
 
-DC judges some sets under an older scheme, one op an image: ``augment_each``. A recipe for training names either
-scheme by its words: ``training_augmentation``.
+DC judges some sets under an older scheme, one op an image: ``dc_augment``.
 
 Source: Zhao and Bilen, arXiv 2102.08259, with the formulas and default ratios of the published code of DSA,
 DM and MTT. Grids follow the ``align_corners=True`` convention: the normalised coordinates -1 and 1 are the
@@ -15,7 +14,7 @@ centres of the outermost pixels.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import chex
 import jax
@@ -196,57 +195,6 @@ def augment(
     return jax.lax.switch(index, ops, draw_key, images)
 
 
-def augment_each(
-    key: jax.Array, images: jax.Array, tokens: Sequence[str], *, weights: jax.Array | None = None
-) -> jax.Array:
-    """DC's augmentation at evaluation: each image gets one op of ``tokens``, drawn for it alone, uniformly.
-
-    ``crop``: a shift by up to 4 pixels each way; ``scale``: height and width times U(0.8, 1.2) each; ``rotate``: by
-    U(-45, 45) degrees; ``noise``: plus 0.001 N(0, 1). What comes in from outside of an image is the mean of its
-    channel over the batch. Published: crop, scale, rotate for MNIST; crop, noise for ConvNet with batch norm; no
-    augmentation for all else. Sampling is bilinear.
-
-    Args:
-      key: typed PRNG key.
-      images: [B, H, W, C] float.
-      tokens: names of ``EACH_TOKENS``, at least one.
-      weights: [B], 0 for images that only fill up the batch and stay out of the mean; None: all count.
-
-    Returns:
-      [B, H, W, C], differentiable in ``images``.
-    """
-    op_key, draw_key = jax.random.split(key)
-    outside = jnp.average(images.mean(axis=(1, 2)), axis=0, weights=weights)
-    centred = images - outside  # the ops fill with zero
-    seen = jnp.stack([EACH_TOKENS[token](draw_key, centred) for token in tokens])
-    choice = jax.random.randint(op_key, images.shape[:1], 0, len(tokens))
-    return seen[choice, jnp.arange(len(images))] + outside
-
-
-def training_augmentation(text: str) -> Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]:
-    """What the words of a training recipe do to a batch.
-
-    Args:
-      text: as in ``strategy``, for one op a batch with individual parameters an image; or "dc_" and tokens of
-        ``EACH_TOKENS`` ("dc_crop_scale_rotate"), for ``augment_each``.
-
-    Returns:
-      ``(key, op_key, images, weights) -> images``; ``op_key`` chooses the op of a batch and plays no part in "dc_";
-      ``weights`` as in ``augment_each``, and without effect on DSA's ops, which look at one image each.
-
-    Raises:
-      ValueError: if a token is unknown.
-    """
-    if not text.startswith("dc_"):
-        chosen = strategy(text)
-        return lambda key, op_key, images, weights: augment(key, images, chosen, siamese=False, op_key=op_key)
-    tokens = tuple(text.split("_")[1:])
-    unknown = [token for token in tokens if token not in EACH_TOKENS]
-    if unknown:
-        raise ValueError(f"unknown augmentation {unknown[0]!r} in {text!r}; after 'dc_' use {', '.join(EACH_TOKENS)}")
-    return lambda key, op_key, images, weights: augment_each(key, images, tokens, weights=weights)
-
-
 def _random_color(key: jax.Array, images: jax.Array, strategy: Strategy, count: int) -> jax.Array:
     u = jax.random.uniform(key, (3, count))
     images = brightness(images, (u[0] - 0.5) * strategy.brightness)
@@ -296,31 +244,6 @@ TOKENS: dict[str, Callable[[jax.Array, jax.Array, Strategy, int], jax.Array]] = 
     "flip": _random_flip,
     "scale": _random_scale,
     "rotate": _random_rotate,
-}
-
-
-def _each_crop(key: jax.Array, images: jax.Array) -> jax.Array:
-    return crop(images, *jax.random.randint(key, (2, len(images)), -4, 5))
-
-
-def _each_scale(key: jax.Array, images: jax.Array) -> jax.Array:
-    return scale(images, *(1 / jax.random.uniform(key, (2, len(images)), minval=0.8, maxval=1.2)))
-
-
-def _each_rotate(key: jax.Array, images: jax.Array) -> jax.Array:
-    most = jnp.deg2rad(45.0)
-    return rotate(images, jax.random.uniform(key, (len(images),), minval=-most, maxval=most))
-
-
-def _each_noise(key: jax.Array, images: jax.Array) -> jax.Array:
-    return images + 0.001 * jax.random.normal(key, images.shape)
-
-
-EACH_TOKENS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "crop": _each_crop,
-    "scale": _each_scale,
-    "rotate": _each_rotate,
-    "noise": _each_noise,
 }
 
 

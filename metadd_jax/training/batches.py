@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from metadd_jax import augment, keys, parts, transforms
-from metadd_jax.training import recipes
+from metadd_jax.training import recipes, views
 
 MIXUP_ALPHA, CUTMIX_ALPHA = 0.8, 1.0  # SRe2L's
 _CPU_PART = 32
@@ -59,7 +59,7 @@ def view(
     """
     step_key = jax.random.fold_in(keys.named(key, "view"), step)
     op_key = jax.random.fold_in(keys.named(shared_key, "token"), step)
-    images = augment.training_augmentation(recipe.augmentation)(step_key, op_key, images, weights)
+    images = views.augmentation(recipe.augmentation)(step_key, op_key, images, weights)
     crop_key, flip_key, mix_key = (keys.named(step_key, part) for part in ("crop", "flip", "mix"))
     count, size = images.shape[0], images.shape[1:3]
     if recipe.crop == "shift":

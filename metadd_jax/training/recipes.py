@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metadd_jax import augment
 from metadd_jax.ranges import OneOf, Real, Text, Whole, check
+from metadd_jax.training import views
 
 OPTIMISERS = ("sgd", "adamw")
 SCHEDULES = ("step", "cosine")
@@ -37,7 +37,7 @@ class Recipe:
       schedule: "step" (x 0.1 from epoch ``drop_epoch`` on, momentum restarted there) or "cosine" (to 0).
       drop_epoch: first epoch (from 0) of the lower rate.
       augmentation: DSA tokens joined by "_" (one token per batch, individual parameters per image), "none", or "dc_"
-        and DC's own tokens (one per image): see ``augment.training_augmentation``.
+        and DC's own tokens (one per image): see ``views.augmentation``.
       warmup_epochs: the rate grows linearly over these, the cosine falls over the rest.
       crop: of each image: "none", "shift" (by up to an eighth of the side, as a crop of 32 from 32 + 2 * 4 pixels; what
         is missing becomes the data's mean) or "resized" (``transforms.draw_resized_crop``).
@@ -76,7 +76,7 @@ class Recipe:
                 f"warmup_epochs={self.warmup_epochs} with schedule {self.schedule!r} and epochs={self.epochs}: give 0, "
                 "or fewer than the epochs of a cosine"
             )
-        augment.training_augmentation(self.augmentation)
+        views.augmentation(self.augmentation)
 
 
 def dc_evaluation(epochs: int, *, augmentation: str = "none", learning_rate: float = 0.01) -> Recipe:

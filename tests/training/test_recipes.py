@@ -131,7 +131,7 @@ def test_sre2l_settings_are_the_published_ones():
         ({"crop": "centre"}, "crop='centre' must be one of none, shift, resized"),
         ({"mix": "smix"}, "mix='smix' must be one of none, mixup, cutmix"),
         ({"temperature": 0.0}, "temperature=0.0"),
-        ({"teacher_mode": "eval"}, "teacher_mode 'eval' must be one of evaluation, training"),
+        ({"teacher_mode": "eval"}, "teacher_mode='eval' must be one of evaluation, training"),
         ({"schedule": "cosine", "warmup_epochs": 1}, "warmup_epochs=1 with schedule 'cosine' and epochs=1"),
         ({"epochs": 3, "warmup_epochs": 1}, "warmup_epochs=1 with schedule 'step'"),
     ],

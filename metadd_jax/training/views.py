@@ -1,0 +1,36 @@
+"""The augmentation of a training by its words: DSA's scheme or DC's older one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+
+from metadd_jax import augment, dc_augment
+
+_OLDER = "dc_"
+
+
+def augmentation(text: str) -> Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]:
+    """What the words of a training recipe do to a batch.
+
+    Args:
+      text: as in ``augment.strategy``, for one op a batch with individual parameters an image; or "dc_" and tokens of
+        ``dc_augment.TOKENS`` ("dc_crop_scale_rotate"), for ``dc_augment.augment_each``.
+
+    Returns:
+      ``(key, op_key, images, weights) -> images``; ``op_key`` chooses the op of a batch and plays no part in "dc_";
+      ``weights`` as in ``augment_each``, and without effect on DSA's ops, which look at one image each.
+
+    Raises:
+      ValueError: if a token is unknown.
+    """
+    if not text.startswith(_OLDER):
+        chosen = augment.strategy(text)
+        return lambda key, op_key, images, weights: augment.augment(key, images, chosen, siamese=False, op_key=op_key)
+    tokens = tuple(text.removeprefix(_OLDER).split("_"))
+    unknown = [token for token in tokens if token not in dc_augment.TOKENS]
+    if unknown:
+        known = ", ".join(dc_augment.TOKENS)
+        raise ValueError(f"unknown augmentation {unknown[0]!r} in {text!r}; after 'dc_' use {known}")
+    return lambda key, op_key, images, weights: dc_augment.augment_each(key, images, tokens, weights=weights)
