@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import command
-import numpy as np
 
 import metadd_jax as mdd
 from metadd_jax import files, storage
@@ -18,10 +17,35 @@ def load_set(file: str) -> tuple[mdd.SyntheticSet, dict[str, Any]]:
     """A distilled set from ``synthetic.npz`` or from the folder that holds it.
 
     Raises:
-      ValueError: if there is none, or it is damaged.
+      ValueError: if there is none, or it is damaged; the folder of a run names the sets that it holds.
     """
-    path = pathlib.Path(file)
-    return mdd.exchange.load_npz(path / "synthetic.npz" if path.is_dir() else path)
+    path = pathlib.Path(file).expanduser()
+    if not path.is_dir():
+        return mdd.exchange.load_npz(path)
+    inside = [] if (path / "synthetic.npz").exists() else sets_inside(path)
+    if inside:
+        raise ValueError(f"{path} is a run's folder with {len(inside)} sets; give one: {' '.join(map(str, inside))}")
+    return mdd.exchange.load_npz(path / "synthetic.npz")
+
+
+def sets_inside(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The folders of the sets that a run's folder holds, or a method's in it."""
+    return sorted(file.parent for pattern in ("*/seed*", "seed*") for file in folder.glob(f"{pattern}/synthetic.npz"))
+
+
+def is_set(file: str) -> bool:
+    """Whether a path means a distilled set (or a run of such) and not real data: not its name decides."""
+    path = pathlib.Path(file).expanduser()
+    if path.is_dir():
+        return (path / "synthetic.npz").exists() or bool(sets_inside(path))
+    if path.suffix == ".npz":
+        return not path.is_file() or mdd.exchange.is_set_file(path)
+    return path.is_file()
+
+
+def option(name: str) -> str:
+    """How the user writes a field of a script's settings, for ``ranges.check``."""
+    return f"--{name.replace('_', '-')}"
 
 
 def open_cache(cache_dir: str | None) -> pathlib.Path:
@@ -77,35 +101,24 @@ def pretrain(
 
 
 def real_data(metadata: dict[str, Any], *, name: str | None = None, **places: str | None) -> mdd.Dataset:
-    """The real data that a set was made from, in the set's own value space.
+    """The real data that a set was made from, in the set's own value space; says so if it is other data.
 
     Args:
-      name: another data set to judge it on.
+      name: another data set to judge it on, named by the user.
       places: ``data_dir`` and ``cache_dir``.
 
     Raises:
-      ValueError: if the data is absent or of another value space.
+      ValueError: if the data is absent, the set does not name it, or the two do not belong together.
     """
+    own = name or metadata.get("dataset")
+    if not isinstance(own, str):
+        raise ValueError("the set does not say which data it was made from; name it by --dataset")
     settings = {key: metadata.get(key, 0) for key in ("image_size", "train_per_class", "validation_fraction")}
-    dataset = mdd.data.load(name or metadata["dataset"], zca=metadata["value_space"] == "zca", **settings, **places)
-    check_same_space(metadata, dataset)
+    for key, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{key} of the set is {value!r}, not a number; export the set with the data's own {key}")
+    dataset = mdd.data.load(own, zca=metadata["value_space"] == "zca", **settings, **places)
+    note = mdd.exchange.check_belongs(metadata, dataset, other_data=name is not None)
+    if note:
+        print(note)
     return dataset
-
-
-def check_same_space(metadata: dict[str, Any], dataset: mdd.Dataset) -> None:
-    """Refuses to judge a set with real images of other constants: the numbers would mean nothing.
-
-    Raises:
-      ValueError: naming both constants.
-    """
-    if dataset.whitening is not None and not np.allclose(metadata["zca_mean"], dataset.whitening.mean, atol=1e-5):
-        raise ValueError(
-            f"the set was whitened for other images than those of {dataset.name}; judge it on its own data"
-        )
-    for name in ("mean", "std"):
-        ours, theirs = np.asarray(metadata[name]), np.asarray(getattr(dataset.arrays, name))
-        if ours.shape != theirs.shape or not np.allclose(ours, theirs, atol=1e-4):
-            raise ValueError(
-                f"the set was made with {name} {ours.tolist()}, but {dataset.name} is standardised with "
-                f"{theirs.tolist()}; judge it on the data set it was made from"
-            )

@@ -6,9 +6,12 @@ python experiments/evaluate.py runs/mnist5k/dm/seed0/synthetic.npz --networks vg
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import command
 import tyro
+
+from metadd_jax.ranges import Whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,7 @@ class EvaluateConfig:
     Attributes:
       file: synthetic.npz, or the folder that holds it.
       networks: what to train on it.
-      dataset: the real set; default: the one named beside the distilled set.
+      dataset: other real data to judge on, of the same classes and constants; default: what the set was made from.
       data_dir: where prepared TFDS data lies.
       cache_dir: where decoded images are kept (default: ~/.cache/metadd_jax).
       seeds: trainings of each network.
@@ -31,8 +34,8 @@ class EvaluateConfig:
     dataset: str | None = None
     data_dir: str | None = None
     cache_dir: str | None = None
-    seeds: int = 3
-    epochs: int = 300
+    seeds: Annotated[int, Whole(1)] = 3
+    epochs: Annotated[int, Whole(1)] = 300
     augmentation: str = "auto"
 
 
@@ -44,14 +47,18 @@ def run(arguments: list[str]) -> None:
     import numpy as np
 
     import metadd_jax as mdd
-    from metadd_jax import keys
+    from metadd_jax import augment, keys, ranges
 
+    ranges.check(config, spell=common.option)
+    if not config.networks:
+        raise ValueError("no network to train; name some by --networks, or leave --networks out")
     common.check_names(config.networks)
+    if config.augmentation != "auto":
+        augment.training_augmentation(config.augmentation)
     synthetic, metadata = common.load_set(config.file)
-    name = config.dataset or metadata["dataset"]
     common.open_cache(config.cache_dir)
-    dataset = common.real_data(metadata, name=name, data_dir=config.data_dir, cache_dir=config.cache_dir)
-    words = mdd.data.augmentation(name) if config.augmentation == "auto" else config.augmentation
+    dataset = common.real_data(metadata, name=config.dataset, data_dir=config.data_dir, cache_dir=config.cache_dir)
+    words = mdd.data.augmentation(dataset.name) if config.augmentation == "auto" else config.augmentation
     nets = common.networks(config.networks, dataset)
     with command.bar(len(nets), "judge", "net") as progress:
         rows = mdd.evaluation.cross_architecture(
@@ -66,6 +73,9 @@ def run(arguments: list[str]) -> None:
     print(f"{config.file}: {config.epochs} epochs, augmentation {words}, {config.seeds} trainings, test split")
     for row in rows:
         values = 100 * np.array(row.accuracies)
+        if not np.isfinite(values).all():
+            print(f"{row.network:<28} diverged ({int(np.isnan(values).sum())} of {len(values)} trainings)")
+            continue
         spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
         print(f"{row.network:<28} {values.mean():5.1f}{spread}")
 

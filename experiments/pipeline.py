@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import warnings
 from typing import Any
 
 import checks
@@ -278,21 +279,25 @@ def _average(facts: list[dict[str, Any]]) -> dict[str, Any]:
 
 def draw(job: Job, sets: dict[str, list[mdd.SyntheticSet]], auxiliaries: dict[str, mdd.Auxiliary]) -> None:
     """``synthetic.png`` and (where there are auxiliaries) ``maps.png`` in the folder of each distilled set."""
-    seen = [auxiliaries[net.label] for net in job.seen]
-    space, names = exchange.value_space(job.dataset), job.dataset.class_names
-    for name, group in sets.items():
-        if name in BASELINES:
-            continue
-        for seed, synthetic in zip(seeds(job.config), group, strict=True):
+    for name in [name for name in sets if name not in BASELINES]:
+        for seed, synthetic in zip(seeds(job.config), sets[name], strict=True):
             folder = job.directory / name / f"seed{seed}"
-            pixels = exchange.to_pixels(synthetic.images, space)
-            pictures.grid(folder / "synthetic.png", pixels, synthetic.labels, class_names=names)
-            if not seen:
-                continue
-            first = np.arange(0, len(synthetic.labels), job.config.ipc)  # one image of each class
-            labels, shown = synthetic.labels[first], [net.name for net in job.seen]
-            stack = mdd.evaluation.map_stack(synthetic.images[first], labels, seen, config=job.config.metadd.cam)
-            pictures.maps(folder / "maps.png", pixels[first], labels, stack, network_names=shown, class_names=names)
+            try:
+                _draw_set(job, folder, synthetic, [auxiliaries[net.label] for net in job.seen])
+            except Exception as error:  # whatever it is: a picture costs no result
+                warnings.warn(f"no pictures of {folder}: {type(error).__name__}: {error}", stacklevel=1)
+
+
+def _draw_set(job: Job, folder: pathlib.Path, synthetic: mdd.SyntheticSet, seen: list[mdd.Auxiliary]) -> None:
+    names = job.dataset.class_names
+    pixels = exchange.to_pixels(synthetic.images, exchange.value_space(job.dataset))
+    pictures.grid(folder / "synthetic.png", pixels, synthetic.labels, class_names=names)
+    if not seen:
+        return
+    first = np.arange(0, len(synthetic.labels), job.config.ipc)  # one image of each class
+    labels, shown = synthetic.labels[first], [net.name for net in job.seen]
+    stack = mdd.evaluation.map_stack(synthetic.images[first], labels, seen, config=job.config.metadd.cam)
+    pictures.maps(folder / "maps.png", pixels[first], labels, stack, network_names=shown, class_names=names)
 
 
 def unwritten(job: Job, results: dict[str, Any]) -> list[pathlib.Path]:

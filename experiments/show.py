@@ -1,17 +1,19 @@
 """Draw a distilled set; with networks (trained on the real data, from the cache) also what they see in it.
 
 python experiments/show.py runs/mnist5k/dm/seed0 --out pictures --networks vgg11:width=8 lenet
-python experiments/show.py mnist5k --networks vgg11:width=8 lenet    (real images)
+python experiments/show.py mnist5k --networks vgg11:width=8 lenet    (real images; also a folder or an .npz of yours)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Annotated, Any
 
 import command
 import tyro
+
+from metadd_jax.ranges import Whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,13 +21,15 @@ class ShowConfig:
     """Pictures of a distilled set.
 
     Attributes:
-      file: synthetic.npz, the folder that holds it, or the name of a data set for one real image of each class.
+      file: synthetic.npz or the folder that holds it; or, for one real image of each class, a data set: a name, a
+        folder with train/CLASS/ and test/CLASS/, or an .npz with images and labels.
       out: folder for synthetic.png and maps.png.
       networks: networks whose activation maps are drawn (of the default kind, whatever the set was distilled under);
         they are pre-trained on the real data if need be.
       epochs: of that pre-training.
       augmentation: DSA tokens for it, or "none".
       train_per_class: for a data set: most images of a class to train on, 0 uses all (a distilled set names its own).
+      image_size: for a data set: side in pixels to which pictures of a folder or a TFDS set are brought; 0 leaves them.
       data_dir: where prepared TFDS data lies.
       cache_dir: where trained networks are kept (default: ~/.cache/metadd_jax).
     """
@@ -33,9 +37,10 @@ class ShowConfig:
     file: tyro.conf.Positional[str]
     out: str = "pictures"
     networks: tuple[str, ...] = ()
-    epochs: int = 5
+    epochs: Annotated[int, Whole(1)] = 5
     augmentation: str = "none"
-    train_per_class: int = 0
+    train_per_class: Annotated[int, Whole(0)] = 0
+    image_size: Annotated[int, Whole(0)] = 0
     data_dir: str | None = None
     cache_dir: str | None = None
 
@@ -48,9 +53,11 @@ def run(arguments: list[str]) -> None:
     import numpy as np
 
     import metadd_jax as mdd
-    from metadd_jax import exchange, files, pictures
+    from metadd_jax import augment, exchange, files, pictures, ranges
 
+    ranges.check(config, spell=common.option)
     common.check_names(config.networks)
+    augment.strategy(config.augmentation)
     folder = pathlib.Path(files.require_writable(config.out))
     name, synthetic, metadata, dataset = _images(config)
     pixels, names = exchange.to_pixels(synthetic.images, metadata), metadata["class_names"]
@@ -75,8 +82,9 @@ def _images(config: ShowConfig) -> tuple[str, Any, dict[str, Any], Any]:
     from metadd_jax import exchange, keys
 
     places = {"data_dir": config.data_dir, "cache_dir": config.cache_dir}
-    if not (pathlib.Path(config.file).exists() or config.file.endswith(".npz")):
-        dataset = mdd.data.load(config.file, train_per_class=config.train_per_class, **places)
+    if not common.is_set(config.file):
+        sizes = {"train_per_class": config.train_per_class, "image_size": config.image_size}
+        dataset = mdd.data.load(config.file, **sizes, **places)
         facts = {**exchange.value_space(dataset), "class_names": dataset.class_names}
         return "real", mdd.evaluation.random_real(keys.root(0, "random"), dataset, 1), facts, dataset
     synthetic, metadata = common.load_set(config.file)

@@ -1,12 +1,14 @@
 """Pictures of sets, of what networks look at, and of how a run went; arrays in, PNG files out.
 
-Files are written whole or not at all. matplotlib is imported where it is used and draws without a screen.
+Files are written whole or not at all, and only over pictures of this module. Names are drawn literally: "$" is no
+formula. matplotlib is imported where it is used and draws without a screen.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from metadd_jax import files
+from metadd_jax.exchange import checks
 
 _MAX_COLUMNS = 10  # Images of one class.
 _MAX_ROWS = 100  # Classes below each other; PNG writers stop at 65,536 pixels.
@@ -22,6 +25,8 @@ _DPI = 100
 _CELL = 96  # About the side of one image on the paper, in pixels.
 _GAP = 6  # Pixels between images.
 _LINE = 18  # Pixels of a line of text.
+_LONGEST = 60  # Letters of a name that are drawn.
+_SIGN = {"Software": "metadd_jax"}  # Written into each picture.
 _META = (0.10, 0.45, 0.95)  # Blue: what every network sees.
 _HETEROGENEOUS = (1.00, 0.50, 0.05)  # Orange: what one network sees and not all.
 
@@ -45,7 +50,7 @@ def grid(
       scores: [N] a number under each image (a loss, a confidence), or None.
 
     Raises:
-      ValueError: if the shapes do not fit together.
+      ValueError: if the shapes do not fit together, or a file stands there that this module did not draw.
     """
     images, labels, class_names = _checked(images, labels, class_names)
     members = [np.flatnonzero(labels == label)[:_MAX_COLUMNS] for label in range(len(class_names))]
@@ -102,11 +107,11 @@ def maps(
       title: a line above the picture.
 
     Raises:
-      ValueError: if the shapes do not fit together.
+      ValueError: if the shapes do not fit together, or a file stands there that this module did not draw.
     """
     images, labels, class_names = _checked(images, labels, class_names)
     stack = np.asarray(stack, np.float32)
-    networks = len(network_names)
+    networks, network_names = len(network_names), [_printable(name) for name in network_names]
     if stack.shape != (networks, *images.shape[:3]):
         raise ValueError(
             f"maps {stack.shape} do not fit {networks} networks and images {images.shape}; need [M, B, H, W]"
@@ -117,7 +122,9 @@ def maps(
     meta = high.all(axis=0)
     heads = ["image", *network_names, "meta", *network_names]
     names = [class_names[label] for label in labels[:_MAX_MAPS]]
-    paper = _Paper(len(pixels), len(heads), images.shape[1:3], left=_text_width(names), top=2 * _LINE, title=title)
+    paper = _Paper(
+        len(pixels), len(heads), images.shape[1:3], left=_text_width(names), top=2 * _LINE, title=_printable(title)
+    )
     for row, image in enumerate(pixels):
         drawn = [
             image,
@@ -151,22 +158,24 @@ def curves(
       file: the PNG to write.
       series: (steps [T], values [T]) by name; values that are not finite leave gaps.
       ylabel: what the values are, with their unit.
+
+    Raises:
+      ValueError: if a file stands there that this module did not draw.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     for name, (steps, values) in series.items():
         finite = np.where(np.isfinite(values), values, np.nan)
-        axes.plot(np.asarray(steps), finite, label=name, linewidth=1.5)
+        axes.plot(np.asarray(steps), finite, label=_short(name), linewidth=1.5)
     axes.set_xlabel("step")
-    axes.set_ylabel(ylabel)
+    axes.set_ylabel(ylabel, parse_math=False)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    with files.atomic_path(file) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))
+    for text in axes.legend(frameon=False).get_texts():
+        text.set_parse_math(False)
+    _write_png(file, figure)
 
 
 class _Paper:
@@ -228,7 +237,6 @@ class _Paper:
         self._write(y - 4 - _LINE, x, name, ha="left", va="baseline", color="0.3")
 
     def save(self, file: str | os.PathLike) -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         height, width = self._canvas.shape[:2]
@@ -236,9 +244,9 @@ class _Paper:
         figure = Figure(figsize=((width + 0.01) / _DPI, (height + 0.01) / _DPI), dpi=_DPI)
         figure.figimage(self._canvas)
         for y, x, text, style in self._texts:
-            figure.text(x / width, 1 - y / height, text, **({"fontsize": 9} | style))
-        with files.atomic_path(file) as temporary:
-            FigureCanvasAgg(figure).print_png(str(temporary))
+            literal = {"fontsize": 9, "parse_math": False} | style
+            figure.text(x / width, 1 - y / height, text, **literal)
+        _write_png(file, figure)
 
     def _corner(self, row: int, column: int) -> tuple[int, int]:
         return self._origin[0] + row * self._pitch[0], self._origin[1] + column * self._pitch[1]
@@ -259,7 +267,36 @@ def _checked(images: ArrayLike, labels: ArrayLike, class_names: Sequence[str]) -
         )
     if not np.isin(labels, np.arange(len(class_names))).all():
         raise ValueError(f"labels reach {labels.max()} but there are {len(class_names)} class names; name every class")
-    return images, labels, [str(name) for name in class_names]
+    return images, labels, [_short(name) for name in class_names]
+
+
+def _printable(name: Any) -> str:
+    """A name that can be drawn in one line; bytes of a folder's name that are no text become "?"."""
+    return " ".join(str(name).encode(errors="replace").decode().split())
+
+
+def _short(name: Any) -> str:
+    text = _printable(name)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _write_png(file: str | os.PathLike, figure: Any) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    checks.refuse_existing(pathlib.Path(file), overwrite=True, is_ours=_is_ours)
+    with files.atomic_path(file) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary), metadata=_SIGN)
+
+
+def _is_ours(file: pathlib.Path) -> bool:
+    """Whether a picture was drawn here."""
+    from PIL import Image  # a dependency of matplotlib
+
+    try:
+        with Image.open(file) as picture:
+            return picture.info.get("Software") == _SIGN["Software"]
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
 
 
 def _near_square(count: int) -> int:

@@ -1,5 +1,7 @@
 """Pictures: every pixel of an image stands enlarged in the PNG, masks have their colours, text has room."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -99,6 +101,46 @@ def test_shapes_that_do_not_fit_are_refused(tmp_path):
         stack = np.zeros((1, 4, 8, 8))
         pictures.maps(tmp_path / "m.png", images, labels, stack, network_names=["x", "y"], **constants)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "names", [("$", "$$"), ("$5_$10", r"$\frac{"), (os.fsdecode(b"caf\xe9"), "b\nc"), ("x" * 9999, "y")]
+)
+def test_names_are_drawn_literally(tmp_path, names):
+    """Price ranges are no formulas, foreign bytes no letters, and a long name makes no wide picture."""
+    images, labels = make_images(4, 2)
+    stack = np.zeros((2, 4, 8, 8))
+    pictures.grid(tmp_path / "g.png", images, labels, class_names=names)
+    pictures.grid(tmp_path / "one.png", images[::2], labels[::2], class_names=names)
+    pictures.maps(
+        tmp_path / "m.png", images, labels, stack, class_names=names, network_names=names, title=names[0][:20]
+    )
+    pictures.curves(tmp_path / "c.png", {name: ([0, 1], [1.0, 0.5]) for name in names}, ylabel=names[1])
+    assert all(max(read(tmp_path / f"{name}.png").shape) < 1500 for name in ("g", "one", "m", "c"))
+
+
+def test_a_dollar_is_seen_where_it_stands(tmp_path):
+    """ "$5 to $9" has two dollars more than "5 to 9", which it is as a formula: its picture has more ink."""
+    images, labels = make_images(2, 2)
+    ink = {}
+    for name in ("$5to$9", "5to9"):
+        pictures.grid(tmp_path / f"{name}.png", images, labels, class_names=[name, "b"])
+        ink[name] = (read(tmp_path / f"{name}.png")[:18] < 128).sum()
+    assert ink["$5to$9"] > ink["5to9"] + 10
+
+
+def test_only_pictures_of_ours_are_drawn_over(tmp_path):
+    images, labels = make_images(4, 2)
+    constants = {"class_names": ["a", "b"]}
+    for _ in range(2):
+        pictures.grid(tmp_path / "ours.png", images, labels, **constants)
+    image_module.imsave(tmp_path / "theirs.png", np.zeros((4, 4, 3)))
+    (tmp_path / "text.png").write_text("mine")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    for name in ("theirs", "text"):
+        with pytest.raises(ValueError, match=rf"{name}\.png is not what metadd_jax wrote"):
+            pictures.grid(tmp_path / f"{name}.png", images, labels, **constants)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_curves_are_drawn_with_gaps_where_values_are_not_finite(tmp_path):

@@ -1,7 +1,18 @@
 """Distilled sets for the rest of the world: NumPy files, PNG folders and PyTorch files, out and in."""
 
-from metadd_jax.exchange.arrays import export_npz, load_npz
+from metadd_jax.exchange.arrays import export_npz, is_set_file, load_npz
+from metadd_jax.exchange.belongs import check_belongs
 from metadd_jax.exchange.pixels import export_png_folder, to_pixels, value_space
 from metadd_jax.exchange.pytorch import export_torch, load_torch
 
-__all__ = ["export_npz", "export_png_folder", "export_torch", "load_npz", "load_torch", "to_pixels", "value_space"]
+__all__ = [
+    "check_belongs",
+    "export_npz",
+    "export_png_folder",
+    "export_torch",
+    "is_set_file",
+    "load_npz",
+    "load_torch",
+    "to_pixels",
+    "value_space",
+]

@@ -117,6 +117,15 @@ def load_npz(file: str | os.PathLike) -> tuple[structs.SyntheticSet, dict[str, A
     return synthetic, metadata
 
 
+def is_set_file(file: str | os.PathLike) -> bool:
+    """Whether a file holds a distilled set, as its fields tell: real data has no ``mean`` and ``std`` beside images."""
+    file = pathlib.Path(file).expanduser()
+    try:
+        return file.is_file() and set(_ALWAYS) <= set(_describe(file))
+    except _UNREADABLE:
+        return False
+
+
 def _to_arrays(synthetic: structs.SyntheticSet, metadata: dict[str, Any]) -> dict[str, np.ndarray]:
     values = vars(synthetic) | {name: metadata.get(name) for name in ("mean", "std", *_WHITENING)}
     return {name: np.asarray(values[name]).astype(dtype) for name, dtype in _DTYPES.items() if values[name] is not None}
