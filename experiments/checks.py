@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import methods
 from options import DistillConfig
 
 import metadd_jax as mdd
-from metadd_jax import augment, ranges
+from metadd_jax import augment, files, ranges
 from metadd_jax.invariant import InvariantConfig
 
 
@@ -75,6 +78,36 @@ def check_networks(networks: Sequence[mdd.zoo.Architecture], seen: Sequence[mdd.
     for net in seen:
         if not net.has_map:
             raise ValueError(f"{net.label} has no activation map, so it cannot be an auxiliary; list it as unseen")
+
+
+def data_facts(dataset: mdd.Dataset) -> dict[str, Any]:
+    """What a run's ``config.json`` keeps of its data: one name can stand for other images another day."""
+    return {"fingerprint": dataset.fingerprint, "class_names": list(dataset.class_names)}
+
+
+def check_data(directory: pathlib.Path, dataset: mdd.Dataset) -> None:
+    """Refuses a folder whose run began with other data than ``dataset``; one that holds no run is none of them.
+
+    Raises:
+      ValueError: with both fingerprints, or the first class whose name differs.
+    """
+    file = directory / "config.json"
+    if not file.exists():
+        return
+    held, now = files.read_json(file).get("data"), data_facts(dataset)
+    if held == now:
+        return
+    held = held if isinstance(held, dict) else {}
+    was = str(held.get("fingerprint"))
+    what = f"the data {dataset.name} had the fingerprint {was[:12]}, now {dataset.fingerprint[:12]}"
+    if was == dataset.fingerprint:
+        names = itertools.zip_longest(held.get("class_names") or (), dataset.class_names)
+        label, (before, after) = next((label, pair) for label, pair in enumerate(names) if pair[0] != pair[1])
+        what = f"class {label} of {dataset.name} was {before!r}, now {after!r}"
+    raise ValueError(
+        f"{directory} holds another run ({what}); bring the data back, use another --run-dir, or --overwrite to start "
+        "anew"
+    )
 
 
 def option(path: str) -> str:

@@ -130,7 +130,10 @@ def _do(job: pipeline.Job, results: dict[str, Any] | None = None) -> str:
         base, *ours = distilled
         pairs = [(base, name) for name in ours] + [("random", base)]
         results = {
-            "notes": pipeline.notes(job),
+            "notes": [
+                *pipeline.notes(job),
+                *effects.conditions(job.directory, distilled, pipeline.seeds(config), job.dataset),
+            ],
             "evaluated_on": config.evaluate_on,
             "rows": rows,
             "repeats": report.repeats(sets, pipeline.seeds(config)),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pathlib
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+import metadd_jax as mdd
 from metadd_jax import storage
 
 
@@ -51,6 +52,34 @@ def pulls(directory: pathlib.Path, methods: Iterable[str], seeds: Iterable[int])
                 "end": _of([reported[-1] for reported in lines]),
             }
     return found
+
+
+def conditions(
+    directory: pathlib.Path, sets: Mapping[str, Sequence[mdd.SyntheticSet]], seeds: Iterable[int], dataset: mdd.Dataset
+) -> list[str]:
+    """Lines for the head of the results: what the pixels, the loss and the gradient of each method's sets came to."""
+    lines = []
+    for method, group in sets.items():
+        found = {}
+        for seed, synthetic in zip(seeds, group, strict=True):
+            log = storage.JsonLines(directory / method / f"seed{seed}" / "metrics.jsonl").read()
+            if looked := mdd.distillers.examine(synthetic, dataset, log):
+                found[seed] = looked
+        if found:
+            mean = mdd.distillers.Condition(*(_mean(values) for values in zip(*found.values(), strict=True)))
+            lines += ["", f"{method}: {mean.describe()}."]
+            lines += [
+                line
+                for seed, looked in found.items()
+                for text in looked.warnings()
+                for line in ("", f"**Warning**, {method} seed {seed}: {text}.")
+            ]
+    return lines
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    mean = np.mean(values, axis=0)
+    return tuple(mean.tolist()) if mean.ndim else float(mean)
 
 
 def _of(lines: list[dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -82,6 +82,8 @@ def prepare(config: DistillConfig) -> Job:
     smallest = int(np.min(dataset.arrays.counts))
     if config.ipc > smallest:
         raise ValueError(f"ipc={config.ipc} is more than the {smallest} images of the smallest class; lower --ipc")
+    if not config.overwrite:
+        checks.check_data(directory, dataset)
     mdd.evaluation.split_of(dataset, config.evaluate_on)
     groups = ((config.backbone,), config.seen, config.unseen)
     (backbone,), seen, unseen = (tuple(common.networks(specs, dataset)) for specs in groups)
@@ -93,7 +95,7 @@ def prepare(config: DistillConfig) -> Job:
     if config.plan:
         return job
     # Only now: a start that fails leaves no trace.
-    return dataclasses.replace(job, lock=runfolder.claim(directory, config))
+    return dataclasses.replace(job, lock=runfolder.claim(directory, config, dataset))
 
 
 def run_config(config: DistillConfig) -> mdd.distillers.RunConfig:

@@ -9,11 +9,12 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import checks
 import command
 import numpy as np
 from options import DistillConfig
 
-from metadd_jax import exchange, files, parallel, storage
+from metadd_jax import exchange, files, parallel, storage, structs
 from metadd_jax.storage import folder as folders
 
 # Of a run's folder: raise it when a run begun before a change would not go on as it began.
@@ -42,7 +43,7 @@ def inspect(directory: pathlib.Path, config: DistillConfig) -> None:
             storage.Checkpointer(folder / "checkpoints").verify()
 
 
-def claim(directory: pathlib.Path, config: DistillConfig) -> storage.Lock | None:
+def claim(directory: pathlib.Path, config: DistillConfig, dataset: structs.Dataset) -> storage.Lock | None:
     """Takes an inspected folder: goes on in it, or starts anew; never removes what is not a run's.
 
     Returns:
@@ -56,14 +57,16 @@ def claim(directory: pathlib.Path, config: DistillConfig) -> storage.Lock | None
     lock = _take(directory)
     try:
         _refuse(directory, config)
+        if not config.overwrite:
+            checks.check_data(directory, dataset)
         parallel.barrier("all processes have inspected it again")
         if parallel.is_main():
             _tidy(directory)
             if config.overwrite:
                 _clear(directory)
             if config.overwrite or not (directory / "config.json").exists():
-                held = {"format": FORMAT, "config": _plain(config), "versions": command.versions()}
-                files.write_json(directory / "config.json", held)
+                facts = {"data": checks.data_facts(dataset), "versions": command.versions()}
+                files.write_json(directory / "config.json", {"format": FORMAT, "config": _plain(config), **facts})
         parallel.barrier("it is taken")
     except BaseException:
         if lock:

@@ -1,6 +1,7 @@
 """Distillation methods: pure functions behind one contract, and MetaDD, which wraps any of them."""
 
 from metadd_jax.distillers.base import Distiller, init_state, make_update
+from metadd_jax.distillers.condition import Condition, MeaninglessError, examine
 from metadd_jax.distillers.distances import gradient_distance
 from metadd_jax.distillers.distribution_matching import dm
 from metadd_jax.distillers.gradient_matching import dc, dsa
@@ -10,7 +11,9 @@ from metadd_jax.distillers.squeeze_recover import recover_optimiser, sre2l
 from metadd_jax.distillers.trajectory_matching import mtt, tesla, trajectory_optimiser
 
 __all__ = [
+    "Condition",
     "Distiller",
+    "MeaninglessError",
     "NotFiniteError",
     "RunConfig",
     "compile_chunks",
@@ -18,6 +21,7 @@ __all__ = [
     "distil",
     "dm",
     "dsa",
+    "examine",
     "freeze",
     "gradient_distance",
     "init_state",

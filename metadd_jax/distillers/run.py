@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ import optax
 from metadd_jax import keys, parallel, storage
 from metadd_jax.data import sampling
 from metadd_jax.distillers.base import Distiller, init_state, make_update
+from metadd_jax.distillers.condition import examine, refuse_meaningless
 from metadd_jax.ranges import OneOf, Whole, check
 from metadd_jax.structs import Dataset, DistillState, ImageArrays
 
@@ -95,12 +97,15 @@ def distil(
       chunk_of: from ``compile_chunks``, to share compiled steps between seeds.
       on_chunk: called with the steps done and the chunk's mean metrics (for a progress bar).
 
+    Warns where the set or its metrics look wrong at the end (see ``condition.Condition.warnings``).
+
     Returns:
       The last state, on the first device of this process.
 
     Raises:
       NotFiniteError: if a metric or the state stops being finite: the last good checkpoint stays, and none is made of
         what is not.
+      MeaninglessError: if nothing can come of the set any more (see ``condition.refuse_meaningless``), likewise.
       ValueError: if a checkpoint is damaged or belongs to another run, or if processes start from different things.
     """
     chunk_of = chunk_of or compile_chunks(method, tx, config)
@@ -124,20 +129,31 @@ def distil(
         on_chunk(done, {})
     if not done and (facts := _report(seed, method, state, dataset.arrays, config)):
         log.write(0, facts)
+    lines: list[dict[str, float]] = []
     for start, length, data in _chunks(done, seed, arrays, config):
         state, metrics = chunk_of(length)(state, data, frozen)
         done = start + length
         means = _finite_means(jax.device_get(metrics), start, checkpoints)
         _require_finite(state, done, checkpoints)
+        synthetic, is_last = method.synthetic(parallel.local(state)), done == config.steps
+        refuse_meaningless(
+            synthetic, dataset, means["gradient_norm"], done=done, is_last=is_last, kept=_kept(checkpoints)
+        )
         facts = {f"distill/{name}": value for name, value in means.items()}
         if done == config.steps:
             facts |= _report(seed, method, state, dataset.arrays, config)
         log.write(done, facts)
+        lines.append(facts)
         if checkpoints is not None and (done == config.steps or _crosses(start, done, config.save_every)):
             checkpoints.save(done, state)
         if on_chunk:
             on_chunk(done, means)
-    return parallel.local(state)
+    state = parallel.local(state)
+    lines = log.read() if isinstance(log, storage.JsonLines) else lines
+    found = examine(method.synthetic(state), dataset, lines)
+    for text in found.warnings() if found else []:
+        warnings.warn(f"{method.name}, seed {seed}: {text}", stacklevel=2)
+    return state
 
 
 def _chunks(done: int, seed: int, arrays: ImageArrays, config: RunConfig) -> Iterator[tuple[int, int, ImageArrays]]:

@@ -1,15 +1,17 @@
 """Every option of the main job is refused outside its range, in one line, before the run's folder is taken."""
 
 import dataclasses
+import json
 
 import checks
 import common
 import distill
+import numpy as np
 import options
 import pipeline
 import pytest
 
-from metadd_jax import parallel, ranges
+from metadd_jax import data, files, parallel, ranges
 
 TINY = [
     "smoke", "--backbone", "convnet:width=4,depth=1", "--seen", "convnet:width=4,depth=2", "convnet:width=6,depth=1",
@@ -147,6 +149,49 @@ def test_what_is_in_order_is_made_without_any_work(method, cache, tmp_path, monk
 def test_the_mended_command_goes_on_in_the_folder_of_the_refused_one(refused, tmp_path):
     refused("--batch-size", 0)
     pipeline.prepare(options.DistillConfig(run_dir=str(tmp_path / "new"), train_per_class=3))
+
+
+def pictures(file, turned=False, names=("ant", "bee")):
+    images = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), np.uint8)
+    labels = np.arange(24) % 2
+    images, labels = (255 - images, 1 - labels) if turned else (images, labels)
+    np.savez(file, images=images, labels=labels, test_images=images, test_labels=labels, class_names=np.array(names))
+
+
+def test_data_that_changed_under_its_name_is_refused_by_a_begun_and_by_a_finished_run(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "open_cache", lambda folder: None)
+    file, run = tmp_path / "two.npz", tmp_path / "new"
+    pictures(file)
+    config = options.DistillConfig(
+        dataset=str(file), run_dir=str(run), cache_dir=str(cache), wrapped=False, seen=(), unseen=()
+    )
+    before = pipeline.prepare(config).dataset.fingerprint
+    pipeline.prepare(config)  # goes on
+    pictures(file, turned=True)
+    assert json.loads((run / "config.json").read_text())["data"]["fingerprint"] == before
+    for finished in (False, True):
+        if finished:
+            (run / "results.md").write_text("| old |")
+        with pytest.raises(
+            ValueError, match=rf"had the fingerprint {before[:12]}, now [0-9a-f]{{12}}\); bring the data"
+        ):
+            pipeline.prepare(config)
+    pipeline.prepare(dataclasses.replace(config, overwrite=True))
+    after = json.loads((run / "config.json").read_text())["data"]["fingerprint"]
+    assert after != before
+
+
+def test_classes_that_changed_their_names_are_refused(tmp_path):
+    dataset = data.from_arrays("x", *[np.zeros((4, 8, 8, 1), np.uint8), np.arange(4) % 2] * 2, class_names=["a", "b"])
+    checks.check_data(tmp_path, dataset)  # holds no run
+    files.write_json(tmp_path / "config.json", {"data": checks.data_facts(dataset)})
+    checks.check_data(tmp_path, dataset)
+    renamed = dataclasses.replace(dataset, class_names=("a", "c"))
+    with pytest.raises(ValueError, match="class 1 of x was 'b', now 'c'"):
+        checks.check_data(tmp_path, renamed)
+    files.write_json(tmp_path / "config.json", {"config": {}})
+    with pytest.raises(ValueError, match="had the fingerprint None, now"):
+        checks.check_data(tmp_path, dataset)
 
 
 def test_a_preset_may_stand_last_and_a_wrong_one_is_named(capsys):
