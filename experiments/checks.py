@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import methods
 from options import DistillConfig
@@ -13,6 +13,9 @@ from options import DistillConfig
 import metadd_jax as mdd
 from metadd_jax import augment, files, ranges
 from metadd_jax.invariant import InvariantConfig
+
+if TYPE_CHECKING:
+    import pipeline
 
 
 def check_options(config: DistillConfig) -> None:
@@ -108,6 +111,23 @@ def check_data(directory: pathlib.Path, dataset: mdd.Dataset) -> None:
         f"{directory} holds another run ({what}); bring the data back, use another --run-dir, or --overwrite to start "
         "anew"
     )
+
+
+def check_space(job: pipeline.Job, state_size: int) -> None:
+    """Refuses a disk on which the job's sets (of ``state_size`` bytes a state) or experts cannot lie.
+
+    Of each set the two latest checkpoints stay, and its export; while one is written there is a third.
+
+    Raises:
+      ValueError: naming the folder, what is free there and what is needed.
+    """
+    config = job.config
+    sets = (1 + config.wrapped * (1 + len(config.variants))) * config.distill_seeds
+    files.require_space(job.directory, (3 * sets + 1) * state_size)
+    if config.method in methods.TRAJECTORIES:
+        folder = methods.experts_folder(config, job.backbone, job.dataset, job.cache)
+        if not folder.exists():
+            files.require_space(job.cache, methods.experts_size(config, job.backbone))
 
 
 def option(path: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
+import logging
 import os
 import platform
 import re
@@ -56,7 +57,8 @@ def main(function: Callable[[list[str]], None]) -> None:
 
     With ``METADD_TRACEBACK=1`` in the environment an error shows where it comes from.
     """
-    warnings.showwarning = _show_warning
+    warnings.showwarning = lambda message, *place, **options: _warn(str(message))
+    logging.basicConfig(level=logging.WARNING, handlers=[_OneLine()])
     try:
         function(sys.argv[1:])
     except KeyboardInterrupt:
@@ -72,10 +74,16 @@ def main(function: Callable[[list[str]], None]) -> None:
         sys.exit(1)
 
 
-def _show_warning(message: Warning | str, *place: Any, **options: Any) -> None:
+class _OneLine(logging.Handler):
+    """Shows what is logged as warnings are shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _warn(record.getMessage())
+
+
+def _warn(message: str) -> None:
     """One plain line, above a bar if there is one."""
-    del place, options
-    text = f"warning: {' '.join(str(message).split())}"
+    text = f"warning: {' '.join(message.split())}"
     if "tqdm" in sys.modules:
         sys.modules["tqdm"].tqdm.write(text, file=sys.stderr)
     else:
@@ -94,6 +102,7 @@ def be_silent() -> None:
     os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which ``bar`` does
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for the rest of the process
     warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
 
 
 def versions() -> dict[str, str]:

@@ -92,8 +92,11 @@ def check_backbone(config: DistillConfig, backbone: mdd.zoo.Architecture) -> Non
         )
 
 
-def check_made(config: DistillConfig, backbone: mdd.zoo.Architecture, dataset: mdd.Dataset) -> None:
+def check_made(config: DistillConfig, backbone: mdd.zoo.Architecture, dataset: mdd.Dataset) -> int:
     """Makes the method and its first state of shapes alone, so that all of its own refusals come before the long work.
+
+    Returns:
+      The bytes of a state, which is what a checkpoint holds.
 
     Raises:
       ValueError: from the method's factory or its start.
@@ -116,7 +119,8 @@ def check_made(config: DistillConfig, backbone: mdd.zoo.Architecture, dataset: m
         method, tx = make(config, backbone, dataset, experts if config.method in TRAJECTORIES else teacher)
         return mdd.distillers.init_state(jax.random.key(config.first_seed), method, tx, dataset)
 
-    jax.eval_shape(start, variables, experts)
+    leaves = jax.tree.leaves(jax.eval_shape(start, variables, experts))
+    return sum(leaf.size * getattr(leaf.dtype, "itemsize", 8) for leaf in leaves)  # a key is two words
 
 
 def _devices(config: DistillConfig, modes: tuple[str, ...]) -> int:
@@ -193,16 +197,30 @@ def expert_recipe(config: DistillConfig) -> mdd.training.Recipe:
 
 def experts(config: DistillConfig, backbone: mdd.zoo.Architecture, dataset: mdd.Dataset, cache: Any) -> Any:
     """Expert trajectories on the device, trained or taken from the cache."""
-    settings, recipe = config.mtt, expert_recipe(config)
-    numbers = {name: getattr(settings, name) for name in ("experts", "at_once", "half")}
-    key = mdd.training.cache_key(backbone, dataset, recipe, seed=0, **numbers)
-    folder = cache / "experts" / f"{backbone.name}-{key[:20]}"
+    settings, recipe, numbers = config.mtt, expert_recipe(config), _expert_numbers(config)
+    folder = experts_folder(config, backbone, dataset, cache)
     with command.bar(settings.experts, "experts", "net") as progress:
         trained = mdd.training.train_experts(
             folder, backbone, dataset, recipe, on_shard=lambda done: progress.update(done - progress.n), **numbers
         )
         progress.update(settings.experts - progress.n)
     return mdd.training.device_experts(trained, snapshots=settings.snapshots)
+
+
+def experts_folder(config: DistillConfig, backbone: mdd.zoo.Architecture, dataset: mdd.Dataset, cache: Any) -> Any:
+    """Where the experts of mtt and tesla lie in the cache, or will."""
+    key = mdd.training.cache_key(backbone, dataset, expert_recipe(config), seed=0, **_expert_numbers(config))
+    return cache / "experts" / f"{backbone.name}-{key[:20]}"
+
+
+def _expert_numbers(config: DistillConfig) -> dict[str, Any]:
+    return {name: getattr(config.mtt, name) for name in ("experts", "at_once", "half")}
+
+
+def experts_size(config: DistillConfig, backbone: mdd.zoo.Architecture) -> int:
+    """Bytes of the experts on the disk: a snapshot of the start and one after each epoch."""
+    width = 2 if config.mtt.half else 4
+    return config.mtt.experts * backbone.num_params() * (4 + width * config.mtt.epochs)
 
 
 def make(

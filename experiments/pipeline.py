@@ -91,9 +91,10 @@ def prepare(config: DistillConfig) -> Job:
     methods.check_backbone(config, job.backbone)
     checks.check_networks(job.networks, job.seen)
     checks.check_subsets(settings(config), config.ipc * dataset.num_classes)
-    methods.check_made(config, job.backbone, dataset)
+    state_size = methods.check_made(config, job.backbone, dataset)
     if config.plan:
         return job
+    checks.check_space(job, state_size)
     # Only now: a start that fails leaves no trace.
     return dataclasses.replace(job, lock=runfolder.claim(directory, config, dataset))
 

@@ -176,6 +176,20 @@ def hash_file(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
+def require_space(directory: str | os.PathLike, size: float) -> None:
+    """Proves that ``size`` bytes are free where ``directory`` lies, which must exist.
+
+    Raises:
+      ValueError: with both numbers.
+    """
+    free = shutil.disk_usage(directory).free
+    if free < size:
+        raise ValueError(
+            f"{directory} has {free / 1e6:,.0f} MB free and needs about {size / 1e6:,.0f} MB; free some space there or "
+            "choose another folder"
+        )
+
+
 def require_writable(directory: str | os.PathLike) -> pathlib.Path:
     """Makes ``directory`` and proves that a file can be written there; returns its absolute path.
 

@@ -1,11 +1,14 @@
 """Every option of the main job is refused outside its range, in one line, before the run's folder is taken."""
 
+import collections
 import dataclasses
 import json
+import shutil
 
 import checks
 import common
 import distill
+import methods
 import numpy as np
 import options
 import pipeline
@@ -149,6 +152,26 @@ def test_what_is_in_order_is_made_without_any_work(method, cache, tmp_path, monk
 def test_the_mended_command_goes_on_in_the_folder_of_the_refused_one(refused, tmp_path):
     refused("--batch-size", 0)
     pipeline.prepare(options.DistillConfig(run_dir=str(tmp_path / "new"), train_per_class=3))
+
+
+def test_a_disk_on_which_sets_or_experts_cannot_lie_is_refused(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "open_cache", lambda folder: None)
+    config = options.DistillConfig(
+        method="mtt", run_dir=str(tmp_path / "run"), cache_dir=str(cache), wrapped=False, seen=(), unseen=(),
+        mtt=options.TrajectoryMatching(experts=3, epochs=10, half=True), distill_seeds=2, ipc=3,
+    )  # fmt: skip
+    free = {str(tmp_path / "run"): 10**9, str(cache): 10**9}
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(0, 0, free[str(folder)]))
+    job = pipeline.prepare(config)
+    images = 3 * 10 * 28 * 28 * 4  # and their momentum; a few words beside them
+    assert 2 * images < methods.check_made(config, job.backbone, job.dataset) < 2 * images + 200
+    free[str(cache)] = 3 * job.backbone.num_params() * (4 + 2 * 10) - 1
+    with pytest.raises(ValueError, match=f"{cache} has 1 MB free and needs about 1 MB"):
+        pipeline.prepare(config)
+    free.update({str(cache): 10**9, str(tmp_path / "run"): 12 * images})
+    with pytest.raises(ValueError, match=r"run has 1 MB free and needs about 1 MB; free some space there"):
+        pipeline.prepare(config)
 
 
 def pictures(file, turned=False, names=("ant", "bee")):

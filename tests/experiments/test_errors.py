@@ -1,6 +1,7 @@
 """Any exception ends in one line that says what and what to do; any warning is one line."""
 
 import errno
+import logging
 import os
 import pathlib
 import sys
@@ -112,10 +113,13 @@ def test_the_rest_is_shown_on_request(monkeypatch):
 
 
 def test_warnings_are_one_line_above_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+
     def work():
         warnings.warn("3 files\n  were left out", stacklevel=1)
         with command.bar(2, "work", "step"):
             warnings.warn("a second", stacklevel=1)
+            logging.getLogger("metadd_jax.anything").warning("logged\n%s", "too")
         sys.exit(0)
 
     with warnings.catch_warnings():
@@ -123,3 +127,4 @@ def test_warnings_are_one_line_above_a_bar(monkeypatch, capsys):
         _, text = script(work, monkeypatch, capsys)
     lines = [line.strip() for line in text.replace("\r", "\n").splitlines()]
     assert "warning: 3 files were left out" in lines and "warning: a second" in lines
+    assert "warning: logged too" in lines
