@@ -82,6 +82,13 @@ def refused(cache, tmp_path, monkeypatch):
     return ask
 
 
+def prepared(config):
+    """The job, whose folder others may take at once."""
+    job = pipeline.prepare(config)
+    job.lock.release()
+    return job
+
+
 def test_every_option_has_a_range_or_is_a_switch():
     assert {path for path, kind, rule in EVERY if rule is None and kind is not bool} == set()
     assert {path for path, _, rule in EVERY if isinstance(rule, ranges.Text)} == set(TEXTS)
@@ -145,13 +152,13 @@ def test_what_is_in_order_is_made_without_any_work(method, cache, tmp_path, monk
         method=method, backbone=f"convnet{'_bn' * (method == 'sre2l')}:width=4,depth=1", run_dir=str(tmp_path / "run"),
         cache_dir=str(cache), class_batch=0,
     )  # fmt: skip
-    job = pipeline.prepare(config)
+    job = prepared(config)
     assert (job.directory / "config.json").exists() and job.backbone.label.startswith("convnet")
 
 
 def test_the_mended_command_goes_on_in_the_folder_of_the_refused_one(refused, tmp_path):
     refused("--batch-size", 0)
-    pipeline.prepare(options.DistillConfig(run_dir=str(tmp_path / "new"), train_per_class=3))
+    prepared(options.DistillConfig(run_dir=str(tmp_path / "new"), train_per_class=3))
 
 
 def test_a_disk_on_which_sets_or_experts_cannot_lie_is_refused(cache, tmp_path, monkeypatch):
@@ -163,7 +170,7 @@ def test_a_disk_on_which_sets_or_experts_cannot_lie_is_refused(cache, tmp_path, 
     free = {str(tmp_path / "run"): 10**9, str(cache): 10**9}
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(0, 0, free[str(folder)]))
-    job = pipeline.prepare(config)
+    job = prepared(config)
     images = 3 * 10 * 28 * 28 * 4  # and their momentum; a few words beside them
     assert 2 * images < methods.check_made(config, job.backbone, job.dataset) < 2 * images + 200
     free[str(cache)] = 3 * job.backbone.num_params() * (4 + 2 * 10) - 1
@@ -188,8 +195,8 @@ def test_data_that_changed_under_its_name_is_refused_by_a_begun_and_by_a_finishe
     config = options.DistillConfig(
         dataset=str(file), run_dir=str(run), cache_dir=str(cache), wrapped=False, seen=(), unseen=()
     )
-    before = pipeline.prepare(config).dataset.fingerprint
-    pipeline.prepare(config)  # goes on
+    before = prepared(config).dataset.fingerprint
+    prepared(config)  # goes on
     pictures(file, turned=True)
     assert json.loads((run / "config.json").read_text())["data"]["fingerprint"] == before
     for finished in (False, True):
@@ -199,7 +206,7 @@ def test_data_that_changed_under_its_name_is_refused_by_a_begun_and_by_a_finishe
             ValueError, match=rf"had the fingerprint {before[:12]}, now [0-9a-f]{{12}}\); bring the data"
         ):
             pipeline.prepare(config)
-    pipeline.prepare(dataclasses.replace(config, overwrite=True))
+    prepared(dataclasses.replace(config, overwrite=True))
     after = json.loads((run / "config.json").read_text())["data"]["fingerprint"]
     assert after != before
 
