@@ -14,7 +14,7 @@ import options
 import pipeline
 import pytest
 
-from metadd_jax import data, files, parallel, ranges
+from metadd_jax import data, files, parallel, ranges, storage
 
 TINY = [
     "smoke", "--backbone", "convnet:width=4,depth=1", "--seen", "convnet:width=4,depth=2", "convnet:width=6,depth=1",
@@ -70,7 +70,7 @@ def cache(tmp_path_factory):
 def refused(cache, tmp_path, monkeypatch):
     """What the script says to options that it refuses, asked in this process."""
     monkeypatch.setenv("METADD_CACHE", str(cache))
-    monkeypatch.setattr(common, "open_cache", lambda folder: None)  # JAX's own is this process's
+    monkeypatch.setattr(storage, "cache_compilations", lambda folder: None)  # JAX's own is this process's
     monkeypatch.setattr(common, "pretrain", lambda *args, **kwargs: pytest.fail("long work has begun"))
 
     def ask(*words):
@@ -146,7 +146,7 @@ def test_batch_norm_under_dm_is_refused_on_several_devices(refused, monkeypatch)
 
 @pytest.mark.parametrize("method", options.METHODS)
 def test_what_is_in_order_is_made_without_any_work(method, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "open_cache", lambda folder: None)
+    monkeypatch.setattr(storage, "cache_compilations", lambda folder: None)
     monkeypatch.setattr(parallel, "jit", lambda *args, **kwargs: pytest.fail("something was compiled"))
     config = options.DistillConfig(
         method=method, backbone=f"convnet{'_bn' * (method == 'sre2l')}:width=4,depth=1", run_dir=str(tmp_path / "run"),
@@ -162,7 +162,7 @@ def test_the_mended_command_goes_on_in_the_folder_of_the_refused_one(refused, tm
 
 
 def test_a_disk_on_which_sets_or_experts_cannot_lie_is_refused(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "open_cache", lambda folder: None)
+    monkeypatch.setattr(storage, "cache_compilations", lambda folder: None)
     config = options.DistillConfig(
         method="mtt", run_dir=str(tmp_path / "run"), cache_dir=str(cache), wrapped=False, seen=(), unseen=(),
         mtt=options.TrajectoryMatching(experts=3, epochs=10, half=True), distill_seeds=2, ipc=3,
@@ -189,7 +189,7 @@ def pictures(file, turned=False, names=("ant", "bee")):
 
 
 def test_data_that_changed_under_its_name_is_refused_by_a_begun_and_by_a_finished_run(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "open_cache", lambda folder: None)
+    monkeypatch.setattr(storage, "cache_compilations", lambda folder: None)
     file, run = tmp_path / "two.npz", tmp_path / "new"
     pictures(file)
     config = options.DistillConfig(
@@ -212,7 +212,8 @@ def test_data_that_changed_under_its_name_is_refused_by_a_begun_and_by_a_finishe
 
 
 def test_classes_that_changed_their_names_are_refused(tmp_path):
-    dataset = data.from_arrays("x", *[np.zeros((4, 8, 8, 1), np.uint8), np.arange(4) % 2] * 2, class_names=["a", "b"])
+    images = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
+    dataset = data.from_arrays("x", *[images, np.arange(4) % 2] * 2, class_names=["a", "b"])
     checks.check_data(tmp_path, dataset)  # holds no run
     files.write_json(tmp_path / "config.json", {"data": checks.data_facts(dataset)})
     checks.check_data(tmp_path, dataset)
