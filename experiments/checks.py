@@ -133,3 +133,7 @@ def check_space(job: pipeline.Job, state_size: int) -> None:
 def option(path: str) -> str:
     """How the user writes the field ``path`` of ``DistillConfig``: "mtt.lr_teacher" is ``--mtt.lr-teacher``."""
     return f"--{path.replace('_', '-')}"
+
+
+if __name__ == "__main__":
+    raise SystemExit("checks.py is no script; run distill.py")

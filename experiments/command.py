@@ -120,3 +120,7 @@ def versions() -> dict[str, str]:
         "device": f"{jax.device_count()} x {device.device_kind}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
+
+
+if __name__ == "__main__":
+    raise SystemExit("command.py is no script; run distill.py")

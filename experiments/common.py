@@ -122,3 +122,7 @@ def real_data(metadata: dict[str, Any], *, name: str | None = None, **places: st
     if note:
         print(note)
     return dataset
+
+
+if __name__ == "__main__":
+    raise SystemExit("common.py is no script; run distill.py")

@@ -86,3 +86,7 @@ def _peak(r: dict[str, Any]) -> str:
 
 def _line(cells: Any) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    raise SystemExit("cost_table.py is no script; run benchmark.py")

@@ -93,3 +93,7 @@ def _of(lines: list[dict[str, float]]) -> dict[str, dict[str, float]]:
         }
         for term in terms
     }
+
+
+if __name__ == "__main__":
+    raise SystemExit("effects.py is no script; run distill.py")

@@ -73,3 +73,7 @@ def _is_device_memory(error: BaseException) -> bool:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _MOST else f"{text[:_MOST]} ..."
+
+
+if __name__ == "__main__":
+    raise SystemExit("errors.py is no script; run distill.py")

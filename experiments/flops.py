@@ -53,3 +53,7 @@ def _jaxprs(value: Any) -> list[core.Jaxpr]:
     if isinstance(value, core.Jaxpr):
         return [value]
     return []
+
+
+if __name__ == "__main__":
+    raise SystemExit("flops.py is no script; run benchmark.py")

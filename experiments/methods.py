@@ -280,3 +280,7 @@ def _sre2l(config: DistillConfig, teacher: Any) -> Distiller:
     names = ("r_bn", "crop", "flip", "roll", "group_size", "group_ipc")
     settings = {name: getattr(config.sre2l, name) for name in names}
     return mdd.distillers.sre2l(teacher.net, teacher.variables, ipc=config.ipc, **settings)
+
+
+if __name__ == "__main__":
+    raise SystemExit("methods.py is no script; run distill.py")

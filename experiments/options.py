@@ -201,3 +201,7 @@ class DistillConfig:
     process_id: Annotated[int | None, Whole(0)] = None
     run_dir: Annotated[str | None, Text("files.require_writable")] = None
     overwrite: bool = False
+
+
+if __name__ == "__main__":
+    raise SystemExit("options.py is no script; run distill.py")

@@ -331,3 +331,7 @@ def notes(job: Job) -> list[str]:
         f"{config.eval_epochs} epochs, {methods.describe_evaluation(config)}. jax {facts['jax']}, {facts['device']}, "
         f"{facts['machine']}. Agreement and maps.png, of every set alike: {config.metadd.cam.describe()}.",
     ]
+
+
+if __name__ == "__main__":
+    raise SystemExit("pipeline.py is no script; run distill.py")

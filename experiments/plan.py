@@ -225,3 +225,7 @@ def lines(job: pipeline.Job, plans: list[Plan], stages: dict[str, float]) -> lis
 def _clock(hours: float) -> str:
     minutes = math.ceil(60 * hours)
     return f"{minutes // 60}:{minutes % 60:02d}"
+
+
+if __name__ == "__main__":
+    raise SystemExit("plan.py is no script; run distill.py")

@@ -126,3 +126,7 @@ def preset(name: str) -> DistillConfig:
         own = ", ".join(name for name in PRESETS if "/" not in name)
         raise ValueError(f"unknown preset {name!r}{hint}; use {own} or METHOD/DATA/IPC (--help lists them)")
     return PRESETS[name]
+
+
+if __name__ == "__main__":
+    raise SystemExit("presets.py is no script; run distill.py")

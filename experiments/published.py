@@ -168,3 +168,7 @@ PRESETS: dict[str, DistillConfig] = {
     **{f"tesla/{data}/{ipc}": _trajectory("tesla", data, ipc, row) for (data, ipc), row in _TESLA.items()},
     **{f"sre2l/{data}/{ipc}": _squeeze(data, ipc, row) for (data, ipc), row in _SRE2L.items()},
 }
+
+
+if __name__ == "__main__":
+    raise SystemExit("published.py is no script; run distill.py")

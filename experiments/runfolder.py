@@ -160,3 +160,7 @@ def _clear(directory: pathlib.Path) -> None:
 
 def _plain(config: DistillConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+if __name__ == "__main__":
+    raise SystemExit("runfolder.py is no script; run distill.py")

@@ -107,3 +107,7 @@ def fit(values: list[int], costs: list[float]) -> tuple[float, float, float]:
     slope, start = np.polyfit(values, costs, 1)
     deviation = np.abs(start + slope * np.asarray(values) - costs) / costs
     return float(start), float(slope), float(deviation.max())
+
+
+if __name__ == "__main__":
+    raise SystemExit("sweep.py is no script; run benchmark.py")

@@ -103,3 +103,7 @@ def _rotate(count: int, device: str) -> View:
 
 
 _OPS = {"color": _color, "crop": _crop, "cutout": _cutout, "flip": _flip, "scale": _scale, "rotate": _rotate}
+
+
+if __name__ == "__main__":
+    raise SystemExit("torch_augment.py is no script; run torch_reference.py")

@@ -272,3 +272,7 @@ def create(spec: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
     if network is None or not set(options) <= set(inspect.signature(network).parameters):
         raise UnknownNetworkError(f"{spec} has no PyTorch form in {__name__}")
     return network(classes, shape, **{**fixed, **options})
+
+
+if __name__ == "__main__":
+    raise SystemExit("torch_networks.py is no script; run torch_reference.py")

@@ -133,3 +133,7 @@ class ViT(Network):
         for block in range(1, self.depth + 1):
             x = getattr(self, f"block{block}")(x)
         return self.norm(x)[:, 0]
+
+
+if __name__ == "__main__":
+    raise SystemExit("torch_transformers.py is no script; run torch_reference.py")

@@ -220,3 +220,7 @@ def _evaluate(name: Name, config: BenchmarkConfig) -> Work:
     arguments = (jnp.arange(config.eval_seeds), jax.random.key(0), images, labels, mdd.data.to_device(data.test))
     seen = config.eval_seeds * (config.eval_epochs * len(images) + len(data.test.labels))
     return Work(accuracies, arguments, False, seen)
+
+
+if __name__ == "__main__":
+    raise SystemExit("works.py is no script; run benchmark.py")

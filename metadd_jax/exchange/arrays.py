@@ -185,19 +185,34 @@ def _describe(file: pathlib.Path) -> dict[str, np.dtype]:
 
 
 def _is_ours(path: pathlib.Path) -> bool:
-    """Whether ``export_npz`` wrote ``path``; a damaged npz counts by the JSON beside it."""
-    if path.suffix == ".json":
-        try:
-            facts = files.read_json(path)
-        except ValueError:
-            return False
-        return isinstance(facts, dict) and {*checks.REQUIRED, *_ADDED} <= facts.keys()
+    """Whether ``export_npz`` wrote ``path``; a damaged half of a pair counts by the other half."""
+    npz, facts = path.with_suffix(".npz"), path.with_suffix(".json")
+    is_npz, is_facts = _looks_like_npz(npz), _looks_like_facts(facts)
+    this, other = (is_npz, is_facts) if path.suffix == ".npz" else (is_facts, is_npz)
+    return this is True or (this is None and other is True)
+
+
+def _looks_like_npz(path: pathlib.Path) -> bool | None:
+    """Whether a file is an npz of ours; None for one that is damaged and may have been."""
+    if not path.is_file():
+        return False
     try:
         return set(_ALWAYS) <= set(_describe(path)) <= set(_DTYPES)
     except _UNREADABLE:
         with open(path, "rb") as stream:
             first = stream.read(40)[30:]  # the name of a zip archive's first member
-        return first == b"images.npy" and path.with_suffix(".json").is_file() and _is_ours(path.with_suffix(".json"))
+        return None if first == b"images.npy" else False
+
+
+def _looks_like_facts(path: pathlib.Path) -> bool | None:
+    """The same of a JSON."""
+    if not path.is_file():
+        return False
+    try:
+        facts = files.read_json(path)
+    except ValueError:
+        return None
+    return isinstance(facts, dict) and {*checks.REQUIRED, *_ADDED} <= facts.keys()
 
 
 def _hash_facts(facts: dict[str, Any]) -> str:

@@ -86,15 +86,16 @@ def test_an_npz_of_the_user_is_not_replaced(tmp_path):
     np.savez(tmp_path / "data.npz", images=np.zeros((4, 5, 6, 3), np.uint8), labels=np.zeros(4, np.int64))
     (tmp_path / "notes.json").write_text(json.dumps({"mean": 1}))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "data.npz").read_bytes()[:300])
+    (tmp_path / "list.json").write_text("milk, bread")
     (tmp_path / "folder.npz").mkdir()
     before = contents(tmp_path)
-    for name in ("data", "notes", "cut", "folder"):
+    for name in ("data", "notes", "list", "cut", "folder"):
         with pytest.raises(ValueError, match=rf"{name}\.\w+ is not what metadd_jax wrote"):
             exchange.export_npz(tmp_path / f"{name}.npz", make_set(), metadata(), overwrite=True)
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("left", ["both", "json", "npz", "half an npz"])
+@pytest.mark.parametrize("left", ["both", "json", "npz", "half an npz", "half a json"])
 def test_what_a_killed_export_left_is_written_anew(tmp_path, left):
     file = tmp_path / "synthetic.npz"
     exchange.export_npz(file, make_set(), metadata())
@@ -104,6 +105,8 @@ def test_what_a_killed_export_left_is_written_anew(tmp_path, left):
         file.with_suffix(".json").unlink()
     elif left == "half an npz":
         file.write_bytes(file.read_bytes()[:700])
+    elif left == "half a json":
+        file.with_suffix(".json").write_text(file.with_suffix(".json").read_text()[:100])
     exchange.export_npz(file, make_set(), metadata(seed=5), overwrite=True)
     assert exchange.load_npz(file)[1]["seed"] == 5
 

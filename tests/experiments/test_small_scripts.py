@@ -1,8 +1,11 @@
 """evaluate, show, export and pretrain on a distilled set that the test makes."""
 
 import dataclasses
+import pathlib
+import runpy
 import sys
 
+import command
 import common
 import evaluate
 import export
@@ -157,6 +160,20 @@ def test_options_are_checked_before_anything_is_read(script, arguments, words, t
     with pytest.raises(ValueError, match=words):
         script.run(arguments)
     assert not list(tmp_path.iterdir())
+
+
+HERE = pathlib.Path(command.__file__).parent
+SCRIPTS = ("benchmark", "distill", "evaluate", "export", "prepare_tiny_imagenet", "pretrain", "show", "torch_reference")
+
+
+@pytest.mark.parametrize("file", sorted(HERE.glob("*.py")), ids=lambda file: file.stem)
+def test_what_is_no_script_says_so_when_it_is_run(file):
+    """Run as scripts they did nothing and ended with 0."""
+    text = file.read_text()
+    assert ("is no script; run " in text) == (file.stem not in SCRIPTS)
+    if file.stem not in SCRIPTS and not file.stem.startswith("torch"):
+        with pytest.raises(SystemExit, match=rf"{file.name} is no script; run \w+\.py"):
+            runpy.run_path(str(file), run_name="__main__")
 
 
 def test_every_preset_names_networks_that_exist():
