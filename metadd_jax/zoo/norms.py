@@ -42,13 +42,22 @@ def counting(weights: jax.Array | None) -> contextlib.AbstractContextManager:
     """Within it, a batch norm that trains takes its statistics over the images of a weight above 0, [B], and no others.
 
     It reaches every ``flax.linen.BatchNorm`` of a module that is applied there, a user's own too. None: over all.
+
+    Raises:
+      ValueError: at a batch norm whose input has another first axis than the images.
     """
     if weights is None:
         return contextlib.nullcontext()
 
     def only_those(layer: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
-            kwargs = {"mask": (weights > 0).reshape(-1, *[1] * (args[0].ndim - 1)), **kwargs}
+            shape = args[0].shape
+            if shape[0] != len(weights):
+                raise ValueError(
+                    f"batch norm {context.module.name} sees {shape} and cannot tell which rows fill up a batch of "
+                    f"{len(weights)} images; keep the images on its first axis"
+                )
+            kwargs = {"mask": (weights > 0).reshape(-1, *[1] * (len(shape) - 1)), **kwargs}
         return layer(*args, **kwargs)
 
     return nn.intercept_methods(only_those)

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from metadd_jax import zoo
+from metadd_jax.zoo import norms
 
 SPECS = ["convnet_bn:width=4,depth=2", "convnet:width=4,depth=1"]
 
@@ -54,3 +56,16 @@ def test_many_networks_at_once_each_with_its_own_filling():
     for row, count in zip(together, (3, 1), strict=True):
         alone = net.apply_train(variables, images[:count])[2]["norm1"]["mean"]
         np.testing.assert_allclose(row, alone, rtol=1e-4, atol=1e-6)
+
+
+def test_a_norm_that_hides_the_images_is_refused():
+    class Rows(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.BatchNorm(use_running_average=False, name="norm")(x.reshape(-1, x.shape[-1]))
+
+    images = jnp.ones((4, 2, 2, 3))
+    module, message = Rows(), r"batch norm norm sees \(16, 3\) and cannot tell .* of 4 images"
+    variables = module.init(jax.random.key(0), images)
+    with norms.counting(jnp.ones(4)), pytest.raises(ValueError, match=message):
+        module.apply(variables, images, mutable=["batch_stats"])
