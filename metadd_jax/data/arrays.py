@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -12,6 +14,9 @@ from metadd_jax import files
 from metadd_jax.data import catalog
 from metadd_jax.structs import Dataset, ImageArrays
 
+Device = TypeVar("Device", ImageArrays, Dataset)
+_LONGEST_NAME = 200
+_ROUNDING = 1e-6  # how far float pixels may stand outside [0, 1]: what float32 arithmetic leaves
 _FLAT = 1e-6  # A channel whose pixels spread less than this has no scale to divide by.
 
 
@@ -32,15 +37,17 @@ def from_arrays(
     """Checks arrays and builds a ``Dataset`` of NumPy arrays from them.
 
     Images are sorted by class; the order within a class is kept. Float images are rounded to the nearest of
-    256 levels, since a data set is stored as uint8.
+    256 levels, since a data set is stored as uint8. The arrays stay NumPy's, on the host: ``to_device(dataset)`` puts
+    them on the device.
 
     Args:
       name: what to call the set; a name of ``catalog.CONSTANTS`` brings its constants and class names.
       train_images: [N, H, W, C] or [N, H, W], C 1 or 3: integers in [0, 255] or floats in [0, 1].
-      train_labels: [N] integers in [0, K); every class must occur.
+      train_labels: [N] integers in [0, K) of any width; every class must occur.
       test_images: as ``train_images``, of the same H, W and C.
       test_labels: [N_test] integers in [0, K); a class may be missing.
-      class_names: K names in label order; default the catalog's where their number fits, else "0", "1", ...
+      class_names: K names in label order, each one printable line of at most 200 characters; default the
+        catalog's where their number fits, else "0", "1", ...
       mean: [C] of pixels in [0, 1]; default the catalog's, else computed from all training images.
       std: [C], positive, given together with ``mean``.
       train_per_class: most training images of a class to use, drawn before any are set aside; 0 uses all. The
@@ -56,8 +63,8 @@ def from_arrays(
         raise ValueError(f"validation_fraction is {validation_fraction}; give a share from 0 to below 1")
     if train_per_class < 0:
         raise ValueError(f"train_per_class is {train_per_class}; give a number of images, or 0 for all")
-    images = _check_images(train_images, "training")
-    test_images = _check_images(test_images, "test")
+    images = check_images(train_images, "training")
+    test_images = check_images(test_images, "test")
     if images.shape[1:] != test_images.shape[1:]:
         raise ValueError(
             f"training images are {images.shape[1:]} but test images {test_images.shape[1:]} "
@@ -88,9 +95,12 @@ def from_arrays(
     return Dataset(name, arrays, test, validation, class_names, fingerprint)
 
 
-def to_device(arrays: ImageArrays) -> ImageArrays:
-    """Puts a split on the default device, once; the draws of ``data.sampling`` then never leave it."""
-    return jax.device_put(arrays)
+def to_device(arrays: Device) -> Device:
+    """Puts a split, or all of a ``Dataset``, on the default device, once; ``data.sampling`` then never leaves it."""
+    if not isinstance(arrays, Dataset):
+        return jax.device_put(arrays)
+    splits = {name: getattr(arrays, name) for name in ("arrays", "test", "validation")}
+    return dataclasses.replace(arrays, **{name: jax.device_put(split) for name, split in splits.items() if split})
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,7 +141,7 @@ def check_labels(labels: ArrayLike, number: int, split: str) -> np.ndarray:
       split: what to call them in an error.
 
     Raises:
-      ValueError: if they are not N integers, all at least 0.
+      ValueError: if they are not N integers, all at least 0 and, of training images, below N.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1:
@@ -140,8 +150,16 @@ def check_labels(labels: ArrayLike, number: int, split: str) -> np.ndarray:
         raise ValueError(f"{len(labels)} {split} labels for {number} images; give one label an image")
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{split} labels are {labels.dtype}; give integers from 0 to K - 1")
-    if labels.min() < 0:
-        raise ValueError(f"{split} labels go down to {labels.min()}; number the classes from 0")
+    # Before any conversion: 2**32 + 1 as 32 bits is 1.
+    least, most = int(labels.min()), int(labels.max())
+    if least < 0:
+        raise ValueError(f"{split} labels go down to {least}; number the classes from 0")
+    # Every class must occur, so N training images have labels below N; what counts the classes would take their memory.
+    if most > np.iinfo(np.int32).max or (split == "training" and most >= number):
+        raise ValueError(
+            f"{split} labels go up to {most} for {number} images, so that classes are without images; number the "
+            "classes from 0 to K - 1 without gaps"
+        )
     return labels.astype(np.int32)
 
 
@@ -172,8 +190,16 @@ def _class_major(
     return ImageArrays(images, labels, offsets, counts, *constants, max_count=int(counts.max()))
 
 
-def _check_images(images: ArrayLike, split: str) -> np.ndarray:
-    """Returns [N, H, W, C] uint8."""
+def check_images(images: ArrayLike, split: str) -> np.ndarray:
+    """Returns ``images`` as [N, H, W, C] uint8.
+
+    Args:
+      images: what the user gave.
+      split: what to call them in an error.
+
+    Raises:
+      ValueError: if they are no grey or RGB images: integers in [0, 255] or floats in [0, 1].
+    """
     images = np.asarray(images)
     if images.ndim == 3:
         images = images[..., None]
@@ -190,12 +216,13 @@ def _check_images(images: ArrayLike, split: str) -> np.ndarray:
     if is_float and (bad := int((~np.isfinite(images)).sum())):
         raise ValueError(f"{split} images hold {bad} NaN or infinite pixels; remove or mend these images")
     top = 1 if is_float else 255
-    if images.min() < 0 or images.max() > top:
+    slack = _ROUNDING if is_float else 0
+    if images.min() < -slack or images.max() > top + slack:
         raise ValueError(
-            f"{split} images are {images.dtype} from {images.min():.4g} to {images.max():.4g}, "
+            f"{split} images are {images.dtype} from {images.min():.9g} to {images.max():.9g}, "
             f"outside [0, {top}]; give uint8, or floats in [0, 1]"
         )
-    return np.rint(images * 255.0).astype(np.uint8) if is_float else images.astype(np.uint8)
+    return np.rint(np.clip(images, 0, 1) * 255.0).astype(np.uint8) if is_float else images.astype(np.uint8)
 
 
 def _check_classes(labels: np.ndarray, test_labels: np.ndarray, class_names: Sequence[str]) -> None:
@@ -218,7 +245,14 @@ def _check_classes(labels: np.ndarray, test_labels: np.ndarray, class_names: Seq
 
 def _class_names(name: str, labels: np.ndarray, class_names: Sequence[str] | None) -> tuple[str, ...]:
     if class_names is not None:
-        return tuple(str(class_name) for class_name in class_names)
+        names = tuple(str(class_name) for class_name in class_names)
+        for number, text in enumerate(names):
+            if not text.isprintable() or not 0 < len(text) <= _LONGEST_NAME:
+                raise ValueError(
+                    f"the name of class {number} has {len(text)} characters and reads {text[:40]!r}; give 1 to "
+                    f"{_LONGEST_NAME} printable ones in one line"
+                )
+        return names
     num_classes = int(labels.max()) + 1
     known = catalog.CLASS_NAMES.get(name, ())
     return known if len(known) == num_classes else tuple(str(label) for label in range(num_classes))
@@ -237,7 +271,10 @@ def _constants(
     elif mean is None:
         mean, std = channel_statistics(images)
         if std.min() < _FLAT:
-            raise ValueError(f"channel {std.argmin()} is the same in all training pixels; give mean and std")
+            raise ValueError(
+                f"channel {std.argmin()} is the same in all training pixels, so it has no deviation to divide by; save "
+                "grey images, or pass mean and std: as arrays of the .npz, or to load or from_arrays"
+            )
     mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     if mean.shape != (channels,) or std.shape != (channels,):
         raise ValueError(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import logging
 import os
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from metadd_jax import files
+from metadd_jax import files, provenance
 
-_LAYOUT = 1  # Raise when RawSet or a decoder changes: older cache files are then no longer looked at.
+_WHOLE = 1 << 29  # bytes of a set that are all hashed at every start: a second
+_BLOCK, _BLOCKS = 1 << 16, 1024  # of a larger set: 64 MB, spread over all of it
 
 
 class RawSet(NamedTuple):
@@ -41,6 +44,36 @@ def cache_folder(cache_dir: str | os.PathLike | None) -> pathlib.Path:
     return pathlib.Path(cache_dir or os.environ.get("METADD_CACHE") or "~/.cache/metadd_jax").expanduser()
 
 
+def content(root: pathlib.Path, paths: Sequence[pathlib.Path]) -> str:
+    """Hash (hex) of what files hold: what the cache is keyed by.
+
+    Up to 512 MB in all that is every byte, whatever the files' times say. Above, it is size and time of change of each
+    file, and 64 MB in blocks at even distances over all of them.
+
+    Args:
+      root: the folder that their names count from.
+      paths: regular files, in any fixed order.
+    """
+    status = [(path, path.stat()) for path in paths]
+    total = sum(facts.st_size for _, facts in status)
+    digest = hashlib.sha256()
+    for path, facts in status:
+        held = files.hash_file(path) if total <= _WHOLE else f"{facts.st_size} {facts.st_mtime_ns}"
+        digest.update(f"{path.relative_to(root).as_posix()}\0{held}\n".encode("utf-8", "surrogateescape"))
+    if total > _WHOLE:
+        start, due, step = 0, 0, total // _BLOCKS
+        for path, facts in status:
+            with contextlib.ExitStack() as opened:
+                stream = None
+                while due < start + facts.st_size:
+                    stream = stream or opened.enter_context(open(path, "rb"))
+                    stream.seek(due - start)
+                    digest.update(stream.read(_BLOCK))
+                    due += step
+            start += facts.st_size
+    return digest.hexdigest()
+
+
 def cached(cache_dir: str | os.PathLike | None, name: str, facts: Any, decode: Callable[[], RawSet]) -> RawSet:
     """Reads the set from the cache, or decodes it and leaves a copy there.
 
@@ -50,10 +83,11 @@ def cached(cache_dir: str | os.PathLike | None, name: str, facts: Any, decode: C
     Args:
       cache_dir: the folder; None stands for $METADD_CACHE, or else ~/.cache/metadd_jax.
       name: start of the file's name, for the human reader.
-      facts: JSON value that changes whenever the data would (sizes, times, hashes): the key.
+      facts: JSON value that changes whenever the data would (``content``, settings); with the readers' own code it is
+        the key.
       decode: reads the data set itself.
     """
-    key = files.hash_arrays(text=json.dumps([_LAYOUT, facts]))[:16]
+    key = files.hash_arrays(text=json.dumps([provenance.sources(*provenance.READING), facts]))[:16]
     path = cache_folder(cache_dir) / f"{name}-{key}.npz"
     raw = _read(path)
     if raw is not None:

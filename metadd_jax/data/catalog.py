@@ -6,6 +6,7 @@ spelling that a repository uses has a name of its own here.
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 
@@ -100,5 +101,24 @@ NOT_FLIPPED = frozenset({"mnist", "mnist5k", "svhn", "svhn_cropped"})
 
 
 def augmentation(name: str) -> str:
-    """The differentiable-augmentation strategy of a set (DSA, paper's setting): flips except for digits."""
-    return "color_crop_cutout_scale_rotate" if name in NOT_FLIPPED else "color_crop_cutout_flip_scale_rotate"
+    """The differentiable-augmentation strategy of a set (DSA, paper's setting): flips except for digits.
+
+    A set that is not known here is not flipped either, since a mirrored image may mean something else (digits, letters,
+    left and right), and a warning says so: flips cost a known set little, and an unknown one perhaps its classes.
+
+    Args:
+      name: the set's, as ``load`` takes it.
+    """
+    known = NOT_FLIPPED | CONSTANTS.keys() | IMAGENET_SUBSETS.keys() | CLASS_NAMES.keys()
+    if name not in known:
+        warnings.warn(
+            f'augmentation "auto" of {name}, which is not in the catalog, is {_UPRIGHT}: no mirror images, which may '
+            f'mean something else; where they do not, name {_FLIPPED} instead of "auto"',
+            stacklevel=2,
+        )
+        return _UPRIGHT
+    return _UPRIGHT if name in NOT_FLIPPED else _FLIPPED
+
+
+_UPRIGHT = "color_crop_cutout_scale_rotate"
+_FLIPPED = "color_crop_cutout_flip_scale_rotate"

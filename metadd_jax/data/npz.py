@@ -1,0 +1,138 @@
+"""Reads a user's .npz of images and labels. What it claims to hold is checked before anything is unpacked."""
+
+from __future__ import annotations
+
+import lzma
+import math
+import pathlib
+import warnings
+import zipfile
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+from metadd_jax.data import decoding
+from metadd_jax.data.arrays import check_images, check_labels, stratified_split
+from metadd_jax.data.cache import RawSet
+
+# Fixed, so that everybody has the same test split: no option reaches them.
+_TEST_FRACTION = 0.2
+_TEST_SEED = 0
+_IMAGES, _TEST = ("images", "labels"), ("test_images", "test_labels")
+_FIELDS = (*_IMAGES, *_TEST, "class_names", "mean", "std")
+# No pictures are packed 200-fold, but for blank ones; a bomb of zeros is packed 1000-fold.
+_PACKED, _LARGE = 200, 1 << 28
+_SHOWN = 10
+_UNREADABLE = (
+    OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, MemoryError,
+)  # fmt: skip
+
+
+class Contents(NamedTuple):
+    """What an .npz holds: the images and, where given, the constants to standardise them by, [C] each."""
+
+    raw: RawSet
+    mean: np.ndarray | None
+    std: np.ndarray | None
+
+
+def read(path: pathlib.Path) -> Contents:
+    """Reads ``images``, ``labels``, and where they are there ``test_images`` with ``test_labels``, ``class_names``,
+    ``mean`` with ``std``. Without test images a fifth of each class is the test split, by a fixed seed.
+
+    Raises:
+      ValueError: if the file is absent, damaged or no .npz, lacks what it needs, or claims more than it holds.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; give the path of an .npz with images and labels")
+    with open(path, "rb") as stream:
+        if stream.read(6) == b"\x93NUMPY":
+            raise ValueError(f"{path} is a single array; save images and labels together by np.savez")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            arrays = _arrays(path, archive)
+    except _UNREADABLE as error:
+        if isinstance(error, _RefusedError):
+            raise
+        raise ValueError(f"{path} is no readable .npz of plain arrays ({error!s:.200}); save it again") from error
+    if "test_images" in arrays:
+        splits = [arrays[field] for field in (*_IMAGES, *_TEST)]
+    else:
+        splits = split_off_test(path, arrays["images"], arrays["labels"])
+    return Contents(RawSet(*splits, class_names=arrays.get("class_names")), arrays.get("mean"), arrays.get("std"))
+
+
+def split_off_test(source: object, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Takes a fifth of each class as test split: images, labels, test images, test labels.
+
+    Args:
+      source: what to call the set in an error.
+
+    Raises:
+      ValueError: if these are no images and labels, or no class has two images.
+    """
+    images = check_images(images, "training")
+    labels = check_labels(labels, len(images), "training")
+    kept, taken = stratified_split(labels, _TEST_FRACTION, _TEST_SEED)
+    if not len(taken):
+        raise ValueError(
+            f"{source} has no test_images, and one image a class is too few to take some for a test split; "
+            "add test_images and test_labels, or more images"
+        )
+    return images[kept], labels[kept], images[taken], labels[taken]
+
+
+class _RefusedError(ValueError):
+    """A member that is not read, in one line that says why."""
+
+
+def _arrays(path: pathlib.Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+    members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    wanted = list(_IMAGES)
+    for pair in (_TEST, ("mean", "std")):
+        wanted += pair if members.keys() & set(pair) else ()
+    if missing := [field for field in wanted if field not in members]:
+        raise _RefusedError(
+            f"{path} holds {sorted(members)[:_SHOWN]} but not {', '.join(missing)}; save images and labels (and both "
+            "of test_images and test_labels, of mean and std, or neither)"
+        )
+    if unused := sorted(members.keys() - set(_FIELDS)):
+        names = ", ".join(unused[:_SHOWN])
+        warnings.warn(
+            f"{path}: {len(unused)} arrays are not used: {names}; used are {', '.join(_FIELDS)}", stacklevel=5
+        )
+    wanted += ["class_names"] if "class_names" in members else []
+    arrays = {field: _array(path, archive, members[field], field) for field in wanted}
+    names = arrays.get("class_names")
+    if names is not None and (names.ndim != 1 or names.dtype.kind not in "US"):
+        raise _RefusedError(f"class_names of {path} are {names.dtype} of shape {names.shape}; save a list of texts")
+    return arrays
+
+
+def _array(path: pathlib.Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, field: str) -> np.ndarray:
+    with archive.open(info) as stream:
+        version = np.lib.format.read_magic(stream)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(stream)
+    if dtype.hasobject:
+        raise _RefusedError(
+            f"{field} of {path} are Python objects, which are not read; save them as plain numbers or text"
+        )
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed > info.file_size:
+        raise _RefusedError(
+            f"{field} of {path} claims {math.prod(shape)} numbers of {dtype} but holds {info.file_size} bytes; "
+            "save it again"
+        )
+    if claimed > decoding.memory():
+        raise _RefusedError(
+            f"{field} of {path} takes {claimed / 1e9:.1f} GB, more than this machine's memory; save fewer"
+        )
+    if claimed > max(_LARGE, _PACKED * info.compress_size):
+        raise _RefusedError(
+            f"{field} of {path} unpacks to {claimed / 1e9:.1f} GB from {info.compress_size / 1e6:.1f} MB, which no "
+            "pictures do; save it by np.savez, without compression, if it is meant so"
+        )
+    with archive.open(info) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
