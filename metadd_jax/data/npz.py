@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import math
 import pathlib
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -24,8 +25,10 @@ _FIELDS = (*_IMAGES, *_TEST, "class_names", "mean", "std")
 # No pictures are packed 200-fold, but for blank ones; a bomb of zeros is packed 1000-fold.
 _PACKED, _LARGE = 200, 1 << 28
 _SHOWN = 10
+# What NumPy and zipfile raise for damaged files; NumPy parses a head as Python text.
 _UNREADABLE = (
     OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, MemoryError,
+    SyntaxError, tokenize.TokenError,
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -140,6 +141,41 @@ def test_bad_arrays_are_refused_in_one_line(case):
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         build(**options)
+
+
+@pytest.mark.parametrize(
+    ("values", "number"),
+    [
+        ([0, 1, 2**32], 2**32),  # as 32 bits 0
+        ([0, 2**32 + 1, 2], 2**32 + 1),
+        ([0, 1, 3_000_000_000], 3_000_000_000),
+        ([0, 1, 400_000_000], 400_000_000),  # counting its classes took 8.5 GB
+        (np.array([0, 1, 2**64 - 1], np.uint64), 2**64 - 1),
+    ],
+)
+def test_wide_labels_are_refused_by_their_true_number(values, number):
+    labels = np.asarray(values)[TRAIN[1]]
+    with pytest.raises(ValueError, match=f"training labels go up to {number} for 11 images"):
+        build((TRAIN[0], labels))
+    with pytest.raises(ValueError, match=f"test labels go up to {number}"):
+        build(test=(TEST[0], np.asarray(values)[TEST[1]]))
+
+
+def test_a_whole_dataset_goes_to_the_device_in_one_call():
+    dataset = build(validation_fraction=0.4)
+    assert isinstance(dataset.arrays.images, np.ndarray)
+    placed = data.to_device(dataset)
+    for split in ("arrays", "test", "validation"):
+        images = getattr(placed, split).images
+        assert isinstance(images, jax.Array)
+        np.testing.assert_array_equal(images, getattr(dataset, split).images)
+    assert data.to_device(build()).validation is None and placed.fingerprint == dataset.fingerprint
+    assert isinstance(data.to_device(dataset.test).images, jax.Array)
+
+
+def test_pixels_without_constants_are_refused_where_they_are_standardised():
+    with pytest.raises(ValueError, match="images are uint8 pixels but come without mean and std"):
+        data.standardise(TRAIN[0], None, None)
 
 
 def test_single_images_cannot_be_set_aside():

@@ -1,4 +1,4 @@
-"""A user's .npz: what is read of it, what is said of the rest, and claims that are refused before they cost anything."""
+"""A user's .npz: what is read of it, what is said of the rest, and claims that are refused before they cost."""
 
 import io
 import os
@@ -142,5 +142,5 @@ def test_a_single_array_or_another_file_says_what_to_give(tmp_path):
     with pytest.raises(ValueError, match=r"x\.npy is a file, but no \.npz"):
         load(str(tmp_path / "x.npy"))
     os.rename(tmp_path / "x.npy", tmp_path / "x.npz")
-    with pytest.raises(ValueError, match="is a single array; save images and labels together by np.savez"):
+    with pytest.raises(ValueError, match=r"is a single array; save images and labels together by np\.savez"):
         load(str(tmp_path / "x.npz"))

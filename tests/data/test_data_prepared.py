@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
 import pathlib
+import struct
 import sys
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -104,6 +107,39 @@ def test_second_load_comes_from_the_cache_until_the_files_change(tmp_path, monke
         stream.write(" ")
     with pytest.raises(AssertionError, match="decoded again"):
         load(tmp_path)
+
+
+def test_mended_labels_and_pictures_are_seen_though_the_files_keep_size_and_time(tmp_path):
+    """ArrayRecord pads its files to 64 KiB."""
+    images, labels = prepare(tmp_path / "tfds")
+    first, folder = load(tmp_path), tmp_path / "tfds" / "tiny" / "1.0.0"
+    records = folder / "tiny-train.array_record-00000-of-00001"
+    status = records.stat()
+
+    def rewrite(images, labels):
+        write_split(folder, "train", images, labels)
+        assert records.stat().st_size == status.st_size
+        os.utime(records, ns=(status.st_atime_ns, status.st_mtime_ns))
+        return load(tmp_path)
+
+    mended = labels.copy()
+    mended[0] = 1
+    np.testing.assert_array_equal(rewrite(images, mended).arrays.counts, np.bincount(mended))
+    turned = rewrite(255 - images, labels)
+    np.testing.assert_array_equal(turned.arrays.images, 255 - np.asarray(first.arrays.images))
+    assert rewrite(images, labels).fingerprint == first.fingerprint
+
+
+def test_pictures_of_sixteen_bits_and_too_large_ones_are_refused_by_number():
+    deep = png(np.full((4, 4), 1000, np.uint16))
+    with pytest.raises(ValueError, match="image 1 of train in set has pixels of kind I;16; save it as 8-bit"):
+        decode([{"image": png(np.zeros((4, 4), np.uint8)), "label": 0}, {"image": deep, "label": 1}], "train")
+    head = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 1, 0, 0, 0, 0)
+    huge = (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head)) + bytes(4) + b"IDAT"
+    )
+    with pytest.raises(ValueError, match=r"image 0 of train in set is larger than can be opened \(.*3600000000"):
+        decode([{"image": huge + bytes(4), "label": 0}], "train")
 
 
 def test_newest_version_counts_by_number(tmp_path):
