@@ -47,14 +47,14 @@ def run(arguments: list[str]) -> None:
     import numpy as np
 
     import metadd_jax as mdd
-    from metadd_jax import augment, keys, ranges
+    from metadd_jax import keys, ranges
 
     ranges.check(config, spell=common.option)
     if not config.networks:
         raise ValueError("no network to train; name some by --networks, or leave --networks out")
     common.check_names(config.networks)
     if config.augmentation != "auto":
-        augment.training_augmentation(config.augmentation)
+        mdd.training.dc_evaluation(config.epochs, augmentation=config.augmentation)  # refuses what it cannot read
     synthetic, metadata = common.load_set(config.file)
     common.open_cache(config.cache_dir)
     dataset = common.real_data(metadata, name=config.dataset, data_dir=config.data_dir, cache_dir=config.cache_dir)

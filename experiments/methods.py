@@ -66,7 +66,8 @@ def check(config: DistillConfig) -> None:
         )
     for words in (config.augmentation, config.pretrain_augmentation):
         augment.strategy(augmentation(config, words))
-    augment.training_augmentation(augmentation(config, config.eval_augmentation))  # also where the recipe has its own
+    # Also where the recipe has views of its own and leaves these words out.
+    recipes.short_evaluation(1, augmentation=augmentation(config, config.eval_augmentation))
     pretraining_recipe(config), expert_recipe(config), evaluation_recipe(config)
     if config.method == "sre2l" and not config.sre2l.weights:
         squeeze_recipe(config)

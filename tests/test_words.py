@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from metadd_jax import augment, distillers, exchange, features, invariant, parallel, training, zoo
+from metadd_jax import augment, dc_augment, distillers, exchange, features, invariant, parallel, training, zoo
 from metadd_jax.data import decoding, splits
 from metadd_jax.distillers import class_images, distances
 from metadd_jax.evaluation import report
@@ -81,7 +81,7 @@ TAKERS = {
     "sre2l evaluation": (recipes.sre2l_evaluation, ("cifar", "tiny", "imagenet")),
     "augmentation": (augment.strategy, tuple(augment.TOKENS)),
     "augmentation mode": (lambda w: augment.strategy("flip", mode=w), ("S", "M")),
-    "views": (lambda w: augment.training_augmentation(f"dc_{w}"), tuple(augment.EACH_TOKENS)),
+    "views": (lambda w: recipes.Recipe(epochs=1, augmentation=f"dc_{w}"), tuple(dc_augment.TOKENS)),
     "device mode": (parallel.choose_mode, parallel.MODES),
     "split": (lambda w: splits.split_of(None, w), splits.SPLITS),
     "picture mode": (lambda w: decoding.to_array(PIL.Image.new("RGB", (4, 4)), w, 0), decoding.MODES),

@@ -59,7 +59,7 @@ class Recipe:
     weight_decay: Annotated[float, Real(0)] = 5e-4
     schedule: Annotated[str, OneOf(SCHEDULES)] = "step"
     drop_epoch: Annotated[int | None, Whole(0)] = None
-    augmentation: Annotated[str, Text("augment.training_augmentation")] = "none"
+    augmentation: Annotated[str, Text("views.augmentation")] = "none"
     warmup_epochs: Annotated[int, Whole(0)] = 0
     crop: Annotated[str, OneOf(CROPS)] = "none"
     flip: bool = False
