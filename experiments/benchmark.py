@@ -13,11 +13,13 @@ import os
 import pathlib
 import subprocess
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import command
 import cost_table
 import sweep
+
+from metadd_jax.ranges import Whole
 
 _AUXILIARIES = ("resnet34", "googlenet", "vit", "vgg11")
 _TRAINED = ("mlp", "lenet", "alexnet", "vgg11", "resnet18", "resnet18_bn", "resnet34", "resnet50", "googlenet", "vit")
@@ -83,24 +85,24 @@ class BenchmarkConfig:
     backbone: str = "convnet"
     teacher: str = "resnet18_bn"
     image_shape: tuple[int, int, int] = (32, 32, 3)
-    num_classes: int = 10
-    ipc: int = 10
-    batch_size: int = 256
-    class_batch: int = 1
+    num_classes: Annotated[int, Whole(1)] = 10
+    ipc: Annotated[int, Whole(1)] = 10
+    batch_size: Annotated[int, Whole(1)] = 256
+    class_batch: Annotated[int, Whole(1)] = 1
     augmentation: str = "color_crop_cutout_flip_scale_rotate"
-    inner_epochs: int = 50
-    syn_steps: int = 30
-    recover_images: int = 100
-    train_batch: int = 100
-    eval_epochs: int = 20
-    eval_seeds: int = 5
-    test_per_class: int = 20
-    subset: int = 0
-    micro_batch: int = 0
+    inner_epochs: Annotated[int, Whole(1)] = 50
+    syn_steps: Annotated[int, Whole(1)] = 30
+    recover_images: Annotated[int, Whole(1)] = 100
+    train_batch: Annotated[int, Whole(1)] = 100
+    eval_epochs: Annotated[int, Whole(1)] = 20
+    eval_seeds: Annotated[int, Whole(1)] = 5
+    test_per_class: Annotated[int, Whole(1)] = 20
+    subset: Annotated[int, Whole(0)] = 0
+    micro_batch: Annotated[int, Whole(0)] = 0
     checkpoint: bool = False
-    chunk: int = 3
-    repeats: int = 5
-    peak_side: int = 2048
+    chunk: Annotated[int, Whole(1)] = 3
+    repeats: Annotated[int, Whole(1)] = 5
+    peak_side: Annotated[int, Whole(1)] = 2048
     sweep: str | None = None
     cache: str | None = None
     torch: bool = False
@@ -122,6 +124,9 @@ def run(arguments: list[str]) -> None:
     import common
     import works
 
+    from metadd_jax import ranges
+
+    ranges.check(config, spell=common.option)
     points = sweep.points(config)
     settings = [dataclasses.replace(config, **point.settings) for point in points]
     names = [works.parse(point.work, own) for point, own in zip(points, settings, strict=True)]

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import common
 import methods
 from options import DistillConfig
 
@@ -24,7 +25,7 @@ def check_options(config: DistillConfig) -> None:
     Raises:
       ValueError: one line that names the option and what it may be.
     """
-    ranges.check(config, spell=option)
+    ranges.check(config, spell=common.option)
     if config.first_seed + config.distill_seeds > ranges.SEEDS:
         raise ValueError(
             f"--first-seed {config.first_seed} and --distill-seeds {config.distill_seeds} reach beyond the last seed "
@@ -128,11 +129,6 @@ def check_space(job: pipeline.Job, state_size: int) -> None:
         folder = methods.experts_folder(config, job.backbone, job.dataset, job.cache)
         if not folder.exists():
             files.require_space(job.cache, methods.experts_size(config, job.backbone))
-
-
-def option(path: str) -> str:
-    """How the user writes the field ``path`` of ``DistillConfig``: "mtt.lr_teacher" is ``--mtt.lr-teacher``."""
-    return f"--{path.replace('_', '-')}"
 
 
 if __name__ == "__main__":

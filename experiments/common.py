@@ -44,7 +44,7 @@ def is_set(file: str) -> bool:
 
 
 def option(name: str) -> str:
-    """How the user writes a field of a script's settings, for ``ranges.check``."""
+    """How the user writes a field of a script's settings: "mtt.lr_teacher" is ``--mtt.lr-teacher``."""
     return f"--{name.replace('_', '-')}"
 
 

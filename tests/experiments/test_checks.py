@@ -5,14 +5,18 @@ import dataclasses
 import json
 import shutil
 
+import benchmark
 import checks
 import common
 import distill
+import evaluate
 import methods
 import numpy as np
 import options
 import pipeline
+import pretrain
 import pytest
+import show
 
 from metadd_jax import data, files, parallel, ranges, storage
 
@@ -94,18 +98,39 @@ def test_every_option_has_a_range_or_is_a_switch():
     assert {path for path, _, rule in EVERY if isinstance(rule, ranges.Text)} == set(TEXTS)
 
 
+OTHERS = {
+    evaluate: (evaluate.EvaluateConfig, ["x.npz"]),
+    pretrain: (pretrain.PretrainConfig, []),
+    show: (show.ShowConfig, ["x.npz"]),
+    benchmark: (benchmark.BenchmarkConfig, []),
+}
+
+
+@pytest.mark.parametrize("script", OTHERS, ids=lambda script: script.__name__)
+def test_every_number_of_the_other_scripts_is_refused_outside_its_range(script, cache, monkeypatch):
+    monkeypatch.setenv("METADD_CACHE", str(cache))
+    settings, first = OTHERS[script]
+    rules = ranges.of(settings)
+    numbers = {field.name for field in dataclasses.fields(settings) if type(field.default) in (int, float)}
+    assert numbers and numbers <= set(rules)
+    for name in numbers:
+        for value in rules[name].outside():
+            with pytest.raises(ValueError, match=common.option(name)):
+                script.run([*first, common.option(name), str(value)])
+
+
 @pytest.mark.parametrize("path", [path for path, _, rule in EVERY if rule and not isinstance(rule, ranges.Text)])
 def test_every_option_is_refused_outside_its_range(path, refused):
     rule = {path: rule for path, _, rule in EVERY}[path]
     for value in rule.outside():
-        said = refused(checks.option(path), *(value if isinstance(value, tuple) else [value]))
-        assert checks.option(path) in said
+        said = refused(common.option(path), *(value if isinstance(value, tuple) else [value]))
+        assert common.option(path) in said
 
 
 @pytest.mark.parametrize("path", TEXTS)
 def test_text_that_nothing_can_read_is_refused(path, refused):
     text, part, *others = TEXTS[path]
-    assert part in refused(*others, checks.option(path), text)
+    assert part in refused(*others, common.option(path), text)
 
 
 TRAJECTORIES = ["--method", "mtt", "--mtt.epochs", 2, "--mtt.expert-epochs", 1, "--mtt.max-start-epoch", 1]
