@@ -142,7 +142,8 @@ class DistillConfig:
       mtt: options of mtt and tesla.
       sre2l: options of sre2l.
       metadd: the switches of the architecture-invariant loss.
-      variants: further settings of that loss to distil and judge beside it, as changes to ``metadd``: "ai=0.3,kl=0".
+      variants: further settings of that loss to distil and judge beside it, as changes to ``metadd``: "ai=0.3,kl=0";
+        "paper" is the paper's own reading (``InvariantConfig.paper``), "paper,kl=0" changes that.
       chunk: updates per dispatch.
       save_every: updates between checkpoints.
       device_mode: "auto" (pmap on more than one device), "jit", "pmap" or "sharded" (docs/devices.md).

@@ -10,6 +10,7 @@ from options import DistillConfig
 
 from metadd_jax.invariant import InvariantConfig
 
+PAPER = "paper"  # a variant: the paper's reading of the loss
 PRESETS: dict[str, DistillConfig] = {
     "mnist5k": DistillConfig(),
     "smoke": DistillConfig(
@@ -65,14 +66,29 @@ PRESETS: dict[str, DistillConfig] = {
     ),
     **published.PRESETS,
 }
+# The same with the paper's own reading of the loss beside ours, as a further set in the same table.
+PRESETS |= {
+    f"{name}_paper": dataclasses.replace(PRESETS[name], variants=(PAPER,))
+    for name in ("mnist5k", "cifar10_cpu", "cifar10_published")
+}
 
 
 def variant(config: InvariantConfig, changes: str) -> InvariantConfig:
     """``config`` with changes read from text such as "ai=0.3,kl=0,cam.low_confidence=soft".
 
+    Changes that begin with the word "paper" are to ``InvariantConfig.paper()``, which keeps of ``config`` what is no
+    part of the paper's loss: views, and how many images pass the networks at once.
+
     Raises:
       ValueError: for a setting that does not exist or a value that it cannot take.
     """
+    first, _, rest = changes.partition(",")
+    if first.strip() == PAPER:
+        kept = {name: getattr(config, name) for name in ("views", "subset", "micro_batch", "checkpoint")}
+        config = InvariantConfig.paper(**kept)
+        if not rest:
+            return config
+        changes = rest
     own, cam = {}, {}
     for item in changes.split(","):
         path, equals, text = (part.strip() for part in item.partition("="))
@@ -81,7 +97,9 @@ def variant(config: InvariantConfig, changes: str) -> InvariantConfig:
         if not equals or not isinstance(getattr(owner, name, None), bool | int | float | str):
             known = [field.name for field in dataclasses.fields(config) if field.name != "cam"]
             known += [f"cam.{field.name}" for field in dataclasses.fields(config.cam)]
-            raise ValueError(f"cannot read {item!r} in variant {changes!r}; write NAME=VALUE with {', '.join(known)}")
+            raise ValueError(
+                f"cannot read {item!r} in variant {changes!r}; write {PAPER}, or NAME=VALUE with {', '.join(known)}"
+            )
         found[name] = _read(text, getattr(owner, name), item)
     try:
         # All at once: some settings are only allowed together.

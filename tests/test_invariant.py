@@ -1,5 +1,7 @@
 """The terms of the invariant loss against NumPy in float64, the logit-gradient identity and hand-made maps."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,6 +132,35 @@ def test_gradient_reaches_the_images_and_agrees_with_finite_differences(key, ima
 def value_without_kl(key, x, wide):
     config = InvariantConfig(views="none", kl=0.0, cam=features.CamConfig(stop_gradient_range=False))
     return invariant.invariant_loss(key, x, LABELS, wide, config=config)[0]
+
+
+def test_the_papers_reading_against_numpy_float64(key, images, auxiliaries):
+    """sum_m [CE + KL(p_ref || p_m)] + L_pos + L_var with plain weights, and Grad-CAM maps."""
+    config = InvariantConfig.paper(views="none")
+    assert config.strengths == {"ai": 1, "pos": 1, "var": 1} and (config.weighting, config.kl) == ("raw", 1)
+    assert (config.cam.alpha, config.cam.transformer_method) == ("mean", "attention")
+    loss = invariant.invariant_loss(key, images, LABELS, auxiliaries, reference=auxiliaries[1], config=config)[0]
+    logits, maps = [], []
+    for auxiliary in auxiliaries:
+        net, variables = auxiliary.net, auxiliary.variables
+
+        def score(shift, net=net, variables=variables):
+            found, out = net.apply({**variables, "perturbations": {"map": shift}}, images)
+            return found[jnp.arange(6), LABELS].sum(), (found, out["map"])
+
+        alpha, (found, feature) = jax.grad(score, has_aux=True)(jnp.zeros((6, *net.map_shape)))
+        raw = np.maximum((np.asarray(feature) * np.asarray(alpha).mean((1, 2), keepdims=True)).sum(-1), 0)
+        up = np.asarray(jax.image.resize(raw, (6, 8, 8), "bilinear"), np.float64)
+        low, high = up.min((1, 2), keepdims=True), up.max((1, 2), keepdims=True)
+        maps.append((up - low) / (high - low + float(auxiliary.map_eps["mean"])))
+        logits.append(np.asarray(found, np.float64))
+    maps, log_p = np.stack(maps), np.log(softmax(np.stack(logits)))
+    ce = -log_p[:, np.arange(6), np.asarray(LABELS)]
+    kl = (np.exp(log_p[1]) * (log_p[1] - log_p)).sum(-1)
+    pos = 1 - maps.min(0).sum((1, 2)) / (maps.max(0).sum((1, 2)) + 1e-6)
+    expected = (ce + kl).sum(0).mean() + pos.mean() + maps.var(axis=0).mean()
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    assert InvariantConfig.paper(kl=0.0, views="none") == dataclasses.replace(config, kl=0.0)
 
 
 def test_unused_terms_are_not_computed(key, images, auxiliaries):

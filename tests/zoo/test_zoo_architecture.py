@@ -129,7 +129,7 @@ def test_parse_reads_whole_numbers_decimals_and_words():
 @pytest.mark.parametrize(
     ("spec", "image_shape", "message"),
     [
-        ("resnet19", (32, 32, 3), "unknown network 'resnet19'; choose one of mlp"),
+        ("resnet19", (32, 32, 3), "unknown network 'resnet19' (did you mean 'resnet18'?); choose one of mlp"),
         ("convnet:colour=1", (32, 32, 3), "options are: width, depth, norm, activation, pooling"),
         ("convnet_bn:norm=batch", (32, 32, 3), "options are: width, depth, activation, pooling"),
         ("lenet:width=3", (32, 32, 3), "options are: compute"),
