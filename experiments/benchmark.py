@@ -133,6 +133,8 @@ def run(arguments: list[str]) -> None:
     common.check_names((config.backbone, config.teacher, *config.auxiliaries))
     if config.torch:
         _require_torch(config)
+    if config.out:
+        _refuse_foreign(pathlib.Path(config.out))
     results = []
     with command.bar(len(names), "benchmark", "work") as progress:
         for point, own, name in zip(points, settings, names, strict=True):
@@ -146,6 +148,27 @@ def run(arguments: list[str]) -> None:
             if config.out:  # after every work, for a later one may need more memory than there is
                 _write(config, results)
     print("\n".join([*cost_table.table(results), *sweep.lines(config, results)]))
+
+
+def _refuse_foreign(out: pathlib.Path) -> None:
+    """Only an earlier measurement is replaced, and its table beside it."""
+    from metadd_jax.exchange import checks
+
+    if out.suffix == ".md":
+        raise ValueError(f"--out {out} is the file of the results as JSON; name it {out.with_suffix('.json').name}")
+    checks.refuse_existing(out, out.with_suffix(".md"), overwrite=True, is_ours=_is_ours)
+
+
+def _is_ours(path: pathlib.Path) -> bool:
+    if path.suffix == ".md":
+        return path.read_bytes().startswith(b"# Benchmark\n")
+    from metadd_jax import files
+
+    try:
+        facts = files.read_json(path)
+    except ValueError:
+        return False
+    return isinstance(facts, dict) and {"config", "results"} <= facts.keys()
 
 
 def _write(config: BenchmarkConfig, results: list[dict[str, Any]]) -> None:

@@ -58,22 +58,22 @@ def load(net: Architecture, file: str | os.PathLike) -> Variables:
     return from_state(net, read(file))
 
 
-def dump(net: Architecture, variables: Variables, file: str | os.PathLike, *, overwrite: bool = False) -> None:
+def dump(net: Architecture, variables: Variables, file: str | os.PathLike) -> None:
     """Writes ``variables`` as a state dict that torchvision's network of that name loads, whole or not at all.
 
     Args:
       net: at ImageNet geometry.
       variables: of ``net``.
-      file: .safetensors, .pth or .pt, as for ``load``.
-      overwrite: replace an existing file.
+      file: .safetensors, .pth or .pt, as for ``load``. An existing file is never replaced: weights that were written
+        here cannot be told from those that took somebody a week.
 
     Raises:
       ValueError: if the library is missing, the file exists, or as ``to_state``.
     """
     file = pathlib.Path(file)
     _, write = _format(file)
-    if os.path.lexists(file) and not overwrite:
-        raise ValueError(f"{file} exists already; choose another path or ask to overwrite it")
+    if os.path.lexists(file):
+        raise ValueError(f"{file} exists already; choose another path or move it away")
     state = to_state(net, variables)
     with files.atomic_path(file) as temporary:
         write(temporary, state)

@@ -170,3 +170,16 @@ def test_a_typo_is_found_before_anything_is_measured():
 def test_pytorch_is_looked_for_before_anything_is_measured(tmp_path):
     with pytest.raises(ValueError, match=r"which .*nowhere has not; run: pip install torch, or give an interpreter"):
         benchmark.run(["--works", "dm", "--torch", "--torch-python", str(tmp_path / "nowhere")])
+
+
+def test_only_an_earlier_measurement_is_replaced(tmp_path):
+    """--out costs.json wrote costs.md too, whatever stood there."""
+    out = tmp_path / "costs.json"
+    for name, text in (("costs.md", "# What I found"), ("costs.json", '{"config": 1}'), ("costs.json", "milk")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=rf"{name} is not what metadd_jax wrote"):
+            benchmark.run(["--works", "dm@1", "--out", str(out)])
+        assert (tmp_path / name).read_text() == text
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=r"name it costs\.json"):
+        benchmark.run(["--works", "dm@1", "--out", str(out.with_suffix(".md"))])
