@@ -124,7 +124,8 @@ def store(
             rows[epoch] = compiled(jnp.int32(epoch), images, teacher)
         rows.flush()
         manifest = facts | {"shape": list(rows.shape), "sha256": files.hash_file(temporary)}
-    files.write_json(path.with_suffix(".json"), manifest)
+        # Before the labels have their name: they are never without it.
+        files.write_json(path.with_suffix(".json"), manifest)
     return StoredLogits(key=key, shared_key=shared_key, path=str(path))
 
 
@@ -202,9 +203,19 @@ def _teacher(teacher: Auxiliary) -> str:
     return files.hash_arrays(*jax.tree.leaves(teacher.variables), text=f"{teacher.net!r} {code}")
 
 
+def _was_killed(path: pathlib.Path) -> bool:
+    """Whether a manifest of ours stands without its labels: the process died between the two."""
+    try:
+        manifest = files.read_json(path.with_suffix(".json"))
+    except ValueError:
+        return False
+    return not path.exists() and isinstance(manifest, dict) and {"shared_key", "teacher", "sha256"} <= set(manifest)
+
+
 def _check_room(path: pathlib.Path, size: int) -> None:
-    for taken in (path, path.with_suffix(".json")):
-        if taken.exists():
+    manifest = path.with_suffix(".json")
+    for taken in (path, manifest):
+        if taken.exists() and not (taken == manifest and _was_killed(path)):
             raise ValueError(f"{taken} exists and is left as it is; choose another name or move it away")
     files.require_writable(path.parent)
     free = shutil.disk_usage(path.parent).free
