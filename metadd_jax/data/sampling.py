@@ -7,13 +7,18 @@ an argument: NumPy arrays would be copied there at every call, or become constan
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from metadd_jax import keys
+from metadd_jax.ranges import OneOf, Whole, require
 from metadd_jax.structs import ImageArrays
+
+SHORT_CLASS = ("error", "repeat", "fewer")
 
 
 def standardise(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> jax.Array:
@@ -103,29 +108,86 @@ def draw_class(key: jax.Array, arrays: ImageArrays, class_index: ArrayLike, batc
     return gather(arrays, indices, weights), weights
 
 
-def random_per_class(key: jax.Array, arrays: ImageArrays, ipc: int) -> tuple[jax.Array, jax.Array]:
+def per_class(ipc: int | Sequence[int], num_classes: int) -> tuple[int, ...]:
+    """The images of each class: ``ipc`` is one number for all, or one a class in the order of the labels.
+
+    Raises:
+      ValueError: if a number is below 1, or there are not ``num_classes`` of them.
+    """
+    if isinstance(ipc, int | np.integer):
+        require("ipc", ipc, Whole(1))
+        return (int(ipc),) * num_classes
+    if len(ipc) != num_classes:
+        raise ValueError(f"ipc gives {len(ipc)} numbers for {num_classes} classes; give one number, or one a class")
+    for label, count in enumerate(ipc):
+        require(f"ipc of class {label}", count, Whole(1))
+    return tuple(map(int, ipc))
+
+
+def images_per_class(arrays: ImageArrays, ipc: int | Sequence[int], *, short_class: str = "error") -> tuple[int, ...]:
+    """The images of each class that real images can give, by an explicit policy for classes that have too few.
+
+    Args:
+      arrays: the real images.
+      ipc: wanted images per class, see ``per_class``.
+      short_class: what a class with fewer real images than that does: "error"; "repeat", it uses images again (say
+        ``repeat=True`` where they are drawn); "fewer", it gives as many as it has.
+
+    Returns:
+      [K] numbers, for the ``ipc`` of methods and baselines.
+
+    Raises:
+      ValueError: for a number that ``per_class`` refuses; under "error" for a class that is too small.
+    """
+    require("short_class", short_class, OneOf(SHORT_CLASS))
+    wanted = per_class(ipc, len(arrays.counts))
+    if short_class == "repeat":
+        return wanted
+    if short_class == "error":
+        _require_enough(wanted, arrays)
+    return tuple(min(count, int(size)) for count, size in zip(wanted, np.asarray(arrays.counts), strict=True))
+
+
+def _require_enough(wanted: Sequence[int], arrays: ImageArrays) -> None:
+    sizes = np.asarray(arrays.counts)
+    worst = int(np.argmax(np.subtract(wanted, sizes)))
+    if wanted[worst] > sizes[worst]:
+        raise ValueError(
+            f"ipc is {wanted[worst]}, but class {worst} has {sizes[worst]} images; lower ipc, or choose for a short "
+            "class: repeat (its images again) or fewer (as many as it has)"
+        )
+
+
+def random_per_class(
+    key: jax.Array, arrays: ImageArrays, ipc: int | Sequence[int], *, repeat: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """Draws ``ipc`` distinct real images of every class: the start of DM and the random baseline.
 
     Not traceable: it reads the class sizes.
 
+    Args:
+      key: typed PRNG key.
+      arrays: the real images.
+      ipc: images per class, see ``per_class``.
+      repeat: whether a class with fewer images gives them again, in the same order, as often as it takes.
+
     Returns:
-      images: [K * ipc, H, W, C] float32, standardised, class-major.
-      labels: [K * ipc] int32.
+      images: [N, H, W, C] float32, standardised, class-major; N is K * ipc, or the sum over the classes.
+      labels: [N] int32.
 
     Raises:
-      ValueError: if ``ipc`` is below 1 or above the size of the smallest class.
+      ValueError: if ``ipc`` is below 1 or, without ``repeat``, above the size of a class.
     """
-    counts = np.asarray(arrays.counts)
-    smallest = int(counts.argmin())
-    if not 1 <= ipc <= counts[smallest]:
-        raise ValueError(
-            f"ipc is {ipc}, but class {smallest}, the smallest, has {counts[smallest]} images; "
-            f"choose ipc from 1 to {counts[smallest]}"
-        )
-    classes = jnp.arange(len(counts), dtype=jnp.int32)
-    class_keys = jax.random.split(key, len(counts))
-    indices, weights = jax.vmap(class_indices, in_axes=(0, None, 0, None))(class_keys, arrays, classes, ipc)
-    return gather(arrays, indices.ravel(), weights.ravel()), jnp.repeat(classes, ipc)
+    sizes = np.asarray(arrays.counts)
+    wanted = per_class(ipc, len(sizes))
+    if not repeat:
+        _require_enough(wanted, arrays)
+    most, labels = max(wanted), np.arange(len(sizes), dtype=np.int32)
+    class_keys = jax.random.split(key, len(sizes))
+    indices, _ = jax.vmap(class_indices, in_axes=(0, None, 0, None))(class_keys, arrays, jnp.asarray(labels), most)
+    places = [label * most + np.arange(count) % size for label, count, size in zip(labels, wanted, sizes, strict=True)]
+    chosen = indices.ravel()[np.concatenate(places)]
+    return gather(arrays, chosen, jnp.ones(len(chosen))), jnp.asarray(np.repeat(labels, wanted))
 
 
 def stream_pool(arrays: ImageArrays, seed: int, chunk: int, per_class: int) -> ImageArrays:

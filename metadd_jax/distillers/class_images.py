@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metadd_jax import parallel, zoo
 from metadd_jax.data import sampling
@@ -16,32 +17,38 @@ from metadd_jax.structs import Dataset, ImageArrays, SyntheticSet
 INITS = ("real", "noise")
 
 
-def check_settings(*, ipc: int, batch_size: int, class_batch: int, micro_batch: int | None, init: str) -> None:
+Counts = tuple[int, ...]  # images of each class
+
+
+def check_settings(*, batch_size: int, class_batch: int, micro_batch: int | None, init: str) -> None:
     """Refuses settings that no data could serve.
 
     Raises:
       ValueError: naming the setting and what it may be.
     """
-    for name, value in (("ipc", ipc), ("batch_size", batch_size), ("class_batch", class_batch)):
+    for name, value in (("batch_size", batch_size), ("class_batch", class_batch)):
         require(name, value, Whole(1))
     if micro_batch is not None:
         require("micro_batch", micro_batch, Whole(1))
     require("init", init, OneOf(INITS))
 
 
-def initial(key: jax.Array, dataset: Dataset, net: zoo.Architecture, *, ipc: int, init: str) -> dict[str, jax.Array]:
-    """The trained parameterisation before the first update: ``images`` [K * ipc, H, W, C] float32, class-major.
+def initial(
+    key: jax.Array, dataset: Dataset, net: zoo.Architecture, *, counts: Counts, init: str, repeat: bool = False
+) -> dict[str, jax.Array]:
+    """The trained parameterisation before the first update: ``images`` [N, H, W, C] float32, class-major.
 
     Args:
       key: typed PRNG key.
       dataset: the real data.
       net: the backbone, which must take the images of ``dataset``.
-      ipc: images per class.
-      init: "real" (distinct random real images, standardised) or "noise" (standard normal).
+      counts: images of each class, N in all.
+      init: "real" (distinct random real images, standardised) or "noise" (standard normal, which reads no image).
+      repeat: whether a class with fewer real images gives them again.
 
     Raises:
-      ValueError: if ``net`` was made for other data, (init "real") a class has fewer than ``ipc`` images, or ``init``
-        is another word.
+      ValueError: if ``net`` was made for other data, (init "real") a class has fewer images than it should give, or
+        ``init`` is another word.
     """
     if init not in INITS:
         raise ValueError(f"init {init!r} must be one of {', '.join(INITS)}")
@@ -51,18 +58,51 @@ def initial(key: jax.Array, dataset: Dataset, net: zoo.Architecture, *, ipc: int
             f"{dataset.image_shape} and {dataset.num_classes}; create the network for this data set"
         )
     if init == "noise":
-        return {"images": jax.random.normal(key, (ipc * net.num_classes, *net.image_shape))}
-    return {"images": sampling.random_per_class(key, dataset.arrays, ipc)[0]}
+        return {"images": jax.random.normal(key, (sum(counts), *net.image_shape))}
+    return {"images": sampling.random_per_class(key, dataset.arrays, counts, repeat=repeat)[0]}
 
 
-def labels_of(num_classes: int, ipc: int) -> jax.Array:
-    """[K * ipc] int32: the labels that the class-major order implies."""
-    return jnp.repeat(jnp.arange(num_classes, dtype=jnp.int32), ipc)
+def labels_of(counts: Counts) -> jax.Array:
+    """[N] int32: the labels that the class-major order implies."""
+    return jnp.asarray(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
 
 
-def as_set(images: jax.Array, num_classes: int) -> SyntheticSet:
-    """The set of ``images`` [K * ipc, H, W, C] with the labels that their order implies."""
-    return SyntheticSet(images=images, labels=labels_of(num_classes, images.shape[0] // num_classes))
+def as_set(images: jax.Array, counts: Counts) -> SyntheticSet:
+    """The set of ``images`` [N, H, W, C] with the labels that their order implies."""
+    return SyntheticSet(images=images, labels=labels_of(counts))
+
+
+def by_class(values: jax.Array, counts: Counts) -> jax.Array:
+    """[N, ...] -> [K, n, ...], n the largest count; a class with fewer is filled up with its own first value."""
+    if _all_equal(counts):
+        return values.reshape(len(counts), -1, *values.shape[1:])
+    slots, own = np.arange(max(counts)), np.array(counts)[:, None]
+    return values[np.cumsum(own)[:, None] - own + np.where(slots < own, slots, 0)]
+
+
+def in_a_row(values: jax.Array, counts: Counts) -> jax.Array:
+    """[K, n, ...] -> [N, ...]: undoes ``by_class``, so what filled up is gone."""
+    flat = values.reshape(-1, *values.shape[2:])
+    if _all_equal(counts):
+        return flat
+    return flat[np.flatnonzero(np.arange(max(counts)) < np.array(counts)[:, None])]
+
+
+def shares(counts: Counts) -> jax.Array | None:
+    """[K, n]: what each value of ``by_class`` adds to the mean of its class; None where all of them add the same."""
+    if _all_equal(counts):
+        return None
+    own = np.array(counts)[:, None]
+    return jnp.asarray(np.where(np.arange(max(counts)) < own, 1 / own, 0), jnp.float32)
+
+
+def mean(values: jax.Array, share: jax.Array | None) -> jax.Array:
+    """[n, ...] -> [...]: the mean over one class's own values, with its row of ``shares``."""
+    return values.mean(axis=0) if share is None else jnp.tensordot(share, values, axes=1)
+
+
+def _all_equal(counts: Sequence[int]) -> bool:
+    return len(set(counts)) == 1
 
 
 def draw(
@@ -99,17 +139,15 @@ def sum_over_classes(
     the true one too, by plain differentiation, which keeps the activations of all classes.
 
     Args:
-      images: [K * ipc, H, W, C], class-major.
+      images: [K, n, H, W, C], see ``by_class``.
       items: pytree of arrays [K, ...].
       shared: pytree of arrays that all classes see.
       class_batch: classes at once. A plain scan (1) runs only the drawn augmentation; under vmap all of them run.
     """
-    classes = len(jax.tree.leaves(items)[0])
 
     def each(function: Callable, images: jax.Array, items: Any, shared: Any) -> Any:
-        own = images.reshape(classes, -1, *images.shape[1:])
         size = class_batch if class_batch > 1 else None
-        return jax.lax.map(lambda x: function(*x, shared), (own, items), batch_size=size)
+        return jax.lax.map(lambda x: function(*x, shared), (images, items), batch_size=size)
 
     @jax.custom_vjp
     def total(images: jax.Array, items: Any, shared: Any) -> jax.Array:
@@ -121,7 +159,7 @@ def sum_over_classes(
         if any(leaf.perturbed for leaf in jax.tree.leaves(arguments[1:], is_leaf=_is_marked)):
             return jax.vjp(lambda *all_three: each(loss, *all_three).sum(), images, items, shared)
         values, gradients = each(jax.value_and_grad(loss), images, items, shared)
-        return values.sum(), gradients.reshape(images.shape)
+        return values.sum(), gradients
 
     def backward(kept: Any, slope: jax.Array) -> tuple[Any, Any, Any]:
         return kept(slope) if callable(kept) else (slope * kept, None, None)

@@ -11,6 +11,7 @@ Published runs do 1001 ``outer`` steps with ``optax.sgd(0.1, momentum=0.5)`` (ML
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import jax
@@ -35,7 +36,7 @@ _STATISTICS_PER_CLASS = 16
 def dc(
     net: zoo.Architecture,
     *,
-    ipc: int,
+    ipc: int | Sequence[int],
     batch_size: int = 256,
     init: str = "noise",
     outer: int | None = None,
@@ -44,12 +45,13 @@ def dc(
     batch_norm: str = "improved",
     class_batch: int = 1,
     micro_batch: int | None = None,
+    repeat: bool = False,
 ) -> Distiller:
     """Dataset condensation by gradient matching as a ``Distiller``: no augmentation.
 
     Args:
       net: the backbone.
-      ipc: images per class.
+      ipc: images per class, one number for all classes or one a class.
       batch_size: real images per class and step; a class with fewer gives all of its images.
       init: "noise" (standard normal) or "real" (random real images).
       outer: steps from one new network to the next; default ``loops(ipc)``.
@@ -62,9 +64,11 @@ def dc(
       class_batch: how many classes are matched at once: memory grows with it; the gradients of several classes to one
         kernel are a grouped convolution, which is slow on a GPU (docs/gpu.md).
       micro_batch: how many real images of a class at once, see ``training.batches.sum_in_parts``.
+      repeat: whether a class with fewer real images than its ``ipc`` starts from them again and again.
 
     Raises:
-      ValueError: for a setting out of range, or (in ``init``) a class with fewer than ``ipc`` images.
+      ValueError: for a setting out of range, or (in ``init``, from real images without ``repeat``) a class with fewer
+        than ``ipc`` images.
     """
     method = dsa(
         net,
@@ -78,6 +82,7 @@ def dc(
         batch_norm=batch_norm,
         class_batch=class_batch,
         micro_batch=micro_batch,
+        repeat=repeat,
     )
     return method._replace(name="dc")
 
@@ -85,7 +90,7 @@ def dc(
 def dsa(
     net: zoo.Architecture,
     *,
-    ipc: int,
+    ipc: int | Sequence[int],
     batch_size: int = 256,
     augmentation: str = "color_crop_cutout_flip_scale_rotate",
     init: str = "real",
@@ -95,6 +100,7 @@ def dsa(
     batch_norm: str = "improved",
     class_batch: int = 1,
     micro_batch: int | None = None,
+    repeat: bool = False,
 ) -> Distiller:
     """Gradient matching under differentiable Siamese augmentation as a ``Distiller``.
 
@@ -103,22 +109,23 @@ def dsa(
 
     Args:
       augmentation: DSA tokens joined by "_" (leave out ``flip`` for digits), or "none".
-      net, ipc, batch_size, init, outer, inner, distance, batch_norm, class_batch, micro_batch: as in ``dc``.
+      net, ipc, batch_size, init, outer, inner, distance, batch_norm, class_batch, micro_batch, repeat: as
+        in ``dc``.
 
     Raises:
       ValueError: as in ``dc``, or for an unknown token.
     """
-    class_images.check_settings(
-        ipc=ipc, batch_size=batch_size, class_batch=class_batch, micro_batch=micro_batch, init=init
-    )
+    class_images.check_settings(batch_size=batch_size, class_batch=class_batch, micro_batch=micro_batch, init=init)
+    counts = sampling.per_class(ipc, net.num_classes)
     outer, inner = (usual if given is None else given for given, usual in zip((outer, inner), loops(ipc), strict=True))
     matching = _Matching(
-        net, ipc, batch_size, augmentation, outer, inner, distance, batch_norm, class_batch, micro_batch
+        net, counts, batch_size, augmentation, outer, inner, distance, batch_norm, class_batch, micro_batch
     )
 
     def start(key: jax.Array, dataset: Dataset) -> tuple[dict, dict]:
         # The first step draws its own network; this one gives ``aux`` its shapes.
-        return class_images.initial(key, dataset, net, ipc=ipc, init=init), {"network": net.init(key)}
+        images = class_images.initial(key, dataset, net, counts=counts, init=init, repeat=repeat)
+        return images, {"network": net.init(key)}
 
     return Distiller(
         name="dsa",
@@ -126,18 +133,18 @@ def dsa(
         sample=matching.sample,
         loss=matching.loss,
         refresh=matching.refresh,
-        decode=lambda synthetic, aux: class_images.as_set(synthetic["images"], net.num_classes),
+        decode=lambda synthetic, aux: class_images.as_set(synthetic["images"], counts),
     )
 
 
-def loops(ipc: int) -> tuple[int, int]:
-    """(outer, inner) for a number of images per class.
+def loops(ipc: int | Sequence[int]) -> tuple[int, int]:
+    """(outer, inner) for a number of images per class, or for the mean of one a class.
 
     The published table knows 1, 10, 20, 30, 40 and 50. Between two entries both numbers are interpolated linearly and
     rounded (a half up); above 50 they stay (50, 10), one of the two that the authors advise there.
     """
     outer, inner = np.transpose(list(LOOPS.values()))
-    return tuple(int(np.interp(ipc, list(LOOPS), values) + 0.5) for values in (outer, inner))
+    return tuple(int(np.interp(np.mean(ipc), list(LOOPS), values) + 0.5) for values in (outer, inner))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +152,7 @@ class _Matching:
     """The settings of ``dc`` and ``dsa`` and the functions that they close over."""
 
     net: zoo.Architecture
-    ipc: int
+    counts: class_images.Counts
     batch_size: int
     augmentation: Annotated[str, Text("augment.strategy")]
     outer: Annotated[int, Whole(1)]
@@ -167,7 +174,7 @@ class _Matching:
         recipe = Recipe(
             epochs=self.inner, learning_rate=0.01, momentum=0.0, weight_decay=0.0, augmentation=self.augmentation
         )
-        own = class_images.as_set(synthetic["images"], self.net.num_classes)
+        own = class_images.as_set(synthetic["images"], self.counts)
 
         def train(variables: Any) -> Any:
             return fit(key, self.net, own.images, own.labels, recipe, shared_key=key, variables=variables)
@@ -202,7 +209,7 @@ class _Matching:
         strategy = augment.strategy(self.augmentation)
 
         def class_distance(own: jax.Array, item: tuple, shared: tuple) -> jax.Array:
-            (view_key, label, real, weights), (variables, mean, std) = item, shared
+            (view_key, label, real, weights, share), (variables, mean, std) = item, shared
 
             def summed_gradient(part: tuple) -> Any:
                 images, weights = part
@@ -213,14 +220,15 @@ class _Matching:
             total, count = parallel.psum_if((total, weights.sum()), axis_name)
             target = jax.lax.stop_gradient(jax.tree.map(lambda x: x / count, total))
             own = augment.augment(view_key, own, strategy, siamese=True)
-            gradient = self._summed_gradient(variables, own, label, jnp.full(self.ipc, 1 / self.ipc))
+            share = jnp.full(len(own), 1 / len(own)) if share is None else share
+            gradient = self._summed_gradient(variables, own, label, share)
             return gradient_distance(target, gradient, kind=self.distance)
 
-        items = (jax.random.split(key, classes), jnp.arange(classes), batch["images"], batch["weights"])
+        view_keys, share = jax.random.split(key, classes), class_images.shares(self.counts)
+        items = (view_keys, jnp.arange(classes), batch["images"], batch["weights"], share)
+        own = class_images.by_class(synthetic["images"], self.counts)
         shared = (variables, batch["mean"], batch["std"])
-        distance = class_images.sum_over_classes(
-            class_distance, synthetic["images"], items, shared, class_batch=self.class_batch
-        )
+        distance = class_images.sum_over_classes(class_distance, own, items, shared, class_batch=self.class_batch)
         return distance, ({"network": variables}, {})
 
     def _summed_gradient(self, variables: Any, images: jax.Array, label: jax.Array, weights: jax.Array) -> Any:

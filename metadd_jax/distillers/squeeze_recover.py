@@ -8,14 +8,17 @@ published weights); relabelling and post-training are ``fit`` and ``cross_archit
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
 from metadd_jax import augment, parallel, ranges, transforms, zoo
+from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images
 from metadd_jax.distillers.base import Distiller
 from metadd_jax.distillers.distances import norm
@@ -27,7 +30,7 @@ def sre2l(
     teacher_net: zoo.Architecture,
     teacher_variables: Any,
     *,
-    ipc: int,
+    ipc: int | Sequence[int],
     r_bn: float = 0.01,
     first_multiplier: float = 10.0,
     tv: float = 0.0,
@@ -72,7 +75,8 @@ def sre2l(
     Args:
       teacher_net: a trained network with batch norm for the set's images.
       teacher_variables: its ``params`` and ``batch_stats``.
-      ipc: images per class.
+      ipc: images per class, one number for all classes or one a class: a pass over the classes then leaves out those
+        that have had all of theirs. No real images are read, so it may be above what a class has of them.
       r_bn: weight of the statistics.
       first_multiplier: further weight of the first layer's.
       tv: weight of the total variation (norms of the four differences to neighbours; published runs use 0).
@@ -92,14 +96,15 @@ def sre2l(
         raise ValueError(
             f"{teacher_net.label} has no batch-norm statistics to match; use a teacher with them, such as resnet18_bn"
         )
-    recover = _Recover(teacher_net, ipc, r_bn, first_multiplier, tv, l2, crop, flip, roll, group_size, group_ipc)
+    counts = sampling.per_class(ipc, teacher_net.num_classes)
+    recover = _Recover(teacher_net, counts, r_bn, first_multiplier, tv, l2, crop, flip, roll, group_size, group_ipc)
     return Distiller(
         name="sre2l",
         init=recover.init,
         sample=lambda key, data, step, *, axis_name=None: (),
         loss=recover.loss,
         refresh=lambda key, synthetic, aux, step, frozen: aux,
-        decode=lambda synthetic, aux: class_images.as_set(synthetic["images"], teacher_net.num_classes),
+        decode=lambda synthetic, aux: class_images.as_set(synthetic["images"], counts),
         frozen=teacher_variables,
     )
 
@@ -138,7 +143,7 @@ class _Recover:
     """The settings of ``sre2l`` and the functions that they close over."""
 
     net: zoo.Architecture
-    ipc: Annotated[int, Whole(1)]
+    counts: class_images.Counts
     r_bn: Annotated[float, Real(0)]
     first_multiplier: Annotated[float, Real(0)]
     tv: Annotated[float, Real(0)]
@@ -151,35 +156,44 @@ class _Recover:
 
     def __post_init__(self) -> None:
         ranges.check(self)
-        if self.group_ipc > self.group_size or self.ipc % self.group_ipc:
+        uneven = [count for count in self.counts if count % self.group_ipc]
+        if self.group_ipc > self.group_size or uneven:
             raise ValueError(
-                f"group_ipc={self.group_ipc} must divide ipc={self.ipc} and be at most group_size={self.group_size}"
+                f"group_ipc={self.group_ipc} must divide ipc={(uneven or self.counts)[0]} and be at most "
+                f"group_size={self.group_size}"
             )
 
     def init(self, key: jax.Array, dataset: Dataset) -> tuple[dict[str, jax.Array], tuple]:
-        return class_images.initial(key, dataset, self.net, ipc=self.ipc, init="noise"), ()
+        return class_images.initial(key, dataset, self.net, counts=self.counts, init="noise"), ()
 
     def loss(
         self, key: jax.Array, synthetic: dict, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None
     ) -> tuple[jax.Array, tuple[Any, dict]]:
         del batch
         images = parallel.sum_gradient(synthetic["images"], axis_name)
-        classes, shape = self.net.num_classes, self.net.image_shape
-        rounds, together = self.ipc // self.group_ipc, self.group_ipc
-        passes = images.reshape(classes, rounds, together, *shape).transpose(1, 2, 0, 3, 4, 5)
-        size = min(self.group_size // together, classes)
-        whole = classes // size * size
-        parts = []
-        for start, stop, width in ((0, whole, size), (whole, classes, classes - whole)):  # the last may be smaller
-            if start < stop:
-                groups = passes[:, :, start:stop].reshape(rounds, together, -1, width, *shape).swapaxes(1, 2)
-                groups = groups.reshape(-1, together * width, *shape)
-                labels = jnp.tile(jnp.arange(start, stop).reshape(-1, width), (rounds, together))
-                part_key = jax.random.fold_in(key, start)
-                parts.append(self._sum_over_groups(part_key, groups, labels, frozen, axis_name))
+        labels, by_size = class_images.labels_of(self.counts), self._groups()
+        parts = [
+            self._sum_over_groups(jax.random.fold_in(key, count), images[places], labels[places], frozen, axis_name)
+            for count, places in by_size
+        ]
         total = jax.tree.map(lambda *sums: sum(sums), *parts)
-        loss, count = total.pop("loss"), rounds * -(-classes // size)
+        loss, count = total.pop("loss"), sum(len(places) for _, places in by_size)
         return loss, (aux, {name: value / count for name, value in total.items()})
+
+    def _groups(self) -> list[tuple[int, np.ndarray]]:
+        """The places in the set of the images of each group, [G, b] for each size b; and a number of its own for each.
+
+        A pass takes the next ``group_ipc`` images of every class that has images left.
+        """
+        classes, together = len(self.counts), self.group_ipc
+        size, offsets = min(self.group_size // together, classes), np.cumsum(self.counts) - self.counts
+        groups: dict[int, list] = {}
+        for first in range(0, max(self.counts), together):
+            left = np.flatnonzero(np.array(self.counts) > first)
+            for start in range(0, len(left), size):
+                places = offsets[left[start : start + size]] + np.arange(first, first + together)[:, None]
+                groups.setdefault(places.shape[1], []).append(places.ravel())
+        return [(0 if width == size else classes - width, np.array(places)) for width, places in groups.items()]
 
     def _sum_over_groups(
         self, key: jax.Array, groups: jax.Array, labels: jax.Array, variables: Any, axis_name: str | None

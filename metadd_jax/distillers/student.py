@@ -24,7 +24,7 @@ class Student:
     """What MTT and TESLA share; the attributes are the arguments of ``trajectory_matching.mtt`` and ``tesla``."""
 
     net: zoo.Architecture
-    ipc: Annotated[int, Whole(1)]
+    counts: class_images.Counts
     syn_steps: Annotated[int, Whole(1)]
     expert_epochs: Annotated[int, Whole(1)]
     max_start_epoch: Annotated[int, Whole(1)]
@@ -33,16 +33,17 @@ class Student:
     augmentation: Annotated[str, Text("augment.strategy")]
     raw_lr: bool
     soft_labels: bool = False
+    repeat: bool = False
 
     @property
     def count(self) -> int:
         """N, the images of the set."""
-        return self.ipc * self.net.num_classes
+        return sum(self.counts)
 
     @property
     def labels(self) -> jax.Array:
         """[N] int32, class-major."""
-        return class_images.labels_of(self.net.num_classes, self.ipc)
+        return class_images.labels_of(self.counts)
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuses settings out of range and experts of a shape [E, T + 1, P] that does not go with them.
@@ -74,10 +75,10 @@ class Student:
         """Random real images and alpha; and the state beside them.
 
         Raises:
-          ValueError: if the network was made for other data, or a class has fewer than ``ipc`` images.
+          ValueError: if the network was made for other data, or a class has too few images and may not repeat them.
         """
         image_key, order_key = jax.random.split(key)
-        images = class_images.initial(image_key, dataset, self.net, ipc=self.ipc, init="real")
+        images = class_images.initial(image_key, dataset, self.net, counts=self.counts, init="real", repeat=self.repeat)
         lr = jnp.asarray(self.lr_teacher, jnp.float32)
         aux = {"order_key": order_key, "expert": jnp.zeros((), jnp.int32), "start": jnp.zeros((), jnp.int32)}
         if self.soft_labels:

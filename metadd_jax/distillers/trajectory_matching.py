@@ -12,6 +12,7 @@ No real image is read after the start. On several devices every one computes the
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ import optax
 from jax.typing import ArrayLike
 
 from metadd_jax import ranges, zoo
+from metadd_jax.data import sampling
 from metadd_jax.distillers.base import Distiller
 from metadd_jax.distillers.student import Student
 from metadd_jax.ranges import Real
@@ -33,7 +35,7 @@ def mtt(
     net: zoo.Architecture,
     experts: ArrayLike,
     *,
-    ipc: int,
+    ipc: int | Sequence[int],
     syn_steps: int,
     expert_epochs: int,
     max_start_epoch: int,
@@ -42,6 +44,7 @@ def mtt(
     augmentation: str = _DSA,
     raw_lr: bool = False,
     checkpoint: bool = True,
+    repeat: bool = False,
 ) -> Distiller:
     """Trajectory matching with the exact gradient as a ``Distiller``; ``trajectory_optimiser`` makes its optimiser.
 
@@ -54,7 +57,7 @@ def mtt(
       experts: [E, T + 1, P] float32, the weights of E trained networks at the start and after each of T epochs (see
         ``training.device_experts``). They become ``frozen``: each device holds all of them. Steps go through the
         experts in random order, shuffled anew in every round.
-      ipc: images per class.
+      ipc: images per class, one number for all classes or one a class.
       syn_steps: N, steps of the student.
       expert_epochs: how far the target lies ahead of the start, in epochs of the expert.
       max_start_epoch: the start is drawn uniformly from the epochs 0 ... ``max_start_epoch`` - 1.
@@ -65,12 +68,17 @@ def mtt(
       raw_lr: train alpha instead of its logarithm.
       checkpoint: compute each step again in the backward pass. Memory is then N weight vectors and one step's
         activations instead of the activations of N steps; the result is the same.
+      repeat: whether a class with fewer real images than its ``ipc`` starts from them again and again.
 
     Raises:
       ValueError: for a setting out of range, an epoch that the experts do not have, experts of another size or a
-        network with batch norm; (in ``init``) for a class with fewer than ``ipc`` images.
+        network with batch norm; (in ``init``, without ``repeat``) for a class with fewer than ``ipc`` images.
     """
-    student = Student(net, ipc, syn_steps, expert_epochs, max_start_epoch, lr_teacher, batch_syn, augmentation, raw_lr)
+    counts = sampling.per_class(ipc, net.num_classes)
+    student = Student(
+        net, counts, syn_steps, expert_epochs, max_start_epoch, lr_teacher, batch_syn, augmentation, raw_lr,
+        repeat=repeat,
+    )  # fmt: skip
     return _distiller("mtt", experts, _Exact(student, checkpoint=checkpoint))
 
 
@@ -78,7 +86,7 @@ def tesla(
     net: zoo.Architecture,
     experts: ArrayLike,
     *,
-    ipc: int,
+    ipc: int | Sequence[int],
     syn_steps: int,
     expert_epochs: int,
     max_start_epoch: int,
@@ -88,6 +96,7 @@ def tesla(
     raw_lr: bool = False,
     variant: str = "paper",
     soft_labels: bool = False,
+    repeat: bool = False,
 ) -> Distiller:
     """Trajectory matching with TESLA's constant-memory gradient as a ``Distiller``.
 
@@ -98,8 +107,8 @@ def tesla(
     N weight vectors, and its gradient is exact.
 
     Args:
-      net, experts, ipc, syn_steps, expert_epochs, max_start_epoch, lr_teacher, batch_syn, augmentation, raw_lr: see
-        ``mtt``.
+      net, experts, ipc, syn_steps, expert_epochs, max_start_epoch, lr_teacher, batch_syn, augmentation, raw_lr,
+        repeat: see ``mtt``.
       variant: "paper", or "code" for the released program, whose gradient of the images lacks the factor 2.
       soft_labels: at every step the expert labels the images anew with its weights at the target epoch (softmax); the
         set carries the labels of the last step. Otherwise the classes are the labels.
@@ -109,9 +118,11 @@ def tesla(
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r} must be one of {', '.join(VARIANTS)}")
+    counts = sampling.per_class(ipc, net.num_classes)
     student = Student(
-        net, ipc, syn_steps, expert_epochs, max_start_epoch, lr_teacher, batch_syn, augmentation, raw_lr, soft_labels
-    )
+        net, counts, syn_steps, expert_epochs, max_start_epoch, lr_teacher, batch_syn, augmentation, raw_lr,
+        soft_labels, repeat,
+    )  # fmt: skip
     name = "tesla" if variant == "paper" else "tesla_code"
     return _distiller(name, experts, _ConstantMemory(student, factor=1.0 if variant == "paper" else 0.5))
 

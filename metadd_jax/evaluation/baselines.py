@@ -6,7 +6,7 @@ arXiv 2207.09639), so a method that does not beat these rows has gained nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -20,21 +20,24 @@ _RESTARTS = 10
 _EMBED_BATCH = 500
 
 
-def random_real(key: jax.Array, dataset: structs.Dataset, ipc: int) -> structs.SyntheticSet:
-    """``ipc`` distinct real images of each class, drawn uniformly.
+def random_real(
+    key: jax.Array, dataset: structs.Dataset, ipc: int | Sequence[int], *, repeat: bool = False
+) -> structs.SyntheticSet:
+    """``ipc`` distinct real images of each class, drawn uniformly; one number for all classes or one a class.
 
     Raises:
-      ValueError: if a class has fewer than ``ipc`` images.
+      ValueError: if a class has fewer than ``ipc`` images and ``repeat`` does not let it give them again.
     """
-    images, labels = sampling.random_per_class(key, dataset.arrays, ipc)
+    images, labels = sampling.random_per_class(key, dataset.arrays, ipc, repeat=repeat)
     return structs.SyntheticSet(images, labels)
 
 
 def kmeans_real(
     seed: int,
     dataset: structs.Dataset,
-    ipc: int,
+    ipc: int | Sequence[int],
     *,
+    repeat: bool = False,
     embed: Callable[[jax.Array], ArrayLike] | None = None,
 ) -> structs.SyntheticSet:
     """The distinct real images nearest to ``ipc`` k-means centres of each class.
@@ -42,31 +45,30 @@ def kmeans_real(
     Args:
       seed: of the starting centres, and of the 5,000 images taken from a larger class.
       dataset: real images; the training split is used.
-      ipc: centres of each class.
+      ipc: centres of each class, one number for all or one a class.
+      repeat: whether a class with fewer images gives all of them, again and again.
       embed: maps standardised images [B, H, W, C] to the embeddings [B, D] to cluster; default: the pixels.
 
     Returns:
       A set of K * ipc images, class-major; inside a class in the order of the centres.
 
     Raises:
-      ValueError: if a class has fewer than ``ipc`` images.
+      ValueError: if a class has fewer than ``ipc`` images and may not repeat them.
     """
     ranges.require("seed", seed, ranges.Whole(0, ranges.SEEDS - 1))
     arrays = dataset.arrays
     counts, offsets = np.asarray(arrays.counts), np.asarray(arrays.offsets)
-    if not 1 <= ipc <= counts.min():
-        raise ValueError(
-            f"ipc is {ipc}, but the smallest class has {counts.min()} images; choose ipc from 1 to {counts.min()}"
-        )
+    wanted = sampling.images_per_class(arrays, ipc, short_class="repeat" if repeat else "error")
     chosen = []
-    for label, (offset, count) in enumerate(zip(offsets, counts, strict=True)):
+    for label, (offset, count, own) in enumerate(zip(offsets, counts, wanted, strict=True)):
         rows = offset + np.arange(count)
-        if count > max(_MOST_IMAGES, ipc):
+        if count > max(_MOST_IMAGES, own):
             generator = keys.generator("kmeans", seed, label)
-            rows = np.sort(generator.choice(rows, max(_MOST_IMAGES, ipc), replace=False))
-        chosen.append(rows[_nearest_to_centres(seed, _features(arrays, rows, embed), ipc)])
+            rows = np.sort(generator.choice(rows, max(_MOST_IMAGES, own), replace=False))
+        nearest = _nearest_to_centres(seed, _features(arrays, rows, embed), min(own, len(rows)))
+        chosen.append(rows[np.resize(nearest, own)])
     images = sampling.standardise(arrays.images[np.concatenate(chosen)], arrays.mean, arrays.std)
-    return structs.SyntheticSet(images, np.repeat(np.arange(len(counts), dtype=np.int32), ipc))
+    return structs.SyntheticSet(images, np.repeat(np.arange(len(counts), dtype=np.int32), wanted))
 
 
 def _features(arrays: structs.ImageArrays, rows: np.ndarray, embed: Callable | None) -> np.ndarray:
