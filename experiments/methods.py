@@ -16,7 +16,7 @@ from options import MATCHING, TRAJECTORIES, DistillConfig
 
 import metadd_jax as mdd
 from metadd_jax import augment, parallel, ranges
-from metadd_jax.data import catalog
+from metadd_jax.data import catalog, sampling
 from metadd_jax.distillers import Distiller, recover_optimiser, trajectory_optimiser
 from metadd_jax.training import recipes
 
@@ -129,6 +129,35 @@ def _devices(config: DistillConfig, modes: tuple[str, ...]) -> int:
     return parallel.device_count() if parallel.choose_mode(config.device_mode) in modes else 1
 
 
+def images_per_class(config: DistillConfig, dataset: mdd.Dataset) -> tuple[int, ...]:
+    """The images of each class of the set; real ones are asked for only where the set starts from them.
+
+    Raises:
+      ValueError: if ``ipc_per_class`` does not name every class, or a class is too small under "error".
+    """
+    wanted = sampling.per_class(config.ipc_per_class or config.ipc, dataset.num_classes)
+    if config.short_class == "error" and _start(config) == "noise":
+        return wanted
+    arrays = dataset.arrays
+    if config.stream_per_class:  # the start comes from a pool
+        arrays = arrays.replace(counts=np.minimum(arrays.counts, config.stream_per_class))
+    return mdd.data.images_per_class(arrays, wanted, short_class=config.short_class)
+
+
+def _start(config: DistillConfig) -> str:
+    """What the images start from: "real" or "noise"."""
+    if config.method in MATCHING and config.init != "auto":
+        return config.init
+    return "noise" if config.method in ("dc", "sre2l") else "real"
+
+
+def describe_counts(counts: tuple[int, ...]) -> str:
+    """The images of each class in a few words."""
+    if len(set(counts)) == 1:
+        return f"{counts[0]} image(s) per class"
+    return f"{min(counts)} to {max(counts)} images per class ({sum(counts)} in all)"
+
+
 def relabels(config: DistillConfig) -> bool:
     """Whether judged networks learn from the labels of the sre2l teacher."""
     return config.eval_recipe.startswith(_TEACHER_PREFIX)
@@ -232,26 +261,27 @@ def make(
     Args:
       trained: what ``squeeze`` gave, for sre2l; what ``experts`` gave, for mtt and tesla.
     """
+    counts = images_per_class(config, dataset)
     if config.method == "sre2l":
-        return _sre2l(config, trained), recover_optimiser(
+        return _sre2l(config, counts, trained), recover_optimiser(
             config.image_lr, config.steps, dataset.arrays.mean, dataset.arrays.std
         )
     if config.method in TRAJECTORIES:
         tx = trajectory_optimiser(
             config.image_lr, config.mtt.lr_lr, lr_teacher=config.mtt.lr_teacher, momentum=config.image_momentum
         )
-        return _trajectory(config, backbone, trained), tx
-    return _matching(config, backbone), optax.sgd(config.image_lr, momentum=config.image_momentum)
+        return _trajectory(config, backbone, counts, trained), tx
+    return _matching(config, backbone, counts), optax.sgd(config.image_lr, momentum=config.image_momentum)
 
 
-def _matching(config: DistillConfig, backbone: mdd.zoo.Architecture) -> Distiller:
-    usual = "noise" if config.method == "dc" else "real"
+def _matching(config: DistillConfig, backbone: mdd.zoo.Architecture, counts: tuple[int, ...]) -> Distiller:
     common_settings: dict[str, Any] = {
-        "ipc": config.ipc,
+        "ipc": counts,
+        "repeat": config.short_class == "repeat",
         "batch_size": config.batch_size,
         "class_batch": config.class_batch,
         "micro_batch": config.micro_batch or None,
-        "init": usual if config.init == "auto" else config.init,
+        "init": _start(config),
     }
     if config.method != "dc":
         common_settings["augmentation"] = augmentation(config, config.augmentation)
@@ -267,20 +297,23 @@ def _matching(config: DistillConfig, backbone: mdd.zoo.Architecture) -> Distille
     return factory(backbone, **common_settings, **own)
 
 
-def _trajectory(config: DistillConfig, backbone: mdd.zoo.Architecture, trained: Any) -> Distiller:
+def _trajectory(
+    config: DistillConfig, backbone: mdd.zoo.Architecture, counts: tuple[int, ...], trained: Any
+) -> Distiller:
     names = ("syn_steps", "expert_epochs", "max_start_epoch", "lr_teacher", "batch_syn", "raw_lr")
     settings: dict[str, Any] = {name: getattr(config.mtt, name) for name in names}
-    settings |= {"ipc": config.ipc, "augmentation": augmentation(config, config.augmentation)}
+    settings |= {"ipc": counts, "augmentation": augmentation(config, config.augmentation)}
+    settings["repeat"] = config.short_class == "repeat"
     if config.method == "mtt":
         return mdd.distillers.mtt(backbone, trained, checkpoint=config.mtt.checkpoint, **settings)
     variant = "code" if config.method == "tesla_code" else "paper"
     return mdd.distillers.tesla(backbone, trained, variant=variant, soft_labels=config.mtt.soft_labels, **settings)
 
 
-def _sre2l(config: DistillConfig, teacher: Any) -> Distiller:
+def _sre2l(config: DistillConfig, counts: tuple[int, ...], teacher: Any) -> Distiller:
     names = ("r_bn", "crop", "flip", "roll", "group_size", "group_ipc")
     settings = {name: getattr(config.sre2l, name) for name in names}
-    return mdd.distillers.sre2l(teacher.net, teacher.variables, ipc=config.ipc, **settings)
+    return mdd.distillers.sre2l(teacher.net, teacher.variables, ipc=counts, **settings)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ import dataclasses
 from typing import Annotated
 
 from metadd_jax import parallel
+from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images, distances, gradient_matching
 from metadd_jax.invariant import InvariantConfig
-from metadd_jax.ranges import SEEDS, OneOf, Ordered, Real, Text, Whole
+from metadd_jax.ranges import SEEDS, Each, OneOf, Ordered, Real, Text, Whole
 
 MATCHING, TRAJECTORIES = ("dm", "dc", "dsa"), ("mtt", "tesla", "tesla_code")
 METHODS = (*MATCHING, *TRAJECTORIES, "sre2l")
@@ -112,6 +113,10 @@ class DistillConfig:
       validation_fraction: share of the training images set aside for choosing settings; 0 for none.
       evaluate_on: "test", or "validation" for choosing settings.
       ipc: images per class.
+      ipc_per_class: images of each class in the order of the labels ("1 2 1"), where they differ; in place of ipc.
+      short_class: what a class does that has fewer real images than it should start from: "error", "repeat" (its images
+        again) or "fewer" (as many as it has). The random and k-means rows follow it; beside sre2l or a start from
+        noise, which read no real images, they give as many as there are.
       method: the base method: dm, dc, dsa, mtt, tesla, tesla_code (its published program) or sre2l.
       wrapped: also distil with the base method under MetaDD; False leaves it bare.
       backbone: network that distils, e.g. "convnet:width=32,depth=3"; for sre2l the teacher, with batch norm.
@@ -165,6 +170,8 @@ class DistillConfig:
     validation_fraction: Annotated[float, Real(0, 1, below=True)] = 0.0
     evaluate_on: Annotated[str, OneOf(("test", "validation"))] = "test"
     ipc: Annotated[int, Whole(1)] = 1
+    ipc_per_class: Annotated[tuple[int, ...], Each(Whole(1))] = ()
+    short_class: Annotated[str, OneOf(sampling.SHORT_CLASS)] = "error"
     method: Annotated[str, OneOf(METHODS)] = "dm"
     wrapped: bool = True
     backbone: Annotated[str, Text("common.check_names")] = "convnet:width=16"

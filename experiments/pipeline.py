@@ -52,6 +52,17 @@ class Job:
         return named | {self.backbone.label: "same"}
 
     @property
+    def counts(self) -> tuple[int, ...]:
+        """The images of each class of a distilled set."""
+        return methods.images_per_class(self.config, self.dataset)
+
+    @property
+    def real_counts(self) -> tuple[int, ...]:
+        """Those of the random and k-means rows: a class without so many real images gives all that it has."""
+        policy = "repeat" if self.config.short_class == "repeat" else "fewer"
+        return mdd.data.images_per_class(self.dataset.arrays, self.counts, short_class=policy)
+
+    @property
     def cache(self) -> pathlib.Path:
         return mdd.data.cache_folder(self.config.cache_dir)
 
@@ -79,9 +90,7 @@ def prepare(config: DistillConfig) -> Job:
         validation_fraction=config.validation_fraction,
         on_device=not config.stream_per_class,
     )
-    smallest = int(np.min(dataset.arrays.counts))
-    if config.ipc > smallest:
-        raise ValueError(f"ipc={config.ipc} is more than the {smallest} images of the smallest class; lower --ipc")
+    counts = methods.images_per_class(config, dataset)
     if not config.overwrite:
         checks.check_data(directory, dataset)
     mdd.evaluation.split_of(dataset, config.evaluate_on)
@@ -90,7 +99,7 @@ def prepare(config: DistillConfig) -> Job:
     job = Job(config, directory, dataset, backbone, seen, unseen)
     methods.check_backbone(config, job.backbone)
     checks.check_networks(job.networks, job.seen)
-    checks.check_subsets(settings(config), config.ipc * dataset.num_classes)
+    checks.check_subsets(settings(config), sum(counts))
     state_size = methods.check_made(config, job.backbone, dataset)
     if config.plan:
         return job
@@ -206,7 +215,7 @@ def metadata(job: Job, method: str, seed: int) -> dict[str, Any]:
         **exchange.value_space(job.dataset),
         "method": method,
         "backbone": job.backbone.label,
-        "ipc": job.config.ipc,
+        "ipc": job.counts[0] if len(set(job.counts)) == 1 else list(job.counts),
         "seed": seed,
         "steps": job.config.steps,
     }
@@ -214,12 +223,13 @@ def metadata(job: Job, method: str, seed: int) -> dict[str, Any]:
 
 def baselines(job: Job) -> dict[str, list[mdd.SyntheticSet]]:
     """Real images as sets of the same size: random ones, and those nearest the k-means centres of each class."""
+    counts, repeat = job.real_counts, job.config.short_class == "repeat"
     return {
         "random": [
-            mdd.evaluation.random_real(keys.root(seed, "random"), job.dataset, job.config.ipc)
+            mdd.evaluation.random_real(keys.root(seed, "random"), job.dataset, counts, repeat=repeat)
             for seed in seeds(job.config)
         ],
-        "kmeans": [mdd.evaluation.kmeans_real(seed, job.dataset, job.config.ipc) for seed in seeds(job.config)],
+        "kmeans": [mdd.evaluation.kmeans_real(seed, job.dataset, counts, repeat=repeat) for seed in seeds(job.config)],
     }
 
 
@@ -297,7 +307,7 @@ def _draw_set(job: Job, folder: pathlib.Path, synthetic: mdd.SyntheticSet, seen:
     pictures.grid(folder / "synthetic.png", pixels, synthetic.labels, class_names=names)
     if not seen:
         return
-    first = np.arange(0, len(synthetic.labels), job.config.ipc)  # one image of each class
+    first = np.unique(synthetic.labels, return_index=True)[1]  # one image of each class
     labels, shown = synthetic.labels[first], [net.name for net in job.seen]
     stack = mdd.evaluation.map_stack(synthetic.images[first], labels, seen, config=job.config.metadd.cam)
     pictures.maps(folder / "maps.png", pixels[first], labels, stack, network_names=shown, class_names=names)
@@ -322,10 +332,11 @@ def notes(job: Job) -> list[str]:
     config, facts = job.config, command.versions()
     limit = f" (at most {config.train_per_class} training images a class)" if config.train_per_class else ""
     numbers = ", ".join(map(str, seeds(config)))
+    real = f", of {methods.describe_counts(job.real_counts)}" if job.real_counts != job.counts else ""
     return [
-        f"{config.dataset}{limit}, {config.ipc} image(s) per class, accuracy on {config.evaluate_on} in percent, "
-        f"mean ± standard deviation over the distillation seeds {numbers} (random and k-means rows: as many draws) "
-        f"of the mean of {config.train_seeds} trainings each; last epoch, no choice on the test split.",
+        f"{config.dataset}{limit}, {methods.describe_counts(job.counts)}, accuracy on {config.evaluate_on} in percent, "
+        f"mean ± standard deviation over the distillation seeds {numbers} (random and k-means rows: as many "
+        f"draws{real}) of the mean of {config.train_seeds} trainings each; last epoch, no choice on the test split.",
         "",
         f"{methods.describe(config)}, backbone {job.backbone.label}. Judged by the recipe {config.eval_recipe!r}, "
         f"{config.eval_epochs} epochs, {methods.describe_evaluation(config)}. jax {facts['jax']}, {facts['device']}, "

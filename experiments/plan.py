@@ -156,10 +156,10 @@ def forward_flops(net: mdd.zoo.Architecture) -> float:
 def step_flops(job: pipeline.Job, name: str) -> float:
     """FLOPs of one update by the formulas of docs/scaling.md (a backward pass counts as two forward passes)."""
     config, classes = job.config, job.dataset.num_classes
-    images, f = config.ipc * classes, forward_flops(job.backbone)
+    images, f = sum(job.counts), forward_flops(job.backbone)
     student_batch = min(config.mtt.batch_syn or images, images)
     if config.method in ("dc", "dsa"):
-        usual = mdd.distillers.gradient_matching.loops(config.ipc)
+        usual = mdd.distillers.gradient_matching.loops(job.counts)
         outer, inner = config.dc.outer or usual[0], config.dc.inner or usual[1]
         own = 3 * f * classes * config.batch_size + 9 * f * images + 3 * f * images * inner * (outer - 1) / outer
     elif config.method == "dm":
@@ -181,7 +181,7 @@ def _stages(job: pipeline.Job, plans: list[Plan]) -> dict[str, float]:
     costs = {net.label: 3 * forward_flops(net) for net in job.networks}
     real, total = len(job.dataset.arrays.images), sum(costs.values())
     sets = (len(pipeline.BASELINES) + len(plans)) * config.distill_seeds
-    images = config.ipc * job.dataset.num_classes
+    images = sum(job.counts)
     stages = {
         "pretrain": config.pretrain_epochs * real * total / rate,
         "distil": sum(entry.seconds for entry in plans) * config.steps * config.distill_seeds,

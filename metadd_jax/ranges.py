@@ -128,7 +128,25 @@ class Text:
         return [1]
 
 
-Range = Whole | Real | OneOf | Ordered | Text
+@dataclasses.dataclass(frozen=True)
+class Each:
+    """A row of values, each of them in a range; it may be empty."""
+
+    rule: Whole | Real
+
+    def holds(self, value: Any) -> bool:
+        """Whether ``value`` is such a row."""
+        return isinstance(value, tuple | list) and all(map(self.rule.holds, value))
+
+    def __str__(self) -> str:
+        return f"a row whose every entry is {self.rule}"
+
+    def outside(self) -> list[Any]:
+        """Values that are none of them, for tests."""
+        return [(wrong,) for wrong in self.rule.outside()]
+
+
+Range = Whole | Real | OneOf | Ordered | Text | Each
 
 
 def of(settings: type) -> dict[str, Range]:

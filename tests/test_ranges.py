@@ -10,7 +10,7 @@ import pytest
 
 import metadd_jax as mdd
 from metadd_jax import distillers, features, invariant, ranges
-from metadd_jax.ranges import OneOf, Ordered, Real, Whole
+from metadd_jax.ranges import Each, OneOf, Ordered, Real, Whole
 from metadd_jax.training import recipes
 
 RECORDS = {
@@ -32,6 +32,7 @@ RECORDS = {
         (Real(0, 1, below=True), [0, 0.999], [1, 1.5, 1 - 1e-12]),
         (Real(0, 1), [1], [1.0001]),
         (OneOf(("a", "b")), ["a"], ["", "c", None, 1]),
+        (Each(Whole(1)), [(), (1, 2), [3]], [(1, 0), (0.5,), 1, "1", None]),
         (Ordered(), [(0, 4), (2, 2), [-4, 4]], [(4, 0), (0,), (0, 1, 2), (0.5, 1), 3, "ab"]),
     ],
 )

@@ -153,8 +153,8 @@ def _require_enough(wanted: Sequence[int], arrays: ImageArrays) -> None:
     worst = int(np.argmax(np.subtract(wanted, sizes)))
     if wanted[worst] > sizes[worst]:
         raise ValueError(
-            f"ipc is {wanted[worst]}, but class {worst} has {sizes[worst]} images; lower ipc, or choose for a short "
-            "class: repeat (its images again) or fewer (as many as it has)"
+            f"ipc is {wanted[worst]}, but class {worst} has {sizes[worst]} images; lower ipc, or set short_class: "
+            "repeat (its images again) or fewer (as many as it has)"
         )
 
 

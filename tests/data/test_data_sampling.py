@@ -98,10 +98,44 @@ def test_random_per_class_is_class_major_and_distinct(key):
     np.testing.assert_array_equal(labels[names], drawn_labels)
 
 
-@pytest.mark.parametrize("ipc", [0, 2])
-def test_ipc_beyond_the_smallest_class_is_refused(key, arrays, ipc):
-    with pytest.raises(ValueError, match=f"ipc is {ipc}, but class 2, the smallest, has 1 images; choose"):
-        data.random_per_class(key, arrays, ipc)
+def test_a_short_class_repeats_its_images_in_their_order_or_gives_fewer(key, arrays):
+    drawn, labels = data.random_per_class(key, arrays, (7, 2, 3), repeat=True)
+    np.testing.assert_array_equal(labels, [0] * 7 + [1] * 2 + [2] * 3)
+    names = numbers(drawn, arrays)
+    assert sorted(names[:3]) == [0, 1, 2] and set(names[7:9]) < set(range(3, 10)) and set(names[9:]) == {10}
+    np.testing.assert_array_equal(names[:7], np.resize(names[:3], 7))
+    fewer = data.images_per_class(arrays, 5, short_class="fewer")
+    assert fewer == (3, 5, 1)
+    drawn, labels = data.random_per_class(key, arrays, fewer)
+    np.testing.assert_array_equal(labels, [0] * 3 + [1] * 5 + [2])
+    names = numbers(drawn, arrays)
+    assert len(set(names)) == 9
+    np.testing.assert_array_equal(arrays.labels[names], labels)
+
+
+def test_equal_numbers_draw_what_one_number_draws(key, arrays):
+    for one, row in zip(
+        data.random_per_class(key, arrays, 2, repeat=True), data.random_per_class(key, arrays, [2, 2, 2], repeat=True),
+        strict=True,
+    ):  # fmt: skip
+        np.testing.assert_array_equal(one, row)
+
+
+def test_what_classes_cannot_give_is_refused(key, arrays):
+    short = r"ipc is 2, but class 2 has 1 images; lower ipc, or set short_class: repeat .* or fewer"
+    for ipc, words in {
+        0: "ipc=0 must be a whole number, at least 1",
+        2: short,
+        (3, 7, 2): short,
+        (1, 1): "ipc gives 2 numbers for 3 classes; give one number, or one a class",
+        (1, 0, 1): "ipc of class 1=0 must be a whole number, at least 1",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            data.random_per_class(key, arrays, ipc)
+        with pytest.raises(ValueError, match=words):
+            data.images_per_class(arrays, ipc)
+    with pytest.raises(ValueError, match="short_class='less' must be one of error, repeat, fewer"):
+        data.images_per_class(arrays, 1, short_class="less")
 
 
 def test_pool_is_balanced_fixed_in_shape_and_set_by_seed_and_chunk(arrays):

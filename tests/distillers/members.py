@@ -9,6 +9,7 @@ from metadd_jax import data, distillers, features, invariant, zoo
 SHAPE = (8, 8, 1)
 COUNTS = (20, 5, 9)  # one class is smaller than the batches of 8
 TX = optax.sgd(0.1, momentum=0.5)
+IPC = ((2, 2, 2), (1, 3, 2))  # what members have, and those whose classes differ
 SMALL_VIEWS = "flip"  # few ops compile fast; all of them are tested in test_augment
 
 
@@ -87,6 +88,8 @@ MEMBERS = {
     "dm": lambda auxiliaries, dataset: base(),
     "dm two classes at once, from noise": lambda a, d: base(class_batch=2, init="noise", augmentation="none"),
     "dm batch norm": lambda a, d: base("convnet_bn:width=4,depth=1"),
+    "dm, another ipc in each class": lambda a, d: base("convnet_bn:width=4,depth=1", ipc=IPC[1]),
+    "dc, another ipc in each class": lambda a, d: matching(distillers.dc, class_batch=2, ipc=IPC[1]),
     "metadd calibrated, in parts": lambda a, d: wrapped(a, weighting="calibrated", micro_batch=4),
     "metadd per step": lambda a, d: wrapped(a, weighting="per_step", kl=0.0, ai=0.0),
     "metadd raw, attention, subset": with_vit,

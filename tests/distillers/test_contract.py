@@ -24,9 +24,9 @@ def fresh(state):
 class Member:
     """A method with its first state and its compiled chunk, made once for the whole suite."""
 
-    def __init__(self, made, dataset, *, one_device):
+    def __init__(self, made, dataset, *, one_device, unequal):
         self.method, self.tx = made
-        self.dataset, self.one_device, self.traces = dataset, one_device, 0
+        self.dataset, self.one_device, self.unequal, self.traces = dataset, one_device, unequal, 0
         self.start = distillers.init_state(jax.random.key(0), self.method, self.tx, dataset)
         self.chunk = self.compile("jit")
         self.first, self.metrics = self.run(self.start)
@@ -53,6 +53,7 @@ SLOW = (
     "metadd per step",
     "metadd over dsa",
     "dc, running statistics",
+    "dc, another ipc in each class",
     "tesla, soft labels, raw rate",
     "metadd around sre2l",
 )
@@ -61,7 +62,9 @@ PARAMS = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name
 
 @pytest.fixture(scope="module", params=PARAMS)
 def member(request, tiny, auxiliaries):
-    return Member(members.make(request.param, auxiliaries, tiny), tiny, one_device="batch norm" in request.param)
+    name, unequal = request.param, "another ipc" in request.param
+    batch_norm = name in ("dm batch norm", "dm, another ipc in each class")
+    return Member(members.make(name, auxiliaries, tiny), tiny, one_device=batch_norm, unequal=unequal)
 
 
 def assert_same_bits(a, b):
@@ -126,7 +129,7 @@ def test_the_structure_of_the_state_never_changes(member):
 def test_the_set_is_class_major_float32(member):
     made = member.method.synthetic(member.second)
     assert made.images.shape == (6, 8, 8, 1) and made.images.dtype == jnp.float32
-    np.testing.assert_array_equal(made.labels, [0, 0, 1, 1, 2, 2])
+    np.testing.assert_array_equal(made.labels, np.repeat([0, 1, 2], members.IPC[member.unequal]))
     assert made.labels.dtype == jnp.int32
 
 

@@ -89,6 +89,25 @@ def test_the_loss_is_the_sum_over_classes_and_features(tiny, images, sizes):
     assert float(value(method, images, batch)) == pytest.approx(expected_loss(images, batch), rel=1e-4)
 
 
+@pytest.mark.parametrize("settings", [{}, {"class_batch": 2, "micro_batch": 3}, {"net": Stub(has_batch_stats=True)}])
+def test_classes_of_unequal_ipc_have_the_means_of_their_own_images(tiny, images, settings):
+    counts, batch_norm = (1, 3, 2), "net" in settings
+    method = make(**settings, ipc=counts)
+    batch = draw(method, tiny)
+    present = np.asarray(batch["weights"]).ravel() > 0
+
+    def means(x, labels):
+        z = x @ MATRIX
+        z = (z - z.mean(0)) ** 2 if batch_norm else np.tanh(z)
+        return np.stack([z[labels == label].mean(0) for label in range(3)])
+
+    real = means(standardised(batch).reshape(-1, 64)[present], np.repeat(np.arange(3), 8)[present])
+    expected = ((real - means(flat(images), np.repeat(np.arange(3), counts))) ** 2).sum()
+    loss, slope = jax.value_and_grad(lambda x: value(method, x, batch))(jnp.asarray(images, jnp.float32))
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    assert (np.abs(slope).max(axis=(1, 2, 3)) > 0).all()
+
+
 def test_the_gradient_flows_through_the_synthetic_side_alone(tiny, images):
     method = make()
     batch = draw(method, tiny)
@@ -204,7 +223,7 @@ def test_bad_settings_are_refused(settings, message):
 
 
 def test_data_that_cannot_serve_are_refused(tiny, key):
-    with pytest.raises(ValueError, match="ipc is 6, but class 1, the smallest, has 5"):
+    with pytest.raises(ValueError, match="ipc is 6, but class 1 has 5 images; lower ipc, or set short_class"):
         make(ipc=6).init(key, tiny)
     with pytest.raises(ValueError, match=r"stub takes \(8, 8, 3\) images of 3 classes.*create the network"):
         make(Stub(image_shape=(8, 8, 3))).init(key, tiny)

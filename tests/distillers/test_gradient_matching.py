@@ -175,6 +175,19 @@ def test_the_loss_is_the_sum_over_classes(tiny, images, aux, settings, distance)
     assert float(value(method, images, aux, batch)) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("class_batch", [1, 2])
+def test_classes_of_unequal_ipc_have_the_gradients_of_their_own_images(tiny, images, aux, class_batch):
+    counts = (1, 3, 2)
+    method = make(ipc=counts, distance="mse", class_batch=class_batch)
+    batch, params, own = draw(method, tiny), as_numpy(aux), np.split(flat(images), np.cumsum(counts)[:-1])
+    expected = sum(
+        squared_distance(real, slopes(params, own[k], [k] * counts[k]))
+        for k, real in enumerate(real_side(params, batch))
+    )
+    assert float(value(method, images, aux, batch)) == pytest.approx(expected, rel=1e-4)
+    assert loops(counts) == loops(2)  # their mean
+
+
 def test_the_gradient_flows_through_the_synthetic_side_alone(tiny, images, aux):
     method = make()
     batch, params = draw(method, tiny), as_numpy(aux)

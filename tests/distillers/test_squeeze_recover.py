@@ -122,6 +122,23 @@ def group_loss(net, variables, images, labels):
     return entropy + 0.01 * (10 * distances[0] + sum(distances[1:]))
 
 
+def test_a_pass_leaves_out_classes_that_have_had_all_of_their_images(teacher):
+    """Classes of 2, 1, 3, 1 and 1 images in groups of at most 2: five, two and one class have images left."""
+    counts, images = (2, 1, 3, 1, 1), np.random.default_rng(1).normal(size=(8, 8, 8, 3)).astype(np.float32)
+    groups = [[(0, 0), (1, 2)], [(2, 3), (3, 6)], [(4, 7)], [(0, 1), (2, 4)], [(2, 5)]]  # (class, place in the set)
+    expected = sum(
+        group_loss(*teacher, images[[place for _, place in group]], np.array([label for label, _ in group]))
+        for group in groups
+    )
+    method = distillers.sre2l(*teacher, ipc=counts, group_size=2, **STILL)
+    value, (_, metrics) = loss_of(method, images)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    assert float(metrics["cross_entropy"] + 0.01 * metrics["statistics"]) == pytest.approx(
+        float(expected) / 5, rel=1e-4
+    )
+    np.testing.assert_array_equal(method.decode({"images": images}, ()).labels, np.repeat(range(5), counts))
+
+
 def test_groups_hold_different_classes_of_one_pass_and_add_up(teacher):
     """5 classes in groups of at most 2, class-major: {0, 1}, {2, 3}, {4} of the first and second images."""
     images = np.random.default_rng(1).normal(size=(10, 8, 8, 3)).astype(np.float32)

@@ -200,7 +200,7 @@ def test_chunks_go_through_every_image_before_a_new_permutation(key, count, size
 
 def test_what_fills_up_a_chunk_moves_nothing():
     """Rows of weight 0 name other images: the step's gradient stays."""
-    student = Student(CONV, 2, 4, 2, 2, 0.2, 4, "none", False)
+    student = Student(CONV, (2, 2, 2), 4, 2, 2, 0.2, 4, "none", False)
     images, targets = synthetic_of()["images"].astype(jnp.float32), jnp.eye(3)[jnp.repeat(jnp.arange(3), 2)]
     theta = flatten(CONV.init(jax.random.key(0))["params"])
     slopes = [
@@ -214,6 +214,27 @@ def test_what_fills_up_a_chunk_moves_nothing():
     ]
     np.testing.assert_array_equal(*slopes)
     assert np.abs(slopes[0]).max() > 1e-3
+
+
+def test_unequal_classes_and_a_short_one_that_repeats(tiny, key):
+    """The labels say how many each class has, and the student learns them; 9 images of a class of 5 come again."""
+    method = make(distillers.tesla, ipc=(1, 9, 2), soft_labels=True, batch_syn=12, repeat=True)
+    synthetic, aux = method.init(key, tiny)
+    decoded, labels = method.decode(synthetic, aux), np.repeat([0, 1, 2], (1, 9, 2))
+    np.testing.assert_array_equal(decoded.labels, labels)
+    np.testing.assert_array_equal(decoded.soft_labels, np.eye(3)[labels])
+    np.testing.assert_array_equal(decoded.images[6:10], decoded.images[1:5])
+    assert len(np.unique(np.asarray(decoded.images[1:10]), axis=0)) == 5
+    one_step = make(ipc=(1, 9, 2), syn_steps=1)
+    theta = jnp.asarray(EXPERTS[1, 1])
+
+    def cross_entropy(params):
+        logits, _ = NET.apply({"params": params}, synthetic["images"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    end = theta - 0.2 * flatten(jax.grad(cross_entropy)(unflatten(NET, theta)))
+    expected = np.sum((end - EXPERTS[1, 3]) ** 2) / np.sum((theta - EXPERTS[1, 3]) ** 2)
+    assert float(value_and_gradient(one_step, synthetic)[0]) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_each_round_shows_every_expert_once(tiny):
@@ -340,7 +361,7 @@ def test_bad_settings_are_refused(settings, words):
 def test_what_cannot_serve_is_refused(tiny, key):
     with pytest.raises(ValueError, match=r"convnet_bn.* has batch norm.*use its instance norm"):
         distillers.mtt(zoo.parse("convnet_bn:width=4,depth=1", 3, SHAPE), EXPERTS, **SETTINGS)
-    with pytest.raises(ValueError, match="ipc is 6, but class 1, the smallest, has 5"):
+    with pytest.raises(ValueError, match="ipc is 6, but class 1 has 5 images; lower ipc, or set short_class"):
         make(ipc=6).init(key, tiny)
     wide = zoo.parse("mlp:width=8", 3, (8, 8, 3))
     experts = np.zeros((1, 4, wide.num_params()), np.float32)

@@ -119,5 +119,19 @@ def test_ipc_beyond_the_smallest_class_is_refused(key, ipc):
         lambda: baselines.random_real(key, dataset, ipc),
         lambda: baselines.kmeans_real(0, dataset, ipc),
     ):
-        with pytest.raises(ValueError, match=f"ipc is {ipc}.*10 images"):
+        with pytest.raises(ValueError, match={0: "ipc=0 must be", 11: "ipc is 11, but class 0 has 10 images"}[ipc]):
             draw()
+
+
+def test_each_class_gives_its_own_number_and_a_short_one_repeats(key):
+    images = np.array([0, 9, 100, 101, 109, 200, 209])[:, None, None, None] * np.ones((1, 2, 2, 1))
+    dataset = dataset_of(images, [2, 5])
+    for synthetic in (
+        baselines.random_real(key, dataset, (5, 2), repeat=True),
+        baselines.kmeans_real(0, dataset, (5, 2), repeat=True),
+    ):
+        np.testing.assert_array_equal(synthetic.labels, [0] * 5 + [1] * 2)
+        drawn = pixels(synthetic)
+        assert set(drawn[:2]) == {0, 9} and len(set(drawn[5:])) == 2 and min(drawn[5:]) >= 100
+        np.testing.assert_array_equal(drawn[:5], np.resize(drawn[:2], 5))
+    assert sorted(drawn[5:] >= 150) == [False, True]  # one of each blob

@@ -149,6 +149,7 @@ TOGETHER = {
     "reach beyond the last seed": ["--first-seed", 2**32 - 1, "--distill-seeds", 2],
     "a network is listed twice": ["--unseen", "convnet:width=4,depth=2"],
     "has no activation map": ["--seen", "mlp", "lenet"],
+    "ipc gives 3 numbers for 10 classes": ["--ipc-per-class", 1, 2, 1],
     "has 2 images": ["--stream-per-class", 2, "--ipc", 3],
 }  # fmt: skip
 

@@ -170,7 +170,7 @@ def test_what_cannot_work_is_refused_before_any_work(refused, tmp_path):
         "no_such_set": ["--dataset", "no_such_set", "--data-dir", tmp_path],
         "--ipc=0 must be": ["--ipc", "0"],
         "--no-wrapped": ["--seen"],
-        "smallest class": ["--ipc", "401"],
+        "set short_class: repeat (its images again) or fewer": ["--ipc", "401"],
         "did you mean 'dm'": ["--method", "dmm"],
         "wants the labels of a teacher": ["--eval-recipe", "sre2l_cifar"],
         "sre2l needs a teacher with batch norm": ["--method", "sre2l"],
