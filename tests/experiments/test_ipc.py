@@ -1,4 +1,4 @@
-"""Images per class of the main job: above the smallest class, by an explicit policy, or another number in each class."""
+"""Images per class of the main job: above the smallest class by an explicit policy, another number in each class."""
 
 import common
 import numpy as np
