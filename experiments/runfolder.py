@@ -159,7 +159,12 @@ def _clear(directory: pathlib.Path) -> None:
 
 
 def _plain(config: DistillConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """The settings as JSON; a file of weights counts by what it holds."""
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))
+    weights = config.sre2l.weights
+    if config.method == "sre2l" and weights and pathlib.Path(weights).is_file():
+        plain["sre2l"]["weights"] = f"{weights} (SHA-256 {files.hash_file(weights)})"
+    return plain
 
 
 if __name__ == "__main__":

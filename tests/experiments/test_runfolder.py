@@ -148,3 +148,17 @@ def test_exports_that_are_missing_or_damaged_are_found(folder):
     one = fill(folder)
     found = runfolder.unwritten(folder, ["dm"], [0], maps=True)
     assert found == [one / "synthetic.npz", one / "synthetic.png", one / "maps.png"]
+
+
+def test_weights_of_the_same_name_count_by_what_they_hold(folder, tmp_path):
+    weights = tmp_path / "teacher.pth"
+    weights.write_bytes(b"one")
+    config = options.DistillConfig(
+        run_dir=str(folder), method="sre2l", sre2l=options.SqueezeRecover(weights=str(weights))
+    )
+    folder.mkdir()
+    files.write_json(folder / "config.json", {"format": runfolder.FORMAT, "config": runfolder._plain(config)})
+    runfolder.inspect(folder, config)
+    weights.write_bytes(b"two")
+    with pytest.raises(ValueError, match=r"holds another run \(sre2l was .*teacher\.pth \(SHA-256 .*now "):
+        runfolder.inspect(folder, config)
