@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import json
 import logging
+import lzma
 import os
 import pathlib
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,6 +19,11 @@ import numpy as np
 
 from metadd_jax import files, provenance
 
+# What NumPy and zipfile raise for damaged files; NumPy parses a head as Python text.
+UNREADABLE = (
+    OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, MemoryError,
+    SyntaxError, tokenize.TokenError,
+)  # fmt: skip
 _WHOLE = 1 << 29  # bytes of a set that are all hashed at every start: a second
 _BLOCK, _BLOCKS = 1 << 16, 1024  # of a larger set: 64 MB, spread over all of it
 
@@ -106,5 +113,5 @@ def _read(path: pathlib.Path) -> RawSet | None:
         # A zip archive carries checksums: reading all of it proves it whole.
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return RawSet(*(archive[field] for field in RawSet._fields))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (*UNREADABLE, KeyError):
         return None

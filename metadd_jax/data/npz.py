@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import lzma
 import math
 import pathlib
-import tokenize
 import warnings
 import zipfile
-import zlib
 from typing import NamedTuple
 
 import numpy as np
 
 from metadd_jax.data import decoding
 from metadd_jax.data.arrays import check_images, check_labels, stratified_split
-from metadd_jax.data.cache import RawSet
+from metadd_jax.data.cache import UNREADABLE, RawSet
 
 # Fixed, so that everybody has the same test split: no option reaches them.
 _TEST_FRACTION = 0.2
@@ -25,11 +22,6 @@ _FIELDS = (*_IMAGES, *_TEST, "class_names", "mean", "std")
 # No pictures are packed 200-fold, but for blank ones; a bomb of zeros is packed 1000-fold.
 _PACKED, _LARGE = 200, 1 << 28
 _SHOWN = 10
-# What NumPy and zipfile raise for damaged files; NumPy parses a head as Python text.
-_UNREADABLE = (
-    OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, MemoryError,
-    SyntaxError, tokenize.TokenError,
-)  # fmt: skip
 
 
 class Contents(NamedTuple):
@@ -55,7 +47,7 @@ def read(path: pathlib.Path) -> Contents:
     try:
         with zipfile.ZipFile(path) as archive:
             arrays = _arrays(path, archive)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         if isinstance(error, _RefusedError):
             raise
         raise ValueError(f"{path} is no readable .npz of plain arrays ({error!s:.200}); save it again") from error

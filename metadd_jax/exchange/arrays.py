@@ -15,6 +15,7 @@ import math
 import os
 import pathlib
 import platform
+import tokenize
 import zipfile
 from typing import Any
 
@@ -171,7 +172,7 @@ def _describe(file: pathlib.Path) -> dict[str, np.dtype]:
                         else np.lib.format.read_array_header_2_0
                     )
                     shape, _, dtype = read(stream)
-                except ValueError as error:
+                except (ValueError, tokenize.TokenError) as error:  # NumPy reads a head as Python text
                     raise _NoArrays(f"{info.filename} is no array") from error
                 claimed = stream.tell() + math.prod(shape) * dtype.itemsize
             if dtype.hasobject:
