@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from metadd_jax import augment, dc_augment, distillers, exchange, features, invariant, parallel, training, zoo
-from metadd_jax.data import decoding, splits
+from metadd_jax.data import decoding, sampling, splits
 from metadd_jax.distillers import class_images, distances
 from metadd_jax.evaluation import report
 from metadd_jax.structs import SyntheticSet
@@ -57,7 +57,11 @@ TAKERS = {
     "Architecture.geometry": (lambda w: dataclasses.replace(NET, geometry=w), ("small", "imagenet")),
     "Architecture.compute": (lambda w: dataclasses.replace(NET, compute=w), ("float32", "bfloat16")),
     "dm init": (lambda w: distillers.dm(NET, ipc=1, init=w), class_images.INITS),
-    "initial": (lambda w: class_images.initial(jax.random.key(0), None, NET, ipc=1, init=w), class_images.INITS),
+    "initial": (
+        lambda w: class_images.initial(jax.random.key(0), None, NET, counts=(1, 1, 1), init=w),
+        class_images.INITS,
+    ),
+    "short_class": (lambda w: sampling.images_per_class(None, 1, short_class=w), sampling.SHORT_CLASS),
     "dc distance": (lambda w: distillers.dc(NET, ipc=1, distance=w), distances.DISTANCES),
     "dsa batch_norm": (lambda w: distillers.dsa(NET, ipc=1, batch_norm=w), ("improved", "published")),
     "distance": (lambda w: distances.gradient_distance({}, {}, kind=w), distances.DISTANCES),
