@@ -185,7 +185,7 @@ def require_space(directory: str | os.PathLike, size: float) -> None:
     free = shutil.disk_usage(directory).free
     if free < size:
         raise ValueError(
-            f"{directory} has {free / 1e6:,.0f} MB free and needs about {size / 1e6:,.0f} MB; free some space there or "
+            f"{directory} has {free / 1e6:,.1f} MB free and needs about {size / 1e6:,.1f} MB; free some space there or "
             "choose another folder"
         )
 

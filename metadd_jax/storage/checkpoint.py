@@ -10,6 +10,7 @@ functions, with the same replicated values and one shared file system.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import re
@@ -170,12 +171,24 @@ def _save(
     arrays = {name: _to_host(leaf) for name, leaf in leaves.items() if np.size(leaf)}
     with _whole_folder(directory, overwrite=overwrite, keep=keep) as partial:
         if arrays:
-            ocp.save(partial / _ARRAYS, arrays)
+            with _full_disk_as_such(directory):
+                ocp.save(partial / _ARRAYS, arrays)
         if jax.process_index() == 0:
             files.write_json(partial / _TREE, {"leaves": entries, "keys": keys})
             if metadata is not None:
                 files.write_json(partial / _METADATA, metadata)
             folder.seal(partial)
+
+
+@contextlib.contextmanager
+def _full_disk_as_such(directory: str | os.PathLike) -> Iterator[None]:
+    """Orbax tells of a full disk by a ValueError of many lines; the system's own error names the place and no more."""
+    try:
+        yield
+    except ValueError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(directory)) from error
 
 
 @contextlib.contextmanager

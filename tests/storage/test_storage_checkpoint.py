@@ -1,5 +1,6 @@
 """Checkpoints: exact to the bit, whole or absent, refused by name when damaged."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -210,6 +211,19 @@ def test_a_damaged_manifest_is_refused(tmp_path, content):
     manifest.unlink() if content is None else manifest.write_text(content)
     with pytest.raises(ValueError, match=r"manifest\.json is (missing|not a readable manifest); left as it is"):
         storage.restore_tree(tmp_path / "tree", {"x": jnp.zeros(2)})
+
+
+def test_a_full_disk_is_told_by_the_system_s_own_error(tmp_path, monkeypatch):
+    from orbax.checkpoint import v1 as ocp
+
+    def full(path, arrays):
+        raise ValueError('RESOURCE_EXHAUSTED: Error opening "zarr3" driver: Failed to write [No space left on device]')
+
+    monkeypatch.setattr(ocp, "save", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*tree") as found:
+        storage.save_tree(tmp_path / "tree", {"x": jnp.zeros(2)})
+    assert found.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
 
 
 KILLED = """
