@@ -98,7 +98,16 @@ def read_pictures(
         mode = _common_mode(every, one_size=not image_size, upright=upright)
         settings = {"mode": mode, "image_size": image_size, "upright": upright}
         train, test = (_read_split(splits[name], settings, progress) for name in ("train", "test"))
-    return RawSet(*train, *test, class_names=np.array(list(splits["train"])))
+    return RawSet(*train, *test, class_names=np.array([_as_text(name) for name in splits["train"]]))
+
+
+def _as_text(name: str) -> str:
+    """A folder's name as text: one that is not UTF-8 (from an old disk) is read as Latin-1, which is never in vain."""
+    raw = os.fsencode(name)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
 
 
 def _list_classes(

@@ -46,6 +46,13 @@ def test_grey_pictures_with_labels_in_the_order_of_names(root):
     np.testing.assert_array_equal(dataset.arrays.images[4, ..., 0], expected)
 
 
+def test_a_folders_name_in_latin_1_is_read_as_that(root):
+    """Bytes that are no UTF-8 can be no file's name elsewhere, no JSON, no title of a picture."""
+    for split in ("train", "val"):
+        (root / split / "dog").rename(root / split / os.fsdecode(b"ch\xe9vre"))
+    assert load(root).class_names == ("cat", "chévre")
+
+
 def test_one_colour_picture_makes_all_rgb_and_alpha_is_dropped(root):
     pixels = paint(root / "train" / "cat" / "9.png", 7, mode="RGBA")
     dataset = load(root)
