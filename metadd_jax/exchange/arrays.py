@@ -38,6 +38,7 @@ _DTYPES = {
 _ALWAYS = ("images", "labels", "mean", "std")
 _ADDED = ("layout", "versions", "sha256")  # to the JSON, beside the caller's facts and the hash of all of them
 _JSON_HASH = "json_sha256"
+_SIGN = b"metadd_jax"  # the archive's comment, which NumPy passes over: real data may have the same fields
 _WHITENING = ("zca_mean", "zca_inverse")  # too large for the JSON
 
 
@@ -81,6 +82,8 @@ def export_npz(
     files.write_json(file.with_suffix(".json"), described | {_JSON_HASH: _hash_facts(described)})
     with files.atomic_path(file) as temporary:
         np.savez(temporary, **arrays)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.comment = _SIGN
 
 
 def load_npz(file: str | os.PathLike) -> tuple[structs.SyntheticSet, dict[str, Any]]:
@@ -119,12 +122,10 @@ def load_npz(file: str | os.PathLike) -> tuple[structs.SyntheticSet, dict[str, A
 
 
 def is_set_file(file: str | os.PathLike) -> bool:
-    """Whether a file holds a distilled set, as its fields tell: real data has no ``mean`` and ``std`` beside images."""
+    """Whether a file is the npz of a distilled set, and not of real data: ``export_npz`` signs it."""
     file = pathlib.Path(file).expanduser()
-    try:
-        return file.is_file() and set(_ALWAYS) <= set(_describe(file))
-    except _UNREADABLE:
-        return False
+    likely = _looks_like_npz(file)
+    return bool(likely) or (likely is None and file.with_suffix(".json").is_file())
 
 
 def _to_arrays(synthetic: structs.SyntheticSet, metadata: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -194,11 +195,15 @@ def _is_ours(path: pathlib.Path) -> bool:
 
 
 def _looks_like_npz(path: pathlib.Path) -> bool | None:
-    """Whether a file is an npz of ours; None for one that is damaged and may have been."""
+    """Whether a file is an npz of ours; None for one that may be."""
     if not path.is_file():
         return False
     try:
-        return set(_ALWAYS) <= set(_describe(path)) <= set(_DTYPES)
+        described = _describe(path)
+        if not set(_ALWAYS) <= described.keys() or any(_DTYPES.get(name) != dtype for name, dtype in described.items()):
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return True if archive.comment == _SIGN else None  # it may be real data, or a set of another version
     except _UNREADABLE:
         with open(path, "rb") as stream:
             first = stream.read(40)[30:]  # the name of a zip archive's first member

@@ -34,8 +34,8 @@ def check_belongs(metadata: dict[str, Any], dataset: structs.Dataset, *, other_d
     if other_data:
         return f"the set was not made from the images of {dataset.name} ({facts}); it is judged on them as asked"
     raise ValueError(
-        f"{dataset.name} does not hold the images that the set was made from ({facts}); restore them, or name the data "
-        f"by --dataset to judge the set on other images"
+        f"{dataset.name} does not hold the images that the set was made from ({facts}); restore them, or let "
+        "evaluate.py judge the set on other images by --dataset"
     )
 
 

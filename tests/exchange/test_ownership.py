@@ -86,10 +86,12 @@ def test_an_npz_of_the_user_is_not_replaced(tmp_path):
     np.savez(tmp_path / "data.npz", images=np.zeros((4, 5, 6, 3), np.uint8), labels=np.zeros(4, np.int64))
     (tmp_path / "notes.json").write_text(json.dumps({"mean": 1}))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "data.npz").read_bytes()[:300])
+    fields = {"images": np.float32, "labels": np.int64, "mean": np.float32, "std": np.float32}
+    np.savez(tmp_path / "floats.npz", **{name: np.zeros(3, dtype) for name, dtype in fields.items()})
     (tmp_path / "list.json").write_text("milk, bread")
     (tmp_path / "folder.npz").mkdir()
     before = contents(tmp_path)
-    for name in ("data", "notes", "list", "cut", "folder"):
+    for name in ("data", "floats", "notes", "list", "cut", "folder"):
         with pytest.raises(ValueError, match=rf"{name}\.\w+ is not what metadd_jax wrote"):
             exchange.export_npz(tmp_path / f"{name}.npz", make_set(), metadata(), overwrite=True)
     assert contents(tmp_path) == before
@@ -123,3 +125,12 @@ def test_a_pt_file_of_the_user_is_not_replaced(tmp_path):
         with pytest.raises(ValueError, match=rf"{name}\.pt is not what metadd_jax wrote"):
             exchange.export_torch(tmp_path / f"{name}.pt", make_set(), metadata(), overwrite=True)
     assert contents(tmp_path) == before
+
+
+def test_sets_are_told_from_real_data_of_the_same_fields(tmp_path):
+    exchange.export_npz(tmp_path / "set.npz", make_set(), metadata())
+    arrays = dict(np.load(tmp_path / "set.npz"))
+    np.savez(tmp_path / "data.npz", **arrays)
+    np.savez(tmp_path / "pictures.npz", images=np.zeros((2, 4, 4, 1), np.uint8), labels=np.arange(2))
+    told = {file.stem for file in tmp_path.glob("*.npz") if exchange.is_set_file(file)}
+    assert told == {"set"} and not exchange.is_set_file(tmp_path / "nowhere.npz")
