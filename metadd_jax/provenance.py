@@ -27,9 +27,8 @@ import numpy as np
 PACKAGE = pathlib.Path(__file__).parent
 # Of this package, what decides the weights of a network that is trained, and the arrays that a set is read to.
 TRAINING = (
-    "zoo", "training", "data/sampling.py", "data/splits.py", "augment.py", "transforms.py", "keys.py", "parallel.py",
-    "parts.py",
-    "structs.py",
+    "zoo", "training", "data/sampling.py", "data/splits.py", "augment.py", "dc_augment.py", "transforms.py", "keys.py",
+    "parallel.py", "parts.py", "structs.py",
 )  # fmt: skip
 READING = ("data",)
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")

@@ -3,11 +3,15 @@
 import json
 import os
 
+import numpy as np
 import options
 import pytest
 import runfolder
 
-from metadd_jax import files, storage
+from metadd_jax import data, files, storage
+
+PICTURES = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8, 1)
+DATA = data.from_arrays("two", PICTURES, [0, 1], PICTURES, [0, 1])
 
 
 @pytest.fixture
@@ -20,7 +24,7 @@ def take(folder, **settings):
     config = options.DistillConfig(run_dir=str(folder), **settings)
     folder.mkdir(exist_ok=True)
     runfolder.inspect(folder, config)
-    runfolder.claim(folder, config).release()
+    runfolder.claim(folder, config, DATA).release()
     return config
 
 
@@ -69,7 +73,7 @@ def test_a_run_that_came_between_look_and_claim_is_seen(folder):
     runfolder.inspect(folder, config)
     take(folder, steps=7)
     with pytest.raises(ValueError, match=r"holds another run \(steps was 7, now 200\)"):
-        runfolder.claim(folder, config)
+        runfolder.claim(folder, config, DATA)
     assert names(folder) == ["config.json"]
 
 

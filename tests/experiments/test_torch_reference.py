@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metadd_jax import augment, distillers, training, zoo
+from metadd_jax import augment, distillers, keys, training, zoo
 
 torch = pytest.importorskip("torch")
 import torch_augment  # noqa: E402
@@ -115,7 +115,7 @@ def real_batch(real):
 
 def test_dm_is_the_librarys(key, images):
     real, own = images
-    module = module_of(SPEC, NET, NET.init(jax.random.split(key)[0]), {"head": 4})  # the network that dm draws
+    module = module_of(SPEC, NET, NET.init(keys.named(key, "network")), {"head": 4})  # the network that dm draws
     theirs = channels_first(own).requires_grad_()
     loss = torch_reference.dm_loss(module, channels_first(real), theirs.split(IPC), [lambda x: x] * K)
     method = distillers.dm(NET, ipc=IPC, batch_size=REAL, augmentation="none")
