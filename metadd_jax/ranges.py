@@ -66,7 +66,7 @@ class Real:
             ends.append(f"{'above' if self.above else 'at least'} {self.low:g}")
         if np.isfinite(self.high):
             ends.append(f"{'below' if self.below else 'at most'} {self.high:g}")
-        return f"a number, {' and '.join(ends)}" if ends else "a finite number"
+        return f"a finite float32 number{', ' if ends else ''}{' and '.join(ends)}"
 
     def outside(self) -> list[Any]:
         """Values that are none of them, for tests."""

@@ -274,7 +274,7 @@ def test_kl_is_capped_where_it_is_pushed_up(key, images, auxiliaries):
     [
         ({"weighting": "magic"}, "weighting"),
         ({"positivity": "love"}, "positivity"),
-        ({"ai": -1}, "ai=-1 must be a number, at least 0"),
+        ({"ai": -1}, "ai=-1 must be a finite float32 number, at least 0"),
         ({"kl": -0.5}, "kl_cap"),
         ({"temperature": 0}, "temperature"),
     ],

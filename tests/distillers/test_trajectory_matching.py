@@ -344,7 +344,7 @@ def test_metadd_weighs_its_terms_by_the_images_gradient_alone(tiny, auxiliaries)
         ({"ipc": 0}, "ipc=0 must be"),
         ({"syn_steps": 0}, "syn_steps=0 must be a whole number, at least 1"),
         ({"batch_syn": 7}, "batch_syn=7 must be from 1 to the set's 6 images, or 0 for all"),
-        ({"lr_teacher": 0.0}, "lr_teacher=0.0 must be a number, above 0"),
+        ({"lr_teacher": 0.0}, "lr_teacher=0.0 must be a finite float32 number, above 0"),
         ({"max_start_epoch": 3}, "max_start_epoch=3 and expert_epochs=2 reach epoch 4, but the experts hold 3 epochs"),
         ({"expert_epochs": 3}, "expert_epochs=3 reach epoch 4, but"),
         ({"experts": EXPERTS[..., 1:]}, r"experts have shape \(3, 4, \d+\), but mlp.* needs"),
