@@ -26,6 +26,7 @@ from metadd_jax import files, structs
 from metadd_jax.storage import folder
 
 _ARRAYS, _TREE, _METADATA = "arrays", "tree.json", "metadata.json"
+_ROOM = 1 << 18  # bytes of Orbax's own files and of ours, beside the arrays
 _STEP_NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -171,6 +172,8 @@ def _save(
     arrays = {name: _to_host(leaf) for name, leaf in leaves.items() if np.size(leaf)}
     with _whole_folder(directory, overwrite=overwrite, keep=keep) as partial:
         if arrays:
+            # Before Orbax begins: on a full disk each of its threads prints a traceback of its own.
+            files.require_space(partial.parent, sum(array.nbytes for array in arrays.values()) + _ROOM)
             with _full_disk_as_such(directory):
                 ocp.save(partial / _ARRAYS, arrays)
         if jax.process_index() == 0:

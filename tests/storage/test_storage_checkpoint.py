@@ -2,10 +2,12 @@
 
 import errno
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import textwrap
+import types
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +94,19 @@ def test_a_failed_replacement_keeps_the_old_one(tmp_path):
         storage.save(tmp_path / "set", make_set(), {"seed": object()}, overwrite=True)
     assert storage.restore(tmp_path / "set")[1] == {"seed": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_disk_without_room_is_told_before_orbax_begins(tmp_path, monkeypatch, capfd):
+    """Its threads would print a traceback each; the numbers are those of the disk and of the arrays."""
+    free = 2_000_000
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=free))
+    large = {"x": np.ones((700, 700), np.float32)}
+    with pytest.raises(ValueError, match=r"has 2\.0 MB free and needs about 2\.2 MB; free some space"):
+        storage.save_tree(tmp_path / "net", large)
+    assert not list(tmp_path.iterdir()) and capfd.readouterr().err == ""
+    free = 2_300_000
+    storage.save_tree(tmp_path / "net", large)
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
 
 
 def test_a_state_comes_back_to_the_bit_and_draws_the_same_numbers(tmp_path):
