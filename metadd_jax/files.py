@@ -18,8 +18,9 @@ import secrets
 import shutil
 import socket
 import time
+import tokenize
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -167,6 +168,11 @@ def hash_arrays(*arrays: Any, text: str = "") -> str:
     return digest.hexdigest()
 
 
+def hash_json(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value, whatever the order of its names."""
+    return hash_arrays(text=json.dumps(value, sort_keys=True))
+
+
 def hash_file(path: str | os.PathLike) -> str:
     """SHA-256 (hex) of a file's bytes."""
     digest = hashlib.sha256()
@@ -174,6 +180,21 @@ def hash_file(path: str | os.PathLike) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def array_head(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type that the head of a .npy claims; the stream then stands at the numbers.
+
+    Raises:
+      ValueError: if there is no such head.
+    """
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    try:
+        shape, _, dtype = read(stream)
+    except tokenize.TokenError as error:  # NumPy reads a head as Python text
+        raise ValueError(f"no head of an array ({error})") from error
+    return shape, dtype
 
 
 def require_space(directory: str | os.PathLike, size: float) -> None:

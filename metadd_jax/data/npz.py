@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from metadd_jax import files
 from metadd_jax.data import decoding
 from metadd_jax.data.arrays import check_images, check_labels, stratified_split
 from metadd_jax.data.cache import UNREADABLE, RawSet
@@ -107,9 +108,7 @@ def _arrays(path: pathlib.Path, archive: zipfile.ZipFile) -> dict[str, np.ndarra
 
 def _array(path: pathlib.Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, field: str) -> np.ndarray:
     with archive.open(info) as stream:
-        version = np.lib.format.read_magic(stream)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(stream)
+        shape, dtype = files.array_head(stream)
     if dtype.hasobject:
         raise _RefusedError(
             f"{field} of {path} are Python objects, which are not read; save them as plain numbers or text"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -219,7 +218,7 @@ def write(directory: str | pathlib.Path, results: Mapping[str, Any]) -> str:
     """
     text = markdown(results)
     plain = files.plain({**results, "rows": _without_nan(results["rows"])})
-    files.write_json(pathlib.Path(directory) / "results.json", plain | {"sha256": _hash(plain)})
+    files.write_json(pathlib.Path(directory) / "results.json", plain | {"sha256": files.hash_json(plain)})
     files.write_text(pathlib.Path(directory) / "results.md", text)
     return text
 
@@ -230,13 +229,9 @@ def read(directory: str | pathlib.Path) -> dict[str, Any] | None:
         results = files.read_json(pathlib.Path(directory) / "results.json")
     except (FileNotFoundError, ValueError):
         return None
-    if not isinstance(results, dict) or results.pop("sha256", None) != _hash(results):
+    if not isinstance(results, dict) or results.pop("sha256", None) != files.hash_json(results):
         return None
     return {**results, "rows": _with_nan(results["rows"])}
-
-
-def _hash(plain: Mapping[str, Any]) -> str:
-    return files.hash_arrays(text=json.dumps(plain, sort_keys=True))
 
 
 def markdown(results: Mapping[str, Any]) -> str:

@@ -10,12 +10,10 @@ its pixels in [0, 1] are ``images.reshape(N, D) @ zca_inverse + zca_mean``.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
 import os
 import pathlib
 import platform
-import tokenize
 import zipfile
 from typing import Any
 
@@ -166,14 +164,8 @@ def _describe(file: pathlib.Path) -> dict[str, np.dtype]:
         for info in archive.infolist():
             with archive.open(info) as stream:
                 try:
-                    version = np.lib.format.read_magic(stream)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shape, _, dtype = read(stream)
-                except (ValueError, tokenize.TokenError) as error:  # NumPy reads a head as Python text
+                    shape, dtype = files.array_head(stream)
+                except ValueError as error:
                     raise _NoArrays(f"{info.filename} is no array") from error
                 claimed = stream.tell() + math.prod(shape) * dtype.itemsize
             if dtype.hasobject:
@@ -223,7 +215,7 @@ def _looks_like_facts(path: pathlib.Path) -> bool | None:
 
 def _hash_facts(facts: dict[str, Any]) -> str:
     counted = {name: value for name, value in facts.items() if name != _JSON_HASH}
-    return files.hash_arrays(text=json.dumps(counted, sort_keys=True))
+    return files.hash_json(counted)
 
 
 def _hash(arrays: dict[str, np.ndarray]) -> str:

@@ -184,7 +184,8 @@ def test_what_is_in_order_is_made_without_any_work(method, cache, tmp_path, monk
 
 def test_the_mended_command_goes_on_in_the_folder_of_the_refused_one(refused, tmp_path):
     refused("--batch-size", 0)
-    prepared(options.DistillConfig(run_dir=str(tmp_path / "new"), train_per_class=3))
+    job = prepared(options.DistillConfig(run_dir=str(tmp_path / "new"), train_per_class=3))
+    assert files.read_json(job.directory / "config.json")["config"]["batch_size"] == 64
 
 
 def test_a_disk_on_which_sets_or_experts_cannot_lie_is_refused(cache, tmp_path, monkeypatch):

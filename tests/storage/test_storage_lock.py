@@ -120,7 +120,9 @@ def test_who_waits_says_so_once(tmp_path):
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 3}'])
 def test_a_lock_that_nobody_signed_is_free(tmp_path, content):
     (tmp_path / "lock").write_text(content)
-    storage.Lock(tmp_path / "lock").release()
+    with storage.Lock(tmp_path / "lock"):
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / "lock").exists()
 
 
 def test_where_nothing_can_be_written_the_system_says_so():
