@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Iterable
@@ -160,7 +159,7 @@ def _clear(directory: pathlib.Path) -> None:
 
 def _plain(config: DistillConfig) -> dict[str, Any]:
     """The settings as JSON; a file of weights counts by what it holds."""
-    plain = json.loads(json.dumps(dataclasses.asdict(config)))
+    plain = files.plain(dataclasses.asdict(config))
     weights = config.sre2l.weights
     if config.method == "sre2l" and weights and pathlib.Path(weights).is_file():
         plain["sre2l"]["weights"] = f"{weights} (SHA-256 {files.hash_file(weights)})"

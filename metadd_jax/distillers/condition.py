@@ -89,7 +89,7 @@ def examine(synthetic: SyntheticSet, dataset: Dataset, lines: Sequence[Mapping[s
     unit = pixels.to_pixels(np.asarray(synthetic.images), pixels.value_space(dataset))
     ends = {name: (steps[0][f"distill/{name}"], steps[-1][f"distill/{name}"]) for name in ("loss", "gradient_norm")}
     return Condition(
-        outside=float(np.mean(np.abs(unit - 0.5) > 0.5 + pixels.HALF_STEP)),
+        outside=pixels.share_outside(unit),
         size=float(_root_mean_square(synthetic.images)) / farthest(dataset),
         loss=ends["loss"],
         gradient=ends["gradient_norm"],

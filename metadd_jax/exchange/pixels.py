@@ -41,6 +41,11 @@ def to_pixels(images: ArrayLike, metadata: dict[str, Any]) -> np.ndarray:
     return whitening.unwhiten_images(images, metadata["zca_mean"], metadata["zca_inverse"])
 
 
+def share_outside(unit: np.ndarray) -> float:
+    """The share (0..1) of pixel values (from ``to_pixels``) further outside [0, 1] than rounding to 8 bits reaches."""
+    return float(np.mean(np.abs(unit - 0.5) > 0.5 + HALF_STEP))
+
+
 def value_space(dataset: structs.Dataset) -> dict[str, Any]:
     """The part of a set's metadata that says how to undo the value space of ``dataset`` (see ``to_pixels``)."""
     facts = {name: np.asarray(getattr(dataset.arrays, name)).tolist() for name in ("mean", "std")}
@@ -100,7 +105,7 @@ def export_png_folder(
                 picture.save(partial / name / f"{number:04d}.png")
         files.write_json(partial / "classes.json", dict(zip(names, metadata["class_names"], strict=True)))
         folder.seal(partial)
-    return float(np.mean(np.abs(unit - 0.5) > 0.5 + HALF_STEP))
+    return share_outside(unit)
 
 
 def _refuse_changed(directory: pathlib.Path) -> None:
