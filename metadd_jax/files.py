@@ -197,6 +197,11 @@ def array_head(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
+def memory() -> int | None:
+    """Bytes of this machine's memory; None where the system does not say."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+
+
 def require_space(directory: str | os.PathLike, size: float) -> None:
     """Proves that ``size`` bytes are free where ``directory`` lies, which must exist.
 

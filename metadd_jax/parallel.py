@@ -9,7 +9,6 @@ its state stays unstacked (in_axes None), so a checkpoint looks the same whateve
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -111,9 +110,7 @@ def memory_limit() -> int | None:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
-    if jax.default_backend() != "cpu" or not hasattr(os, "sysconf"):
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return files.memory() if jax.default_backend() == "cpu" else None
 
 
 def choose_mode(mode: str) -> str:

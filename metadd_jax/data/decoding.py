@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from metadd_jax import files
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -94,8 +96,8 @@ def allocate(count: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def memory() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes that decoded images may take: this machine's memory, or no end where that is unknown."""
+    return files.memory() or sys.maxsize
 
 
 def _orientation(picture: PIL.Image.Image) -> int:
