@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 
 import published
 from options import DistillConfig
 
+from metadd_jax import ranges
 from metadd_jax.invariant import InvariantConfig
 
 PAPER = "paper"  # a variant: the paper's reading of the loss
@@ -139,8 +139,7 @@ def preset(name: str) -> DistillConfig:
       ValueError: if there is none of that name; the message lists those there are.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = ranges.nearest(name, PRESETS)
         own = ", ".join(name for name in PRESETS if "/" not in name)
         raise ValueError(f"unknown preset {name!r}{hint}; use {own} or METHOD/DATA/IPC (--help lists them)")
     return PRESETS[name]

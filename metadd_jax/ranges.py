@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import numbers
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -189,9 +189,14 @@ def require(name: str, value: Any, rule: Range) -> None:
     """
     if rule.holds(value):
         return
-    near = difflib.get_close_matches(str(value), rule.words, n=1) if isinstance(rule, OneOf) else []
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = nearest(str(value), rule.words) if isinstance(rule, OneOf) else ""
     raise ValueError(f"{name}={value!r} must be {rule}{hint}")
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """What an error adds for a misspelt word: " (did you mean 'dm'?)", or nothing where none of ``words`` is near."""
+    near = difflib.get_close_matches(word, list(words), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _optional(settings: Any, name: str) -> bool:

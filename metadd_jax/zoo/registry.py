@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from flax import linen as nn
 
+from metadd_jax import ranges
 from metadd_jax.zoo import layers, norms
 from metadd_jax.zoo.alexnet import AlexNet, ImageNetAlexNet
 from metadd_jax.zoo.architecture import COMPUTE, Architecture
@@ -121,9 +121,7 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
       ValueError: if the name, an option or a value is unknown.
     """
     if name not in _SMALL:
-        near = difflib.get_close_matches(name, _SMALL, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"unknown network {name!r}{hint}; choose one of {', '.join(_SMALL)}")
+        raise ValueError(f"unknown network {name!r}{ranges.nearest(name, _SMALL)}; choose one of {', '.join(_SMALL)}")
     if len(image_shape) != 3 or not all(_is_count(size) for size in (num_classes, *image_shape)):
         raise ValueError(
             f"{name}: num_classes={num_classes}, image_shape={tuple(image_shape)}: give a positive number of "
