@@ -203,12 +203,14 @@ def memory() -> int | None:
 
 
 def require_space(directory: str | os.PathLike, size: float) -> None:
-    """Proves that ``size`` bytes are free where ``directory`` lies, which must exist.
+    """Proves that ``size`` bytes are free where ``directory`` lies, or will lie once it is made.
 
     Raises:
       ValueError: with both numbers.
     """
-    free = shutil.disk_usage(directory).free
+    directory = pathlib.Path(directory).expanduser().absolute()
+    # Another process may make it, or not have made it yet; each of several must find the same.
+    free = shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.is_dir())).free
     if free < size:
         raise ValueError(
             f"{directory} has {free / 1e6:,.1f} MB free and needs about {size / 1e6:,.1f} MB; free some space there or "

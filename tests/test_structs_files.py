@@ -102,3 +102,10 @@ def test_a_dataset_tells_its_shape():
     arrays = structs.ImageArrays(np.zeros((4, 8, 6, 3)), *(np.zeros(2) for _ in range(5)), max_count=2)
     dataset = structs.Dataset("x", arrays, arrays, None, ("cat", "dog"), "")
     assert (dataset.num_classes, dataset.image_shape) == (2, (8, 6, 3))
+
+
+def test_the_room_for_a_folder_that_is_not_made_yet(tmp_path):
+    files.require_space(tmp_path / "one" / "two", 1)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"two has [\d,.]+ MB free and needs about 1,000,000,000,000.0 MB"):
+        files.require_space(tmp_path / "one" / "two", 1e18)
