@@ -112,8 +112,8 @@ def check_made(config: DistillConfig, backbone: mdd.zoo.Architecture, dataset: m
     variables = jax.eval_shape(backbone.init, jax.random.key(0))
     experts = jax.ShapeDtypeStruct((config.mtt.experts, config.mtt.snapshots, backbone.num_params()), np.float32)
     if config.stream_per_class:
-        pool = mdd.data.stream_pool(dataset.arrays, config.first_seed, 0, config.stream_per_class)
-        dataset = dataclasses.replace(dataset, arrays=pool)
+        pool = mdd.data.stream_pool(dataset.train, config.first_seed, 0, config.stream_per_class)
+        dataset = dataclasses.replace(dataset, train=pool)
 
     def start(variables: Any, experts: Any) -> Any:
         teacher = mdd.training.Trained(backbone, variables, 0.0, False)
@@ -138,7 +138,7 @@ def images_per_class(config: DistillConfig, dataset: mdd.Dataset) -> tuple[int, 
     wanted = sampling.per_class(config.ipc_per_class or config.ipc, dataset.num_classes)
     if config.short_class == "error" and _start(config) == "noise":
         return wanted
-    arrays = dataset.arrays
+    arrays = dataset.train
     if config.stream_per_class:  # the start comes from a pool
         arrays = arrays.replace(counts=np.minimum(arrays.counts, config.stream_per_class))
     return mdd.data.images_per_class(arrays, wanted, short_class=config.short_class)
@@ -264,7 +264,7 @@ def make(
     counts = images_per_class(config, dataset)
     if config.method == "sre2l":
         return _sre2l(config, counts, trained), recover_optimiser(
-            config.image_lr, config.steps, dataset.arrays.mean, dataset.arrays.std
+            config.image_lr, config.steps, dataset.train.mean, dataset.train.std
         )
     if config.method in TRAJECTORIES:
         tx = trajectory_optimiser(

@@ -60,7 +60,7 @@ class Job:
     def real_counts(self) -> tuple[int, ...]:
         """Those of the random and k-means rows: a class without so many real images gives all that it has."""
         policy = "repeat" if self.config.short_class == "repeat" else "fewer"
-        return mdd.data.images_per_class(self.dataset.arrays, self.counts, short_class=policy)
+        return mdd.data.images_per_class(self.dataset.train, self.counts, short_class=policy)
 
     @property
     def cache(self) -> pathlib.Path:

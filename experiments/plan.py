@@ -102,7 +102,7 @@ def with_class_batch(job: pipeline.Job) -> pipeline.Job:
 def _compile(job: pipeline.Job, method: mdd.distillers.Distiller, tx: Any) -> tuple[Any, tuple]:
     """A compiled update, and what it is called with."""
     state = mdd.distillers.init_state(jax.random.key(0), method, tx, job.dataset)
-    arguments = (state, job.dataset.arrays, method.frozen)
+    arguments = (state, job.dataset.train, method.frozen)
     return parallel.jit(mdd.distillers.make_update(method, tx)).lower(*arguments).compile(), arguments
 
 
@@ -133,7 +133,7 @@ def _parts(job: pipeline.Job, method: mdd.distillers.Distiller, state: Any, scra
     if method.name != config.method:
         scratch_knob += ", --metadd.subset or --metadd.micro-batch"
     return (
-        Part("real images", _size(job.dataset.arrays), "--stream-per-class"),
+        Part("real images", _size(job.dataset.train), "--stream-per-class"),
         Part("set and optimiser", _size(state) + _size(state.synthetic), "--ipc"),
         Part("frozen weights", frozen, frozen_knob),
         Part("scratch of a step", scratch, scratch_knob),
@@ -179,7 +179,7 @@ def _stages(job: pipeline.Job, plans: list[Plan]) -> dict[str, float]:
     config = job.config
     rate = min(entry.flops / entry.seconds for entry in plans)
     costs = {net.label: 3 * forward_flops(net) for net in job.networks}
-    real, total = len(job.dataset.arrays.images), sum(costs.values())
+    real, total = len(job.dataset.train.images), sum(costs.values())
     sets = (len(pipeline.BASELINES) + len(plans)) * config.distill_seeds
     images = sum(job.counts)
     stages = {

@@ -121,7 +121,7 @@ def _frozen(spec: str, classes: int, config: BenchmarkConfig) -> mdd.Auxiliary:
 
 def _auxiliary(name: Name, config: BenchmarkConfig) -> Work:
     """One network's share: its cross-entropy and its map's squared norm, with the gradient to the images."""
-    arrays = _noise(config, config.num_classes, name.size).arrays
+    arrays = _noise(config, config.num_classes, name.size).train
     images, labels = mdd.data.random_per_class(jax.random.key(0), arrays, name.size)
 
     def value(images: jax.Array, auxiliary: mdd.Auxiliary) -> jax.Array:
@@ -146,7 +146,7 @@ def _step(name: Name, config: BenchmarkConfig) -> Work:
     state = mdd.distillers.init_state(jax.random.key(0), method, tx, data)
     if name.kind == "dc_inner":
         state = state.replace(step=jnp.ones((), jnp.int32))  # step 0 draws a network and trains none
-    arguments = (state, mdd.data.to_device(data.arrays), method.frozen)
+    arguments = (state, mdd.data.to_device(data.train), method.frozen)
     return Work(mdd.distillers.make_update(method, tx), arguments, True, images)
 
 
@@ -184,7 +184,7 @@ def _trajectory(kind: str, ipc: int, data: mdd.Dataset, config: BenchmarkConfig)
 def _recovery(kind: str, ipc: int, data: mdd.Dataset, config: BenchmarkConfig) -> tuple:
     net = _network(config.teacher, data.num_classes, config)
     method = mdd.distillers.sre2l(net, _variables(net), ipc=ipc, crop=False, flip=False, roll=(0, 4))
-    tx = mdd.distillers.recover_optimiser(0.25, 1000, data.arrays.mean, data.arrays.std)
+    tx = mdd.distillers.recover_optimiser(0.25, 1000, data.train.mean, data.train.std)
     return method, tx, data.num_classes * ipc
 
 
@@ -205,7 +205,7 @@ def _train(name: Name, config: BenchmarkConfig) -> Work:
 def _evaluate(name: Name, config: BenchmarkConfig) -> Work:
     """Accuracies of one network trained from several seeds, as in ``evaluation.cross_architecture``."""
     net, data = _network(config.backbone, config.num_classes, config), _noise(config, config.num_classes, name.size)
-    images, labels = mdd.data.random_per_class(jax.random.key(0), data.arrays, name.size)
+    images, labels = mdd.data.random_per_class(jax.random.key(0), data.train, name.size)
     recipe = recipes.dc_evaluation(config.eval_epochs - 1, augmentation=config.augmentation)
 
     def accuracies(seeds: jax.Array, key: jax.Array, images: jax.Array, labels: jax.Array, test: Any) -> jax.Array:

@@ -159,7 +159,7 @@ def strategy(text: str, *, mode: str = "S") -> Strategy:
     return Strategy(() if text in ("", "none") else tuple(text.split("_")), mode)
 
 
-def augment(
+def transform(
     key: jax.Array,
     images: jax.Array,
     strategy: Strategy,

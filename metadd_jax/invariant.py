@@ -252,7 +252,7 @@ def _seen(key: jax.Array, images: jax.Array, labels: jax.Array, config: Invarian
     images = parallel.divide(images)
     # One shared draw: frozen networks shown the bare pixels invite adversarial patterns, and maps of different
     # views could not be compared.
-    return augment.augment(view_key, images, augment.strategy(config.views), siamese=True), labels
+    return augment.transform(view_key, images, augment.strategy(config.views), siamese=True), labels
 
 
 def _weigh(
@@ -309,7 +309,7 @@ def _metrics(found: dict[str, jax.Array], labels: jax.Array, config: InvariantCo
     facts = {}
     if config.ai:
         facts["cross_entropy"] = cross_entropy(found["logits"], labels).mean()
-        facts["accuracy"] = (found["logits"].argmax(axis=2) == labels[None]).mean()
+        facts["auxiliary_accuracy"] = (found["logits"].argmax(axis=2) == labels[None]).mean()
     if "kl" in found:
         facts["kl"] = found["kl"].mean()
     return facts | (_map_facts(found["maps"]) if "maps" in found else {})

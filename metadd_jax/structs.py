@@ -78,7 +78,7 @@ class Dataset:
 
     Attributes:
       name: what the user called it ("mnist5k", "cifar10", a path).
-      arrays: the training split (less the validation images).
+      train: the training split (less the validation images).
       test: the test split.
       validation: images carved from the training split by seed, or None.
       class_names: K names in label order.
@@ -87,7 +87,7 @@ class Dataset:
     """
 
     name: str
-    arrays: ImageArrays
+    train: ImageArrays
     test: ImageArrays
     validation: ImageArrays | None
     class_names: tuple[str, ...]
@@ -95,12 +95,17 @@ class Dataset:
     whitening: Whitening | None = None
 
     @property
+    def arrays(self) -> ImageArrays:
+        """``train`` under its first name, which the contract promises."""
+        return self.train
+
+    @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return tuple(self.arrays.images.shape[1:])
+        return tuple(self.train.images.shape[1:])
 
 
 @struct.dataclass

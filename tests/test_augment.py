@@ -109,7 +109,7 @@ def test_colour_ops_are_the_formulas_of_the_table():
 def test_siamese_transform_depends_on_the_key_and_not_on_the_batch_size():
     images = pictures(5, 8, 8, 3)
     plan = augment.strategy(NATURAL)
-    both = jax.jit(lambda key: (augment.augment(key, images, plan), augment.augment(key, images[3:4], plan)))
+    both = jax.jit(lambda key: (augment.transform(key, images, plan), augment.transform(key, images[3:4], plan)))
     results = [both(jax.random.key(seed)) for seed in range(12)]
     for many, one in results:
         np.testing.assert_allclose(many[3:4], one, atol=1e-6)
@@ -120,7 +120,7 @@ def test_siamese_transform_depends_on_the_key_and_not_on_the_batch_size():
 def test_individual_parameters_differ_between_equal_images(key):
     images = np.repeat(pictures(1, 8, 8, 3), 6, axis=0)
     plans = {token: augment.strategy(token) for token in augment.TOKENS}
-    own = jax.jit(lambda k: {t: augment.augment(k, images, p, siamese=False) for t, p in plans.items()})(key)
+    own = jax.jit(lambda k: {t: augment.transform(k, images, p, siamese=False) for t, p in plans.items()})(key)
     for token, results in own.items():
         assert len(np.unique(np.round(results, 4), axis=0)) > 1, token
 
@@ -132,8 +132,8 @@ def test_ops_are_drawn_uniformly_and_one_a_call():
 
     def candidates(key):
         alone = [dataclasses.replace(plan, tokens=(token,)) for token in plan.tokens]
-        results = jnp.stack([augment.augment(key, images, p) for p in alone])
-        return jnp.all(jnp.abs(augment.augment(key, images, plan) - results) < 1e-5, axis=(1, 2, 3, 4))
+        results = jnp.stack([augment.transform(key, images, p) for p in alone])
+        return jnp.all(jnp.abs(augment.transform(key, images, plan) - results) < 1e-5, axis=(1, 2, 3, 4))
 
     matches = np.asarray(jax.jit(jax.vmap(candidates))(jax.random.split(jax.random.key(1), 1200)))
     counts = matches[matches.sum(1) == 1].sum(0)  # a shift by (0, 0) equals nothing else here
@@ -144,7 +144,7 @@ def test_ops_are_drawn_uniformly_and_one_a_call():
 
 def test_op_key_chooses_the_op_and_key_the_parameters(key):
     images, plan = pictures(2, 8, 8, 3), augment.strategy("crop_color")
-    fn = jax.jit(lambda key, op_key: augment.augment(key, images, plan, op_key=op_key))
+    fn = jax.jit(lambda key, op_key: augment.transform(key, images, plan, op_key=op_key))
     op_keys = jax.random.split(key, 8)
     results = [np.asarray(fn(key, op_key)) for op_key in op_keys]
     assert len({r.tobytes() for r in results}) == 2
@@ -159,7 +159,7 @@ def test_parameters_stay_in_their_ranges(key):
     @jax.jit
     def draw(key):
         plans = color, augment.strategy("cutout"), augment.strategy("crop")
-        return [augment.augment(key, images, plan, siamese=False) for plan in plans]
+        return [augment.transform(key, images, plan, siamese=False) for plan in plans]
 
     bright, cut, moved = (np.asarray(x) for x in draw(key))
     offsets = bright[:, 0, 0, 0] - 1
@@ -172,7 +172,7 @@ def test_parameters_stay_in_their_ranges(key):
 def test_mode_m_applies_all_in_order(key):
     images = pictures(1, 8, 8, 3)
     plan = dataclasses.replace(augment.strategy("flip_cutout", mode="M"), flip_probability=1.0)
-    result = np.asarray(jax.jit(lambda key: augment.augment(key, images, plan))(key))
+    result = np.asarray(jax.jit(lambda key: augment.transform(key, images, plan))(key))
     kept = result != 0
     np.testing.assert_array_equal(result[kept], images[:, :, ::-1][kept])
     assert 0 < (~kept).sum() <= 4 * 4 * 3
@@ -183,7 +183,7 @@ def test_gradient_is_finite_and_matches_finite_differences(siamese, tokens):
     images, direction = pictures(2, 6, 6, 2), pictures(2, 6, 6, 2, seed=1)
 
     def loss(x, token):
-        return (augment.augment(jax.random.key(3), x, augment.strategy(token), siamese=siamese) ** 2).sum()
+        return (augment.transform(jax.random.key(3), x, augment.strategy(token), siamese=siamese) ** 2).sum()
 
     @jax.jit
     def slopes(x, step):  # a quadratic: central differences are exact
@@ -201,7 +201,7 @@ def test_strategy_texts():
     assert "flip" not in augment.strategy(DIGITS).tokens
     images = pictures(1, 4, 4, 1)
     for text in ("", "none"):
-        assert augment.augment(jax.random.key(0), images, augment.strategy(text)) is images
+        assert augment.transform(jax.random.key(0), images, augment.strategy(text)) is images
     assert hash(augment.strategy(NATURAL)) == hash(augment.strategy(NATURAL))
     with pytest.raises(ValueError, match=r"'noise'.*color, crop, cutout, flip, scale, rotate"):
         augment.strategy("crop_noise")

@@ -16,7 +16,7 @@ sys.path.append(str(pathlib.Path(__file__).parent / "distillers"))
 import members
 
 from metadd_jax import distillers, evaluation, parallel, training
-from metadd_jax.evaluation.cross_architecture import train_and_test
+from metadd_jax.evaluation.judging import train_and_test
 
 
 def job(folder):

@@ -99,7 +99,7 @@ def to_device(arrays: Device) -> Device:
     """Puts a split, or all of a ``Dataset``, on the default device, once; ``data.sampling`` then never leaves it."""
     if not isinstance(arrays, Dataset):
         return jax.device_put(arrays)
-    splits = {name: getattr(arrays, name) for name in ("arrays", "test", "validation")}
+    splits = {name: getattr(arrays, name) for name in ("train", "test", "validation")}
     return dataclasses.replace(arrays, **{name: jax.device_put(split) for name, split in splits.items() if split})
 
 

@@ -81,7 +81,7 @@ def whiten(dataset: Dataset, *, eps: float = EPS) -> Dataset:
     Raises:
       ValueError: see ``fit_whitening``; a set that is whitened already is refused.
     """
-    whitening = fit_whitening(np.asarray(dataset.arrays.images), eps=eps)
+    whitening = fit_whitening(np.asarray(dataset.train.images), eps=eps)
     channels = dataset.image_shape[2]
 
     def whitened(split: ImageArrays | None) -> ImageArrays | None:
@@ -95,7 +95,7 @@ def whiten(dataset: Dataset, *, eps: float = EPS) -> Dataset:
 
     return dataclasses.replace(
         dataset,
-        arrays=whitened(dataset.arrays),
+        train=whitened(dataset.train),
         test=whitened(dataset.test),
         validation=whitened(dataset.validation),
         # Of the recipe, not of the result, whose last bits depend on the machine's linear algebra.

@@ -59,7 +59,7 @@ def initial(
         )
     if init == "noise":
         return {"images": jax.random.normal(key, (sum(counts), *net.image_shape))}
-    return {"images": sampling.random_per_class(key, dataset.arrays, counts, repeat=repeat)[0]}
+    return {"images": sampling.random_per_class(key, dataset.train, counts, repeat=repeat)[0]}
 
 
 def labels_of(counts: Counts) -> jax.Array:

@@ -98,7 +98,7 @@ def examine(synthetic: SyntheticSet, dataset: Dataset, lines: Sequence[Mapping[s
 
 def farthest(dataset: Dataset) -> float:
     """The largest value, by size, that a pixel in [0, 1] has after standardisation; 1 for whitened images."""
-    mean, std = np.asarray(dataset.arrays.mean), np.asarray(dataset.arrays.std)
+    mean, std = np.asarray(dataset.train.mean), np.asarray(dataset.train.std)
     return 1.0 if dataset.whitening is not None else float(np.maximum(mean / std, (1 - mean) / std).max())
 
 

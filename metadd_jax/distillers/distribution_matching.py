@@ -132,7 +132,7 @@ class _Matching:
 
     def _view(self, key: jax.Array, images: jax.Array) -> jax.Array:
         """The same for real and synthetic images, whole batches and parts: one draw for all."""
-        return augment.augment(key, images, self.strategy, siamese=True)
+        return augment.transform(key, images, self.strategy, siamese=True)
 
     def _real_view(self, key: jax.Array, images: jax.Array, constants: dict) -> jax.Array:
         return self._view(key, sampling.standardise(images, constants["mean"], constants["std"]))

@@ -213,13 +213,13 @@ class _Matching:
 
             def summed_gradient(part: tuple) -> Any:
                 images, weights = part
-                images = augment.augment(view_key, sampling.standardise(images, mean, std), strategy, siamese=True)
+                images = augment.transform(view_key, sampling.standardise(images, mean, std), strategy, siamese=True)
                 return self._summed_gradient(variables, images, label, weights)
 
             total = batches.sum_in_parts(summed_gradient, (real, weights), micro_batch=self.micro_batch)
             total, count = parallel.psum_if((total, weights.sum()), axis_name)
             target = jax.lax.stop_gradient(jax.tree.map(lambda x: x / count, total))
-            own = augment.augment(view_key, own, strategy, siamese=True)
+            own = augment.transform(view_key, own, strategy, siamese=True)
             share = jnp.full(len(own), 1 / len(own)) if share is None else share
             gradient = self._summed_gradient(variables, own, label, share)
             return gradient_distance(target, gradient, kind=self.distance)

@@ -29,8 +29,8 @@ def freeze(net: zoo.Architecture, variables: Any, dataset: Dataset) -> Auxiliary
     """
     if not net.has_map:
         return Auxiliary(variables=variables, map_eps={}, net=net)
-    per_class = min(32, int(dataset.arrays.counts.min()))
-    images, labels = sampling.random_per_class(keys.root(0, "probe"), dataset.arrays, per_class)
+    per_class = min(32, int(dataset.train.counts.min()))
+    images, labels = sampling.random_per_class(keys.root(0, "probe"), dataset.train, per_class)
     return parallel.jit(lambda v, x, y: features.make_auxiliary(net, v, x, y))(variables, images, labels)
 
 
@@ -60,7 +60,7 @@ def metadd(
         synthetic, base_aux = base.init(key, dataset)
         if config.weighting == "calibrated":
             # Outside of what is compiled: settings that differ in strength share the program.
-            weights = _weights(calibrate(key, synthetic, base_aux, dataset.arrays, frozen), config)
+            weights = _weights(calibrate(key, synthetic, base_aux, dataset.train, frozen), config)
         else:
             weights = {name: jnp.asarray(value, jnp.float32) for name, value in config.strengths.items()}
         return synthetic, {"base": base_aux, "weights": weights}

@@ -111,7 +111,7 @@ def distil(
     chunk_of = chunk_of or compile_chunks(method, tx, config)
     place = functools.partial(parallel.replicate, mode=config.device_mode)
     # The whole set may not fit on the device, so even the initial images come from a pool.
-    first = dataclasses.replace(dataset, arrays=_pool(dataset.arrays, seed, 0, config))
+    first = dataclasses.replace(dataset, train=_pool(dataset.train, seed, 0, config))
     state = init_state(keys.root(seed, "distil"), method, tx, first)
     checkpoints = None if directory is None else storage.Checkpointer(pathlib.Path(directory) / "checkpoints")
     writes = directory is not None and parallel.is_main()
@@ -121,13 +121,13 @@ def distil(
     if done:
         state = checkpoints.restore(done, state)
     state, frozen = place(state), place(method.frozen)
-    arrays = dataset.arrays if config.stream_per_class else place(dataset.arrays)
+    arrays = dataset.train if config.stream_per_class else place(dataset.train)
     _require_finite(state, done, checkpoints)
     log.truncate_after(done or -1)  # what a run that never saved wrote at its start is written again
     _say_lost_lines(log, done)
     if on_chunk and done:
         on_chunk(done, {})
-    if not done and (facts := _report(seed, method, state, dataset.arrays, config)):
+    if not done and (facts := _report(seed, method, state, dataset.train, config)):
         log.write(0, facts)
     lines: list[dict[str, float]] = []
     for start, length, data in _chunks(done, seed, arrays, config):
@@ -141,7 +141,7 @@ def distil(
         )
         facts = {f"distill/{name}": value for name, value in means.items()}
         if done == config.steps:
-            facts |= _report(seed, method, state, dataset.arrays, config)
+            facts |= _report(seed, method, state, dataset.train, config)
         log.write(done, facts)
         lines.append(facts)
         if checkpoints is not None and (done == config.steps or _crosses(start, done, config.save_every)):

@@ -131,7 +131,7 @@ class Student:
         """Gradient [P] of the mean cross-entropy of one batch at the weights ``theta``."""
         key, indices, weights = batch
         batch_images = parallel.divide(images[indices])
-        seen = augment.augment(key, batch_images, augment.strategy(self.augmentation), siamese=False)
+        seen = augment.transform(key, batch_images, augment.strategy(self.augmentation), siamese=False)
 
         def cross_entropy(params: Any) -> jax.Array:
             logits, _ = self.net.apply_batch({"params": params}, seen)

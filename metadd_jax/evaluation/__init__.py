@@ -1,9 +1,9 @@
 """Judging a distilled set: across architectures, against real images, with paired statistics."""
 
 from metadd_jax.data.splits import split_of
-from metadd_jax.evaluation.agreement import agreement, map_stack
 from metadd_jax.evaluation.baselines import kmeans_real, random_real
-from metadd_jax.evaluation.cross_architecture import Row, cross_architecture
+from metadd_jax.evaluation.judging import Row, cross_architecture
+from metadd_jax.evaluation.map_agreement import agreement, map_stack
 from metadd_jax.evaluation.statistics import correlation, paired, summary
 
 __all__ = [

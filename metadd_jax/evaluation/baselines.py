@@ -28,7 +28,7 @@ def random_real(
     Raises:
       ValueError: if a class has fewer than ``ipc`` images and ``repeat`` does not let it give them again.
     """
-    images, labels = sampling.random_per_class(key, dataset.arrays, ipc, repeat=repeat)
+    images, labels = sampling.random_per_class(key, dataset.train, ipc, repeat=repeat)
     return structs.SyntheticSet(images, labels)
 
 
@@ -56,7 +56,7 @@ def kmeans_real(
       ValueError: if a class has fewer than ``ipc`` images and may not repeat them.
     """
     ranges.require("seed", seed, ranges.Whole(0, ranges.SEEDS - 1))
-    arrays = dataset.arrays
+    arrays = dataset.train
     counts, offsets = np.asarray(arrays.counts), np.asarray(arrays.offsets)
     wanted = sampling.images_per_class(arrays, ipc, short_class="repeat" if repeat else "error")
     chosen = []

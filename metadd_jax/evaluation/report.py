@@ -10,7 +10,7 @@ import numpy as np
 
 from metadd_jax import files
 from metadd_jax.evaluation import statistics
-from metadd_jax.evaluation.cross_architecture import Row
+from metadd_jax.evaluation.judging import Row
 from metadd_jax.structs import SyntheticSet
 
 ROLES = ("same", "seen", "unseen")

@@ -71,7 +71,7 @@ def _check_constants(metadata: dict[str, Any], dataset: structs.Dataset) -> None
             f"the set was whitened for other images than those of {dataset.name}; judge it on its own data"
         )
     for name in ("mean", "std"):
-        ours, theirs = np.asarray(metadata[name]), np.asarray(getattr(dataset.arrays, name))
+        ours, theirs = np.asarray(metadata[name]), np.asarray(getattr(dataset.train, name))
         if ours.shape != theirs.shape or not np.allclose(ours, theirs, atol=1e-4):
             raise ValueError(
                 f"the set was made with {name} {ours.tolist()}, but {dataset.name} is standardised with "

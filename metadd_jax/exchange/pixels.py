@@ -48,7 +48,7 @@ def share_outside(unit: np.ndarray) -> float:
 
 def value_space(dataset: structs.Dataset) -> dict[str, Any]:
     """The part of a set's metadata that says how to undo the value space of ``dataset`` (see ``to_pixels``)."""
-    facts = {name: np.asarray(getattr(dataset.arrays, name)).tolist() for name in ("mean", "std")}
+    facts = {name: np.asarray(getattr(dataset.train, name)).tolist() for name in ("mean", "std")}
     if dataset.whitening is None:
         return {"value_space": "standardised", **facts}
     return {

@@ -1,8 +1,8 @@
 """Training networks from scratch: recipes, one fit, pre-training with a cache, expert trajectories."""
 
 from metadd_jax.training.experts import train_experts
-from metadd_jax.training.fit import count_correct, fit
-from metadd_jax.training.pretrain import Trained, cache_key, measure, pretrain
+from metadd_jax.training.fitting import count_correct, fit
+from metadd_jax.training.pretrained import Trained, cache_key, measure, pretrain
 from metadd_jax.training.recipes import (
     Recipe,
     dc_evaluation,

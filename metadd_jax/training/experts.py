@@ -25,7 +25,7 @@ from metadd_jax import files, keys, parallel, provenance, ranges, storage, zoo
 from metadd_jax.storage import folder as folders
 from metadd_jax.structs import Dataset
 from metadd_jax.training import recipes
-from metadd_jax.training.fit import fit
+from metadd_jax.training.fitting import fit
 from metadd_jax.training.trajectories import (
     FORMAT,
     Trajectories,
@@ -146,7 +146,7 @@ def _trainer(net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, ke
     together = parallel.spread(one)
 
     def train(first: int, last: int) -> np.ndarray:
-        snapshots = together(jnp.arange(first, last), key, dataset.arrays)
+        snapshots = together(jnp.arange(first, last), key, dataset.train)
         broken = np.flatnonzero(~np.isfinite(snapshots).all(axis=(1, 2)))
         if broken.size:
             raise ValueError(

@@ -27,7 +27,7 @@ def augmentation(text: str) -> Callable[[jax.Array, jax.Array, jax.Array, jax.Ar
     """
     if not text.startswith(_OLDER):
         chosen = augment.strategy(text)
-        return lambda key, op_key, images, weights: augment.augment(key, images, chosen, siamese=False, op_key=op_key)
+        return lambda key, op_key, images, weights: augment.transform(key, images, chosen, siamese=False, op_key=op_key)
     tokens = tuple(text.removeprefix(_OLDER).split("_"))
     unknown = [token for token in tokens if token not in dc_augment.TOKENS]
     if unknown:

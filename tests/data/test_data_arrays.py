@@ -23,7 +23,7 @@ def build(train=TRAIN, test=TEST, **options):
 
 
 def test_classes_lie_together_and_keep_their_order():
-    arrays = build().arrays
+    arrays = build().train
     np.testing.assert_array_equal(arrays.labels, [0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2])
     np.testing.assert_array_equal(arrays.images, TRAIN[0][[1, 4, 9, 2, 3, 6, 7, 10, 0, 5, 8]])
     np.testing.assert_array_equal(arrays.offsets, [0, 3, 8])
@@ -33,7 +33,7 @@ def test_classes_lie_together_and_keep_their_order():
 
 
 def test_constants_of_unknown_set_are_those_of_its_pixels():
-    arrays = build(validation_fraction=0.4).arrays  # Computed before images are set aside.
+    arrays = build(validation_fraction=0.4).train  # Computed before images are set aside.
     pixels = TRAIN[0].reshape(-1, 3) / 255.0
     np.testing.assert_allclose(arrays.mean, pixels.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(arrays.std, pixels.std(axis=0), rtol=1e-6)
@@ -41,7 +41,7 @@ def test_constants_of_unknown_set_are_those_of_its_pixels():
 
 def test_constants_given_beat_the_catalog_and_the_catalog_beats_pixels():
     named = data.from_arrays("cifar100", *TRAIN, *TEST)
-    np.testing.assert_allclose(named.arrays.std, (0.2673, 0.2564, 0.2762))
+    np.testing.assert_allclose(named.train.std, (0.2673, 0.2564, 0.2762))
     given = data.from_arrays("cifar100", *TRAIN, *TEST, mean=(0, 0, 0), std=(1, 1, 1))
     np.testing.assert_array_equal(given.test.std, 1)
     assert named.fingerprint != given.fingerprint
@@ -73,8 +73,8 @@ def test_validation_comes_from_each_class_by_seed():
     ]
     first = sets[0]
     np.testing.assert_array_equal(first.validation.counts, [6, 1, 0, 3])
-    np.testing.assert_array_equal(first.arrays.counts, [14, 1, 1, 6])
-    names = np.concatenate([first.arrays.images, first.validation.images])[:, 0, 0, 0]
+    np.testing.assert_array_equal(first.train.counts, [14, 1, 1, 6])
+    names = np.concatenate([first.train.images, first.validation.images])[:, 0, 0, 0]
     assert sorted(names) == list(range(32))
     assert sets[1].fingerprint == first.fingerprint != sets[2].fingerprint
     assert build().validation is None
@@ -163,7 +163,7 @@ def test_wide_labels_are_refused_by_their_true_number(values, number):
 
 def test_a_whole_dataset_goes_to_the_device_in_one_call():
     dataset = build(validation_fraction=0.4)
-    assert isinstance(dataset.arrays.images, np.ndarray)
+    assert isinstance(dataset.train.images, np.ndarray)
     placed = data.to_device(dataset)
     for split in ("arrays", "test", "validation"):
         images = getattr(placed, split).images
@@ -192,12 +192,12 @@ def test_a_limit_keeps_some_of_each_class_before_any_are_set_aside():
         return data.from_arrays("limited", images, labels, images[:3], labels[[0, 31, 40]], **settings)
 
     limited = load(train_per_class=10, validation_fraction=0.2)
-    assert np.asarray(limited.arrays.counts).tolist() == [8, 3, 8]
+    assert np.asarray(limited.train.counts).tolist() == [8, 3, 8]
     assert np.asarray(limited.validation.counts).tolist() == [2, 1, 2]
     other = load(train_per_class=10, validation_fraction=0.2, seed=1)
 
     def used(dataset):
-        splits = (dataset.arrays, dataset.validation)
+        splits = (dataset.train, dataset.validation)
         return sorted(np.concatenate([np.asarray(split.images)[:, 0, 0, 0] for split in splits]).tolist())
 
     assert used(limited) == used(other) and len(used(limited)) == 24

@@ -40,10 +40,10 @@ def load(root):
 def test_grey_pictures_with_labels_in_the_order_of_names(root):
     dataset = load(root)
     assert dataset.class_names == ("cat", "dog") and dataset.image_shape == (4, 5, 1)
-    np.testing.assert_array_equal(dataset.arrays.counts, [3, 2])
+    np.testing.assert_array_equal(dataset.train.counts, [3, 2])
     np.testing.assert_array_equal(dataset.test.counts, [1, 1])
     expected = np.array(PIL.Image.open(root / "train" / "dog" / "1.png"))
-    np.testing.assert_array_equal(dataset.arrays.images[4, ..., 0], expected)
+    np.testing.assert_array_equal(dataset.train.images[4, ..., 0], expected)
 
 
 def test_a_folders_name_in_latin_1_is_read_as_that(root):
@@ -57,8 +57,8 @@ def test_one_colour_picture_makes_all_rgb_and_alpha_is_dropped(root):
     pixels = paint(root / "train" / "cat" / "9.png", 7, mode="RGBA")
     dataset = load(root)
     assert dataset.image_shape == (4, 5, 3)
-    np.testing.assert_array_equal(dataset.arrays.images[3], pixels[..., :3])
-    grey = dataset.arrays.images[0]
+    np.testing.assert_array_equal(dataset.train.images[3], pixels[..., :3])
+    grey = dataset.train.images[0]
     assert (grey[..., 0] == grey[..., 2]).all()
 
 
@@ -143,9 +143,9 @@ def test_whatever_pillow_reads_of_torchvisions_list_is_read(root, suffix):
     before = load(root)
     as_type(root, suffix)
     after = load(root)
-    np.testing.assert_array_equal(after.arrays.counts, [3, 2])
+    np.testing.assert_array_equal(after.train.counts, [3, 2])
     # WebP has no grey pictures, so it makes all of them RGB; the values stay.
-    np.testing.assert_array_equal(after.arrays.images[..., :1], before.arrays.images)
+    np.testing.assert_array_equal(after.train.images[..., :1], before.train.images)
 
 
 def test_folders_within_a_class_are_walked_in_torchvisions_order(root):
@@ -164,7 +164,7 @@ def test_folders_within_a_class_are_walked_in_torchvisions_order(root):
         "a/deep/9.png",
         "linked/x.png",
     ]
-    np.testing.assert_array_equal(load(root).arrays.images[1, ..., 0], pixels)
+    np.testing.assert_array_equal(load(root).train.images[1, ..., 0], pixels)
 
 
 def test_what_is_left_out_is_counted_and_what_is_hidden_is_not(root):
@@ -173,7 +173,7 @@ def test_what_is_left_out_is_counted_and_what_is_hidden_is_not(root):
     paint(root / "train" / "stray.png", 3)
     (root / "val" / "eel.tar").write_bytes(b"x")
     with pytest.warns(UserWarning, match=r"5 files of .* \(2 .heic, 1 .png, 1 .txt, 1 .tar\)") as said:
-        assert load(root).arrays.counts.tolist() == [3, 2]
+        assert load(root).train.counts.tolist() == [3, 2]
     assert len(said) == 1 and "\n" not in str(said[0].message)
 
 
@@ -239,7 +239,7 @@ def test_pictures_stand_as_their_exif_says_and_imagenets_as_they_are_stored(root
     exif[0x0112] = 6  # a phone held upright: to be turned by 90 degrees clockwise
     stored = np.random.default_rng(5).integers(0, 256, (5, 4), dtype=np.uint8)  # 4 wide, 5 high; upright 5 wide, 4 high
     PIL.Image.fromarray(stored).save(root / "train" / "cat" / "5.png", exif=exif)
-    np.testing.assert_array_equal(load(root).arrays.images[3, ..., 0], np.rot90(stored, -1))
+    np.testing.assert_array_equal(load(root).train.images[3, ..., 0], np.rot90(stored, -1))
     with pytest.raises(ValueError, match=r"5\.png is 4 x 5 pixels but .* is 5 x 4"):
         folders.read_pictures(folders.list_pictures(root), upright=False, progress=False)
 

@@ -26,9 +26,9 @@ def test_class_names_and_constants_are_read(tmp_path):
     constants = {"mean": np.full(3, 0.5), "std": np.array([0.2, 0.3, 0.4])}
     dataset = load(save(tmp_path / "a.npz", class_names=np.array(["ant", "bee", "cow"]), **constants))
     assert dataset.class_names == ("ant", "bee", "cow")
-    np.testing.assert_allclose(dataset.arrays.std, constants["std"], rtol=1e-6)
+    np.testing.assert_allclose(dataset.train.std, constants["std"], rtol=1e-6)
     given = data.load(save(tmp_path / "b.npz", **constants), mean=[0, 0, 0], std=[1, 1, 1], on_device=False)
-    np.testing.assert_array_equal(given.arrays.std, 1)
+    np.testing.assert_array_equal(given.train.std, 1)
 
 
 def test_a_flat_channel_has_a_way_out(tmp_path):
@@ -54,7 +54,7 @@ def test_capital_letters_are_a_suffix_too(tmp_path):
 def test_float_pixels_may_be_a_rounding_above_one_and_no_more(tmp_path):
     unit = (IMAGES / 255).astype(np.float32)
     unit[0, 0, 0, 0] = np.float32(1.0000001)
-    assert load(save(tmp_path / "a.npz", images=unit)).arrays.images[0, 0, 0, 0] == 255
+    assert load(save(tmp_path / "a.npz", images=unit)).train.images[0, 0, 0, 0] == 255
     unit[0, 0, 0, 0] = 1.00001
     with pytest.raises(ValueError, match=r"to 1\.00001001, outside \[0, 1\]"):
         load(save(tmp_path / "a.npz", images=unit))

@@ -90,7 +90,7 @@ def test_images_labels_and_names_are_read_without_tensorflow(tmp_path):
     dataset = load(tmp_path)
     assert "tensorflow" not in sys.modules
     assert dataset.class_names == NAMES
-    np.testing.assert_array_equal(dataset.arrays.images, images[np.argsort(labels, kind="stable")])
+    np.testing.assert_array_equal(dataset.train.images, images[np.argsort(labels, kind="stable")])
     np.testing.assert_array_equal(dataset.test.labels, [0, 1, 1, 2])
 
 
@@ -124,9 +124,9 @@ def test_mended_labels_and_pictures_are_seen_though_the_files_keep_size_and_time
 
     mended = labels.copy()
     mended[0] = 1
-    np.testing.assert_array_equal(rewrite(images, mended).arrays.counts, np.bincount(mended))
+    np.testing.assert_array_equal(rewrite(images, mended).train.counts, np.bincount(mended))
     turned = rewrite(255 - images, labels)
-    np.testing.assert_array_equal(turned.arrays.images, 255 - np.asarray(first.arrays.images))
+    np.testing.assert_array_equal(turned.train.images, 255 - np.asarray(first.train.images))
     assert rewrite(images, labels).fingerprint == first.fingerprint
 
 

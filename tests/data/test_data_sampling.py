@@ -17,7 +17,7 @@ def arrays():
     labels = np.repeat(np.arange(3), COUNTS)
     images = np.broadcast_to(np.arange(11, dtype=np.uint8)[:, None, None, None], (11, 2, 2, 3))
     dataset = data.from_arrays("own", images, labels, images, labels, mean=MEAN, std=STD)
-    return dataset.arrays
+    return dataset.train
 
 
 def numbers(images, arrays):
@@ -89,7 +89,7 @@ def test_devices_may_gather_slices_of_one_draw(key, arrays):
 def test_random_per_class_is_class_major_and_distinct(key):
     labels = np.repeat(np.arange(3), (5, 4, 6))
     images = np.broadcast_to(np.arange(15, dtype=np.uint8)[:, None, None, None], (15, 2, 2, 3))
-    arrays = data.from_arrays("own", images, labels, images, labels, mean=MEAN, std=STD).arrays
+    arrays = data.from_arrays("own", images, labels, images, labels, mean=MEAN, std=STD).train
     drawn, drawn_labels = data.random_per_class(key, arrays, 4)
     assert drawn.shape == (12, 2, 2, 3) and drawn_labels.dtype == jnp.int32
     np.testing.assert_array_equal(drawn_labels, np.repeat([0, 1, 2], 4))

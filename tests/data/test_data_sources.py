@@ -31,10 +31,10 @@ def forbid(*args, **options):
 
 def test_digits_split_is_exact_and_never_changes(digits_cache):
     dataset = data.load("mnist5k", cache_dir=digits_cache)
-    np.testing.assert_array_equal(dataset.arrays.counts, [400] * 10)
+    np.testing.assert_array_equal(dataset.train.counts, [400] * 10)
     np.testing.assert_array_equal(dataset.test.counts, [100] * 10)
     assert dataset.image_shape == (28, 28, 1) and dataset.num_classes == 10 and dataset.validation is None
-    np.testing.assert_allclose([dataset.arrays.mean, dataset.arrays.std], [[0.1307], [0.3081]])
+    np.testing.assert_allclose([dataset.train.mean, dataset.train.std], [[0.1307], [0.3081]])
     # Golden: this test split is what published numbers stand on.
     digest = hashlib.sha256(dataset.test.images.tobytes() + dataset.test.labels.tobytes()).hexdigest()
     assert digest[:16] == "05bf38a3bdfcec04"
@@ -44,7 +44,7 @@ def test_digits_are_all_there_and_no_test_image_is_trained_on(digits, digits_cac
     dataset = data.load("mnist5k", cache_dir=digits_cache, validation_fraction=0.1, seed=4)
     np.testing.assert_array_equal(dataset.validation.counts, [40] * 10)
     ours = [np.c_[part.labels, part.images.reshape(len(part.labels), -1)]
-            for part in (dataset.arrays, dataset.validation, dataset.test)]  # fmt: skip
+            for part in (dataset.train, dataset.validation, dataset.test)]  # fmt: skip
     images, labels = digits
     theirs = np.c_[labels, images].astype(int)
     rows = [sorted(map(bytes, rows.astype(np.uint8))) for rows in (np.concatenate(ours), theirs)]
@@ -114,15 +114,15 @@ def test_npz_with_its_own_test_split(tmp_path):
     name = save(tmp_path / "a.npz", images=IMAGES, labels=LABELS, test_images=IMAGES[::7], test_labels=LABELS[::7])
     dataset = data.load(name)
     assert dataset.name == name and dataset.class_names == ("0", "1", "2")
-    np.testing.assert_array_equal(dataset.arrays.counts, [15, 10, 5])
-    np.testing.assert_array_equal(dataset.arrays.images[:15, ..., 0], np.rint(IMAGES[10:25] * 255))
+    np.testing.assert_array_equal(dataset.train.counts, [15, 10, 5])
+    np.testing.assert_array_equal(dataset.train.images[:15, ..., 0], np.rint(IMAGES[10:25] * 255))
     assert len(dataset.test.labels) == 5
 
 
 def test_npz_without_test_split_gives_a_fifth_of_each_class(tmp_path):
     name = save(tmp_path / "a.npz", images=IMAGES, labels=LABELS)
     dataset = data.load(name)
-    np.testing.assert_array_equal(dataset.arrays.counts, [12, 8, 4])
+    np.testing.assert_array_equal(dataset.train.counts, [12, 8, 4])
     np.testing.assert_array_equal(dataset.test.counts, [3, 2, 1])
     assert data.load(name, seed=7).fingerprint == dataset.fingerprint  # The seed moves only the validation split.
 

@@ -80,7 +80,7 @@ def test_the_order_of_flattening_does_not_matter():
 
 
 def test_a_whitened_set_keeps_everything_but_its_pixels(dataset, white):
-    fitted = data.fit_whitening(dataset.arrays.images)
+    fitted = data.fit_whitening(dataset.train.images)
     for split in ("arrays", "test", "validation"):
         before, after = getattr(dataset, split), getattr(white, split)
         assert after.images.dtype == np.float32
@@ -96,10 +96,10 @@ def test_a_whitened_set_keeps_everything_but_its_pixels(dataset, white):
 
 
 def test_draws_are_the_whitened_pixels_themselves(white):
-    images, labels = data.random_per_class(jax.random.key(0), white.arrays, 2)
+    images, labels = data.random_per_class(jax.random.key(0), white.train, 2)
     assert images.shape == (6, *SHAPE) and images.dtype == np.float32
     for image, label in zip(np.asarray(images), labels, strict=True):
-        own = white.arrays.images[white.arrays.labels == label]
+        own = white.train.images[white.train.labels == label]
         assert (own == image).all(axis=(1, 2, 3)).any()
 
 
@@ -116,17 +116,17 @@ def test_it_is_loaded_by_name(tmp_path):
     np.savez(tmp_path / "set.npz", images=pictures(), labels=np.arange(90) % 3)
     plain = data.load(str(tmp_path / "set.npz"), on_device=False)
     loaded = data.load(str(tmp_path / "set.npz"), zca=True)
-    assert isinstance(loaded.arrays.images, jax.Array)
-    np.testing.assert_array_equal(loaded.arrays.images, data.whiten(plain).arrays.images)
+    assert isinstance(loaded.train.images, jax.Array)
+    np.testing.assert_array_equal(loaded.train.images, data.whiten(plain).train.images)
 
 
 @pytest.fixture
 def synthetic(dataset, white):
     """Two whitened real images of each class, their pixels, and the metadata of the whitened set."""
-    picks = np.concatenate([offset + np.arange(2) for offset in white.arrays.offsets])
-    made = structs.SyntheticSet(images=white.arrays.images[picks], labels=white.arrays.labels[picks])
+    picks = np.concatenate([offset + np.arange(2) for offset in white.train.offsets])
+    made = structs.SyntheticSet(images=white.train.images[picks], labels=white.train.labels[picks])
     facts = {"class_names": list(white.class_names), **exchange.value_space(white)}
-    return made, dataset.arrays.images[picks], facts
+    return made, dataset.train.images[picks], facts
 
 
 def test_a_whitened_file_knows_its_pixels(synthetic, tmp_path):
@@ -161,7 +161,7 @@ def test_without_the_inverse_nothing_is_guessed(synthetic, tmp_path):
 def test_standardised_sets_have_pixels_too(dataset):
     facts = exchange.value_space(dataset)
     assert facts["value_space"] == "standardised" and set(facts) == {"value_space", "mean", "std"}
-    arrays = dataset.arrays
+    arrays = dataset.train
     images = data.standardise(arrays.images, arrays.mean, arrays.std)
     np.testing.assert_allclose(exchange.to_pixels(images, facts), arrays.images / 255, atol=1e-6)
 

@@ -73,12 +73,12 @@ def test_labels_follow_the_list_not_the_index(kind, request, tmp_path):
     dataset = data.load("imagewoof", image_size=8, **options)
     assert dataset.class_names == tuple(WNIDS[index] for index in WOOF)
     assert dataset.image_shape == (8, 8, 3) and dataset.name == "imagewoof"
-    for split, count in ((dataset.arrays, 3), (dataset.test, 2)):
+    for split, count in ((dataset.train, 3), (dataset.test, 2)):
         np.testing.assert_array_equal(split.counts, [count] * 10)
         np.testing.assert_array_equal(split.labels, np.repeat(np.arange(10), count))
         expected = np.repeat([colour(index) for index in WOOF], count, axis=0)
         np.testing.assert_array_equal(split.images, np.broadcast_to(expected[:, None, None], split.images.shape))
-    np.testing.assert_allclose(dataset.arrays.std, data.CONSTANTS["imagenet"].std, rtol=1e-6)
+    np.testing.assert_allclose(dataset.train.std, data.CONSTANTS["imagenet"].std, rtol=1e-6)
     assert data.load("imagewoof", **options).image_shape == (128, 128, 3)  # Another size is another cache entry.
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -88,11 +88,11 @@ def test_load_gives_the_pixels_the_names_and_the_constants(made):
     dataset = load(made)
     assert "tensorflow" not in sys.modules
     assert dataset.class_names == ("n01 tench", "n02 goldfish", "n03 axolotl")
-    assert dataset.image_shape == (64, 64, 3) and dataset.arrays.images.dtype == np.uint8
-    np.testing.assert_array_equal(dataset.arrays.counts, [4, 4, 4])
+    assert dataset.image_shape == (64, 64, 3) and dataset.train.images.dtype == np.uint8
+    np.testing.assert_array_equal(dataset.train.counts, [4, 4, 4])
     np.testing.assert_array_equal(dataset.test.counts, [2, 2, 2])
-    np.testing.assert_allclose(dataset.arrays.mean, data.CONSTANTS["tiny_imagenet"].mean, rtol=1e-6)
-    images = {np.asarray(image).tobytes() for image in dataset.arrays.images[8:]}
+    np.testing.assert_allclose(dataset.train.mean, data.CONSTANTS["tiny_imagenet"].mean, rtol=1e-6)
+    images = {np.asarray(image).tobytes() for image in dataset.train.images[8:]}
     pictures = [PIL.Image.open(io.BytesIO(original()[f"train/n03/images/n03_{i}.JPEG"])) for i in range(4)]
     assert [picture.mode for picture in pictures] == ["RGB", "L", "RGB", "RGB"]
     assert images == {np.asarray(picture.convert("RGB")).tobytes() for picture in pictures}

@@ -19,7 +19,7 @@ def dataset(tiny):
 
 def as_set(dataset, pixels, **more):
     """A set whose pixels (in [0, 1] if they are a picture's) are given, in the value space of the data."""
-    images = (np.asarray(pixels, np.float32) - dataset.arrays.mean) / dataset.arrays.std
+    images = (np.asarray(pixels, np.float32) - dataset.train.mean) / dataset.train.std
     return structs.SyntheticSet(images=np.asarray(images), labels=np.arange(len(images)), **more)
 
 
@@ -33,7 +33,7 @@ def test_the_numbers_are_those_of_hand(dataset):
     pixels[1, 0, 0] = 1 + 0.4 / 255  # rounds to white
     found = distillers.examine(as_set(dataset, pixels), dataset, [line(2, 4.0, 1.0), line(4, 2.0, 0.5)])
     assert found.outside == 16 / 128
-    mean, std = float(dataset.arrays.mean[0]), float(dataset.arrays.std[0])
+    mean, std = float(dataset.train.mean[0]), float(dataset.train.std[0])
     size = np.sqrt(np.mean(((pixels - mean) / std) ** 2))
     assert found.size == pytest.approx(size / max(mean / std, (1 - mean) / std), rel=1e-5)
     assert (found.loss, found.gradient) == ((4.0, 2.0), (1.0, 0.5))
@@ -110,7 +110,7 @@ def test_whitened_images_are_measured_as_pixels():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (90, 4, 4, 1), np.uint8)
     whitened = data.whiten(data.from_arrays("noise", images, np.arange(90) % 3, images[:6], np.arange(6) % 3))
-    real = structs.SyntheticSet(images=np.asarray(whitened.arrays.images), labels=np.arange(90) % 3)
+    real = structs.SyntheticSet(images=np.asarray(whitened.train.images), labels=np.arange(90) % 3)
     found = distillers.examine(real, whitened, [line(1, 1.0, 1.0)])
     assert found.outside < 0.01 and condition.farthest(whitened) == 1
     beyond = real.replace(images=3 * real.images)

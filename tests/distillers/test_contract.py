@@ -45,7 +45,7 @@ class Member:
         return parallel.compile_steps(make, steps=STEPS, mode=mode)
 
     def run(self, state, chunk=None):
-        return (chunk or self.chunk)(fresh(state), self.dataset.arrays, self.method.frozen)
+        return (chunk or self.chunk)(fresh(state), self.dataset.train, self.method.frozen)
 
 
 # What differs from a quick member in one switch, or puts together two that are quick.
@@ -87,7 +87,7 @@ def test_metrics_are_finite_and_stacked_by_step(member):
 
 def test_the_gradient_has_the_shape_of_the_set_and_reaches_every_image(member):
     def gradient(key, state):
-        batch = member.method.sample(key, member.dataset.arrays, 0)
+        batch = member.method.sample(key, member.dataset.train, 0)
         aux = member.method.refresh(key, state.synthetic, state.aux, state.step, member.method.frozen)
         loss = jax.grad(member.method.loss, argnums=1, has_aux=True)
         return loss(key, state.synthetic, aux, batch, member.method.frozen)[0]
@@ -104,7 +104,7 @@ def test_what_fills_up_a_small_class_moves_nothing(member):
     if member.method.name.endswith("+metadd"):
         return  # hands the batch to its base, a member too
     aux = member.method.refresh(jax.random.key(1), start.synthetic, start.aux, start.step, frozen)
-    batch = member.method.sample(jax.random.key(2), member.dataset.arrays, start.step)
+    batch = member.method.sample(jax.random.key(2), member.dataset.train, start.step)
     if not jax.tree.leaves(batch):
         return  # reads no real images
 
@@ -136,8 +136,8 @@ def test_the_set_is_class_major_float32(member):
 def test_nothing_is_traced_or_compiled_again(member):
     state = fresh(member.first)
     traces, compilations = member.traces, len(compiled)
-    state, _ = member.chunk(state, member.dataset.arrays, member.method.frozen)
-    member.chunk(state, member.dataset.arrays, member.method.frozen)
+    state, _ = member.chunk(state, member.dataset.train, member.method.frozen)
+    member.chunk(state, member.dataset.train, member.method.frozen)
     assert member.traces == traces
     assert len(compiled) == compilations
 
@@ -175,7 +175,7 @@ def test_many_devices_compute_what_one_computes(member, mode, devices, monkeypat
     compilations = len(compiled)
     np.testing.assert_allclose(metrics["loss"], member.metrics["loss"], rtol=1e-4)
     np.testing.assert_allclose(first.synthetic["images"], member.first.synthetic["images"], rtol=1e-4, atol=1e-5)
-    second, _ = chunk(first, member.dataset.arrays, member.method.frozen)
+    second, _ = chunk(first, member.dataset.train, member.method.frozen)
     assert len(compiled) == compilations
     np.testing.assert_allclose(second.synthetic["images"], member.second.synthetic["images"], rtol=1e-3, atol=1e-4)
     assert int(second.step) == 2 * STEPS

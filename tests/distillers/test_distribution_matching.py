@@ -46,7 +46,7 @@ def make(net=None, **settings):
 
 
 def draw(method, tiny, seed=1):
-    return method.sample(jax.random.key(seed), tiny.arrays, jnp.int32(0))
+    return method.sample(jax.random.key(seed), tiny.train, jnp.int32(0))
 
 
 def value(method, images, batch, seed=2):
@@ -77,7 +77,7 @@ def test_a_batch_holds_distinct_images_of_each_class(tiny):
     np.testing.assert_array_equal(batch["weights"].sum(axis=1), [min(8, count) for count in COUNTS])
     for label in range(3):
         drawn = np.asarray(batch["images"][label])[np.asarray(batch["weights"][label]) > 0]
-        own = np.asarray(tiny.arrays.images)[np.asarray(tiny.arrays.labels) == label]
+        own = np.asarray(tiny.train.images)[np.asarray(tiny.train.labels) == label]
         assert len(np.unique(drawn, axis=0)) == len(drawn)
         assert all((own == image).all(axis=(1, 2, 3)).any() for image in drawn)
 
@@ -185,7 +185,7 @@ def test_every_step_draws_a_fresh_network(tiny):
         state = distillers.init_state(jax.random.key(0), method, tx, tiny)
         values = []
         for _ in range(3):
-            state, metrics = update(state, tiny.arrays, ())
+            state, metrics = update(state, tiny.train, ())
             values.append(float(metrics["loss"]))
         return values
 
@@ -197,9 +197,9 @@ def test_every_step_draws_a_fresh_network(tiny):
 
 def test_the_start_is_distinct_real_images_or_noise(tiny, key):
     real = np.asarray(make().init(key, tiny)[0]["images"])
-    pixels = np.rint((real * np.asarray(tiny.arrays.std) + np.asarray(tiny.arrays.mean)) * 255)
+    pixels = np.rint((real * np.asarray(tiny.train.std) + np.asarray(tiny.train.mean)) * 255)
     for position, label in enumerate([0, 0, 1, 1, 2, 2]):
-        own = np.asarray(tiny.arrays.images)[np.asarray(tiny.arrays.labels) == label]
+        own = np.asarray(tiny.train.images)[np.asarray(tiny.train.labels) == label]
         assert (own == pixels[position]).all(axis=(1, 2, 3)).any()
     noise = np.asarray(make(init="noise", ipc=100).init(key, tiny)[0]["images"])
     assert noise.shape == (300, *SHAPE)

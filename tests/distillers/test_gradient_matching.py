@@ -85,7 +85,7 @@ def make(factory=distillers.dc, net=None, **settings):
 
 
 def draw(method, tiny, seed=1):
-    return method.sample(jax.random.key(seed), tiny.arrays, jnp.int32(0))
+    return method.sample(jax.random.key(seed), tiny.train, jnp.int32(0))
 
 
 def value(method, images, aux, batch, seed=2):
@@ -340,7 +340,7 @@ def test_the_statistics_are_of_16_images_of_each_class_or_all_of_a_smaller_one(t
     *_, batch = matched_statistics(tiny, "improved")
     assert batch["statistics"].shape == (3, 16, *SHAPE)
     for label, count in enumerate(COUNTS):
-        own = np.asarray(tiny.arrays.images)[np.asarray(tiny.arrays.labels) == label]
+        own = np.asarray(tiny.train.images)[np.asarray(tiny.train.labels) == label]
         drawn = np.asarray(batch["statistics"][label])[np.asarray(batch["statistics_weights"][label]) > 0]
         times = [(drawn == image).all(axis=(1, 2, 3)).sum() for image in own]
         assert sum(times) == min(16, count) and max(times) == 1
@@ -350,8 +350,8 @@ def test_dc_starts_from_noise_and_dsa_from_real_images(tiny, key):
     noise = np.asarray(make(ipc=100).init(key, tiny)[0]["images"])
     assert abs(noise.mean()) < 0.03 and noise.std() == pytest.approx(1, abs=0.03)
     real = make(distillers.dsa).init(key, tiny)[0]["images"]
-    pixels = np.rint((np.asarray(real) * np.asarray(tiny.arrays.std) + np.asarray(tiny.arrays.mean)) * 255)
-    assert all((np.asarray(tiny.arrays.images) == image).all(axis=(1, 2, 3)).any() for image in pixels)
+    pixels = np.rint((np.asarray(real) * np.asarray(tiny.train.std) + np.asarray(tiny.train.mean)) * 255)
+    assert all((np.asarray(tiny.train.images) == image).all(axis=(1, 2, 3)).any() for image in pixels)
     assert [make(factory).name for factory in (distillers.dc, distillers.dsa)] == ["dc", "dsa"]
 
 

@@ -84,7 +84,7 @@ def test_the_weighted_gradients_add_up_and_weights_stay(key, tiny, calibrated, g
         before = np.asarray(state.synthetic["images"], np.float64)
         weights = {name: float(weight) for name, weight in state.aux["weights"].items()}
         terms = gradients(state.synthetic["images"])
-        state, metrics = update(state, tiny.arrays, method.frozen)
+        state, metrics = update(state, tiny.train, method.frozen)
         total = before - TARGET + sum(weights[name] * terms[name] for name in terms)
         np.testing.assert_allclose(state.synthetic["images"], before - 0.1 * total, rtol=1e-3, atol=1e-4)
         assert {name: float(weight) for name, weight in state.aux["weights"].items()} == weights
@@ -104,7 +104,7 @@ def test_per_step_weights_hold_the_ratio_at_every_step(key, tiny, auxiliaries, g
     for _ in range(3):
         before = np.asarray(state.synthetic["images"], np.float64)
         terms = gradients(state.synthetic["images"])
-        state, metrics = update(state, tiny.arrays, method.frozen)
+        state, metrics = update(state, tiny.train, method.frozen)
         for name, rho in (("ai", 0.3), ("pos", 0.2), ("var", 0.1)):
             ratio = float(metrics[f"weight_{name}"]) * norm(terms[name]) / norm(before - TARGET)
             assert ratio == pytest.approx(rho, rel=1e-3)
@@ -130,7 +130,7 @@ def test_the_base_method_sees_what_it_sees_without_the_wrapper(tiny, auxiliaries
         update = jax.jit(distillers.make_update(method, tx))
         points = [state.synthetic["images"]]
         for _ in range(3):
-            state, metrics = update(state, tiny.arrays, method.frozen)
+            state, metrics = update(state, tiny.train, method.frozen)
             points += [state.synthetic["images"], metrics.get("loss_base", metrics["loss"])]
         return points
 
@@ -181,9 +181,9 @@ def test_too_few_auxiliaries_or_no_reference_stop_at_the_start(key, tiny, auxili
 def test_freeze_measures_the_typical_map_range(tiny, auxiliaries):
     first = auxiliaries[0]
     # At most 32 images a class, and as many as the smallest has: all 5 of class 1 among them.
-    images = (np.asarray(tiny.arrays.images) / 255 - np.asarray(tiny.arrays.mean)) / np.asarray(tiny.arrays.std)
+    images = (np.asarray(tiny.train.images) / 255 - np.asarray(tiny.train.mean)) / np.asarray(tiny.train.std)
     observe = jax.jit(lambda x, y: features.raw_maps(first.net, first.variables, x, y)[0])
-    maps = observe(images.astype(np.float32), tiny.arrays.labels)
+    maps = observe(images.astype(np.float32), tiny.train.labels)
     ranges = np.asarray(maps).max((1, 2)) - np.asarray(maps).min((1, 2))
     assert 1e-2 * ranges.min() <= float(first.map_eps["local"]) <= 1e-2 * ranges.max()
     mlp = zoo.parse("mlp:width=4", 3, (8, 8, 1))
@@ -194,7 +194,7 @@ def test_freeze_measures_the_typical_map_range(tiny, auxiliaries):
 def test_the_report_says_how_much_each_term_pulls_and_in_which_direction(tiny, auxiliaries, gradients):
     method = wrap(quadratic(), auxiliaries)
     synthetic, aux = method.init(jax.random.key(0), tiny)
-    facts = method.report(jax.random.key(0), synthetic, aux, tiny.arrays)
+    facts = method.report(jax.random.key(0), synthetic, aux, tiny.train)
     base = np.float64(START - TARGET).ravel()
     own = {name: float(aux["weights"][name]) * value.ravel() for name, value in gradients(START).items()}
     own["metadd"] = sum(own.values())

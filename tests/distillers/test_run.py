@@ -222,7 +222,7 @@ def test_each_chunk_streams_its_own_pool_again_on_resume(dataset, tmp_path):
         return [line["distill/pool"] for line in lines(directory)]
 
     run(dataset, tmp_path / "whole", stream_per_class=5)
-    pools = [data.stream_pool(dataset.arrays, 3, number, 5).images.astype(np.float64).sum() for number in range(4)]
+    pools = [data.stream_pool(dataset.train, 3, number, 5).images.astype(np.float64).sum() for number in range(4)]
     np.testing.assert_allclose(sums(tmp_path / "whole"), pools, rtol=1e-6)
     assert len(set(pools)) == 4
     run(dataset, tmp_path / "broken", stream_per_class=5, steps=4)
@@ -234,7 +234,7 @@ def test_a_streamed_run_never_takes_the_whole_set(dataset):
     method, seen = toy(), []
 
     def init(key, first):
-        seen.append(first.arrays.images.shape[0])
+        seen.append(first.train.images.shape[0])
         return method.init(key, first)
 
     run(dataset, method=method._replace(init=init), stream_per_class=5, steps=2)

@@ -259,9 +259,9 @@ def test_the_start_is_real_images_and_the_teachers_rate(tiny, key):
         assert set(synthetic) == {"images", "lr" if raw else "log_lr"}
         assert float(decoded.learning_rate) == pytest.approx(0.2, rel=1e-6)
         assert decoded.soft_labels is None
-    pixels = np.rint((np.asarray(decoded.images) * np.asarray(tiny.arrays.std) + np.asarray(tiny.arrays.mean)) * 255)
+    pixels = np.rint((np.asarray(decoded.images) * np.asarray(tiny.train.std) + np.asarray(tiny.train.mean)) * 255)
     for image, label in zip(pixels, decoded.labels, strict=True):
-        own = np.asarray(tiny.arrays.images)[np.asarray(tiny.arrays.labels) == label]
+        own = np.asarray(tiny.train.images)[np.asarray(tiny.train.labels) == label]
         assert (own == image).all(axis=(1, 2, 3)).any()
 
 
@@ -320,7 +320,7 @@ def test_metadd_leaves_the_step_size_alone(tiny, auxiliaries):
     for method in (bare, distillers.metadd(bare, auxiliaries[:1], config=config)):
         state = distillers.init_state(jax.random.key(0), method, tx, tiny)
         before = method.synthetic(state)
-        state, _ = jax.jit(distillers.make_update(method, tx))(state, tiny.arrays, method.frozen)
+        state, _ = jax.jit(distillers.make_update(method, tx))(state, tiny.train, method.frozen)
         after.append(method.synthetic(state))
     assert abs(float(after[0].learning_rate - before.learning_rate)) > 1e-5
     np.testing.assert_allclose(after[1].learning_rate, after[0].learning_rate, rtol=1e-6)

@@ -12,7 +12,7 @@ from metadd_jax import structs
 @pytest.fixture
 def job(tmp_path):
     arrays = types.SimpleNamespace(mean=np.float32([0.5]), std=np.float32([0.25]))
-    dataset = types.SimpleNamespace(arrays=arrays, whitening=None, class_names=("$", "b"))
+    dataset = types.SimpleNamespace(train=arrays, whitening=None, class_names=("$", "b"))
     settings = types.SimpleNamespace(first_seed=0, distill_seeds=2, ipc=1)
     return types.SimpleNamespace(directory=tmp_path, dataset=dataset, config=settings, seen=())
 

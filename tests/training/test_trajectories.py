@@ -58,7 +58,7 @@ def copy(folder, target):
 
 def test_an_expert_is_what_fit_passes_through(experts, dataset):
     """Snapshot t is the network that ``fit`` returns after t epochs; the first is the initialisation."""
-    key, arrays = keys.root(7, "experts"), dataset.arrays
+    key, arrays = keys.root(7, "experts"), dataset.train
     own = jax.random.fold_in(key, 3)
     snapshots = experts.read(3, EPOCHS + 1)
     assert snapshots.shape == (EPOCHS + 1, NET.num_params()) and snapshots.dtype == np.float32

@@ -13,7 +13,7 @@ DIGITS = "color_crop_cutout_scale_rotate"
 def test_the_words_of_a_recipe_choose_the_scheme():
     images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
     key, op_key = jax.random.key(3), jax.random.key(4)
-    as_dsa = augment.augment(key, images, augment.strategy(DIGITS), siamese=False, op_key=op_key)
+    as_dsa = augment.transform(key, images, augment.strategy(DIGITS), siamese=False, op_key=op_key)
     np.testing.assert_array_equal(views.augmentation(DIGITS)(key, op_key, images, None), as_dsa)
     as_dc = jax.jit(lambda x: dc_augment.augment_each(key, x, ("crop", "noise")))(images)
     by_words = jax.jit(lambda x: views.augmentation("dc_crop_noise")(key, op_key, x, None))(images)

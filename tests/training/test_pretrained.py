@@ -10,7 +10,7 @@ import pytest
 
 from metadd_jax import data, provenance, training, zoo
 from metadd_jax.training import recipes
-from metadd_jax.training.pretrain import cache_key
+from metadd_jax.training.pretrained import cache_key
 
 SHAPE = (8, 8, 1)
 
@@ -51,7 +51,7 @@ def test_it_learns_and_reports_the_test_accuracy(request_, first):
 def test_the_accuracy_is_that_of_the_split_asked_for(request_, tmp_path):
     """While settings are chosen the test split's accuracy must not stand under the name of the validation split."""
     net, dataset, recipe = request_
-    train, test = dataset.arrays, dataset.test
+    train, test = dataset.train, dataset.test
     wrong = 1 - np.asarray(test.labels)  # whoever is right on the validation images is wrong on these
     chosen = data.from_arrays(
         "shades", train.images, train.labels, test.images, wrong, mean=[0.5], std=[0.25], validation_fraction=0.3
@@ -69,7 +69,7 @@ def test_the_accuracy_is_that_of_the_split_asked_for(request_, tmp_path):
 
 def test_the_same_request_is_answered_from_the_cache_bit_for_bit(request_, first, monkeypatch):
     folder, trained = first
-    monkeypatch.setattr(sys.modules["metadd_jax.training.pretrain"], "fit", None)  # training again would fail
+    monkeypatch.setattr(sys.modules["metadd_jax.training.pretrained"], "fit", None)  # training again would fail
     again = training.pretrain(*request_, seed=1, cache_dir=folder)
     assert again.cached and again.accuracy == trained.accuracy
     assert jax.tree.structure(again.variables) == jax.tree.structure(trained.variables)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from metadd_jax import data, evaluation, training, zoo
-from metadd_jax.evaluation.cross_architecture import split_of, train_and_test
+from metadd_jax.evaluation.judging import split_of, train_and_test
 from metadd_jax.structs import Auxiliary, SyntheticSet
 
 SHAPE = (8, 8, 1)
@@ -131,7 +131,7 @@ def test_a_learned_step_size_takes_the_place_of_the_recipes(sets, dataset, netwo
 
 def test_a_teacher_labels_every_set(sets, dataset, networks, together):
     """Each accuracy is that of one fit with the teacher; the sets' own labels do not count."""
-    net, key, arrays = networks[0], jax.random.key(3), dataset.arrays
+    net, key, arrays = networks[0], jax.random.key(3), dataset.train
     draw = jax.random.fold_in(key, 0)
     fit = functools.partial(training.fit, net=net, shared_key=draw)
     real = data.standardise(arrays.images, arrays.mean, arrays.std)
@@ -169,7 +169,7 @@ def test_mistakes_stop_before_training(sets, dataset, networks):
         judge(sets, draws=[0])
     with pytest.raises(ValueError, match="unknown split 'train'; use one of test, validation"):
         judge(split="train")
-    bare = data.from_arrays("bare", *[x for s in (dataset.arrays, dataset.test) for x in (s.images, s.labels)])
+    bare = data.from_arrays("bare", *[x for s in (dataset.train, dataset.test) for x in (s.images, s.labels)])
     with pytest.raises(ValueError, match="bare was loaded without validation images"):
         judge(data_set=bare, split="validation")
     with pytest.raises(ValueError, match=r"\(8, 8, 1\) images, mlp takes \(4, 4, 1\)"):

@@ -128,7 +128,7 @@ def several(pixels):
     """(network, recipe, three fits under one vmap) with batch norm, augmentation and ragged uint8 batches."""
     net = zoo.parse("convnet_bn:width=4,depth=1", 3, (8, 8, 1))
     recipe = recipes.Recipe(epochs=2, batch_size=8, augmentation="flip_crop")
-    arrays, shared = pixels.arrays, jax.random.key(9)
+    arrays, shared = pixels.train, jax.random.key(9)
 
     def one(key, images, mean, std):
         return training.fit(key, net, images, arrays.labels, recipe, shared_key=shared, mean=mean, std=std)
@@ -146,7 +146,7 @@ def several(pixels):
 def test_many_fits_at_once_are_the_single_fits(several, pixels):
     single, keys, together = several
     for index in (0, 2):
-        alone = single(keys[index], jnp.asarray(pixels.arrays.images), pixels.arrays.mean, pixels.arrays.std)
+        alone = single(keys[index], jnp.asarray(pixels.train.images), pixels.train.mean, pixels.train.std)
         for one, many in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
             np.testing.assert_allclose(many[index], one, rtol=1e-3, atol=1e-5)
     assert not np.allclose(together["params"]["head"]["kernel"][0], together["params"]["head"]["kernel"][1])
@@ -244,7 +244,7 @@ def test_batch_statistics_are_learned_too(several):
 
 def test_pixels_train_like_the_standardised_floats(several, pixels):
     single, keys, _ = several
-    arrays = pixels.arrays
+    arrays = pixels.train
     floats = ((arrays.images.astype(np.float64) / 255 - arrays.mean) / arrays.std).astype(np.float32)
     of_pixels = single(keys[0], jnp.asarray(arrays.images), arrays.mean, arrays.std)
     of_floats = single(keys[0], jnp.asarray(floats), arrays.mean, arrays.std)

@@ -20,7 +20,7 @@ from metadd_jax.data.splits import split_of
 from metadd_jax.exchange import checks
 from metadd_jax.structs import Auxiliary, Dataset, ImageArrays, SyntheticSet
 from metadd_jax.training import recipes
-from metadd_jax.training.fit import count_correct, fit
+from metadd_jax.training.fitting import count_correct, fit
 
 
 @dataclasses.dataclass(frozen=True)

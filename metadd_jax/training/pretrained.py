@@ -21,7 +21,7 @@ from metadd_jax import files, keys, parallel, provenance, storage, zoo
 from metadd_jax.data.splits import SPLITS, split_of
 from metadd_jax.structs import Dataset
 from metadd_jax.training import recipes
-from metadd_jax.training.fit import count_correct, fit
+from metadd_jax.training.fitting import count_correct, fit
 
 
 class Trained(NamedTuple):
@@ -104,7 +104,7 @@ def pretrain(
     def train(key: jax.Array, arrays: Any) -> Any:
         return fit(key, net, arrays.images, arrays.labels, recipe, shared_key=key, mean=arrays.mean, std=arrays.std)
 
-    variables = parallel.jit(train)(key, dataset.arrays)
+    variables = parallel.jit(train)(key, dataset.train)
     accuracies = _each_split(dataset, lambda name: measure(net, variables, dataset, split=name).accuracy)
     if folder is not None:
         kept = {"variables": variables, "accuracies": jax.tree.map(jnp.float32, accuracies)}
