@@ -1,7 +1,7 @@
 """Distillation methods: pure functions behind one contract, and MetaDD, which wraps any of them."""
 
-from metadd_jax.distillers.base import Distiller, init_state, make_update
 from metadd_jax.distillers.condition import Condition, MeaninglessError, examine
+from metadd_jax.distillers.contract import Distiller, init_state, make_update
 from metadd_jax.distillers.distances import gradient_distance
 from metadd_jax.distillers.distribution_matching import dm
 from metadd_jax.distillers.gradient_matching import dc, dsa

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from metadd_jax import augment, keys, parallel, zoo
 from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images
-from metadd_jax.distillers.base import Distiller
+from metadd_jax.distillers.contract import Distiller
 from metadd_jax.structs import ImageArrays
 from metadd_jax.training import batches
 
@@ -63,7 +63,7 @@ def dm(
         sample=matching.sample,
         loss=matching.loss,
         refresh=lambda key, synthetic, aux, step, frozen: aux,
-        decode=lambda synthetic, aux: class_images.as_set(synthetic["images"], counts),
+        decode=lambda synthetic, aux, frozen: class_images.as_set(synthetic["images"], counts),
     )
 
 

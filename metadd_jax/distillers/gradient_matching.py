@@ -22,7 +22,7 @@ import optax
 from metadd_jax import augment, keys, parallel, ranges, zoo
 from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images
-from metadd_jax.distillers.base import Distiller
+from metadd_jax.distillers.contract import Distiller
 from metadd_jax.distillers.distances import DISTANCES, gradient_distance
 from metadd_jax.ranges import OneOf, Text, Whole
 from metadd_jax.structs import Dataset, ImageArrays
@@ -133,7 +133,7 @@ def dsa(
         sample=matching.sample,
         loss=matching.loss,
         refresh=matching.refresh,
-        decode=lambda synthetic, aux: class_images.as_set(synthetic["images"], counts),
+        decode=lambda synthetic, aux, frozen: class_images.as_set(synthetic["images"], counts),
     )
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from metadd_jax import features, invariant, keys, parallel, zoo
 from metadd_jax.data import sampling
-from metadd_jax.distillers.base import Distiller
+from metadd_jax.distillers.contract import Distiller
 from metadd_jax.structs import Auxiliary, Dataset, ImageArrays
 
 
@@ -71,7 +71,7 @@ def metadd(
         sample=base.sample,
         loss=added.loss,
         refresh=added.refresh,
-        decode=lambda synthetic, aux: base.decode(synthetic, aux["base"]),
+        decode=lambda synthetic, aux, frozen: base.decode(synthetic, aux["base"], frozen["base"]),
         frozen=frozen,
         report=lambda key, synthetic, aux, arrays: _effect(
             calibrate(key, synthetic, aux["base"], arrays, frozen), aux["weights"], config.calibration_steps
@@ -113,7 +113,7 @@ class _Added:
     def _invariant(
         self, function: Callable, key: jax.Array, synthetic: Any, base_aux: Any, frozen: Any, **given: Any
     ) -> tuple[Any, dict]:
-        seen = self.base.decode(synthetic, base_aux)
+        seen = self.base.decode(synthetic, base_aux, frozen["base"])
         auxiliaries, reference = frozen["auxiliaries"], frozen["reference"]
         return function(key, seen.images, seen.labels, auxiliaries, reference=reference, config=self.config, **given)
 

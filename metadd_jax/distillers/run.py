@@ -21,8 +21,8 @@ import optax
 
 from metadd_jax import keys, parallel, storage
 from metadd_jax.data import sampling
-from metadd_jax.distillers.base import Distiller, init_state, make_update
 from metadd_jax.distillers.condition import examine, refuse_meaningless
+from metadd_jax.distillers.contract import Distiller, init_state, make_update
 from metadd_jax.ranges import OneOf, Whole, check
 from metadd_jax.structs import Dataset, DistillState, ImageArrays
 

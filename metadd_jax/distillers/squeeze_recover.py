@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from metadd_jax import augment, parallel, ranges, transforms, zoo
 from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images
-from metadd_jax.distillers.base import Distiller
+from metadd_jax.distillers.contract import Distiller
 from metadd_jax.distillers.distances import norm
 from metadd_jax.ranges import Ordered, Real, Whole
 from metadd_jax.structs import Dataset
@@ -104,7 +104,7 @@ def sre2l(
         sample=lambda key, data, step, *, axis_name=None: (),
         loss=recover.loss,
         refresh=lambda key, synthetic, aux, step, frozen: aux,
-        decode=lambda synthetic, aux: class_images.as_set(synthetic["images"], counts),
+        decode=lambda synthetic, aux, frozen: class_images.as_set(synthetic["images"], counts),
         frozen=teacher_variables,
     )
 

@@ -112,8 +112,9 @@ class Student:
         """[N, K] probabilities."""
         return aux["soft_labels"] if self.soft_labels else jax.nn.one_hot(self.labels, self.net.num_classes)
 
-    def decode(self, synthetic: dict, aux: dict) -> SyntheticSet:
+    def decode(self, synthetic: dict, aux: dict, frozen: Any) -> SyntheticSet:
         """The set, with alpha as its learning rate."""
+        del frozen
         return SyntheticSet(
             images=synthetic["images"],
             labels=self.labels,

@@ -23,7 +23,7 @@ from jax.typing import ArrayLike
 
 from metadd_jax import ranges, zoo
 from metadd_jax.data import sampling
-from metadd_jax.distillers.base import Distiller
+from metadd_jax.distillers.contract import Distiller
 from metadd_jax.distillers.student import Student
 from metadd_jax.ranges import Real
 

@@ -28,7 +28,7 @@ def quadratic(signs=(1.0,)):
         sample=lambda key, data, step, *, axis_name=None: table[step % len(signs)],
         loss=loss,
         refresh=lambda key, synthetic, aux, step, frozen: {"seen": aux["seen"] + 1},
-        decode=lambda synthetic, aux: SyntheticSet(images=synthetic["images"], labels=LABELS),
+        decode=lambda synthetic, aux, frozen: SyntheticSet(images=synthetic["images"], labels=LABELS),
         frozen=jnp.arange(3.0),
     )
 

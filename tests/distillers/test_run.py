@@ -28,7 +28,7 @@ def toy(bad_step=10**6, size=3):
         sample=lambda key, arrays, step, *, axis_name=None: jnp.sum(jnp.asarray(arrays.images).astype(jnp.float32)),
         loss=loss,
         refresh=lambda key, synthetic, aux, step, frozen: {"step": step},
-        decode=lambda synthetic, aux: SyntheticSet(images=synthetic["x"], labels=jnp.arange(size)),
+        decode=lambda synthetic, aux, frozen: SyntheticSet(images=synthetic["x"], labels=jnp.arange(size)),
     )
 
 

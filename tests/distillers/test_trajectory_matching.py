@@ -220,7 +220,7 @@ def test_unequal_classes_and_a_short_one_that_repeats(tiny, key):
     """The labels say how many each class has, and the student learns them; 9 images of a class of 5 come again."""
     method = make(distillers.tesla, ipc=(1, 9, 2), soft_labels=True, batch_syn=12, repeat=True)
     synthetic, aux = method.init(key, tiny)
-    decoded, labels = method.decode(synthetic, aux), np.repeat([0, 1, 2], (1, 9, 2))
+    decoded, labels = method.decode(synthetic, aux, method.frozen), np.repeat([0, 1, 2], (1, 9, 2))
     np.testing.assert_array_equal(decoded.labels, labels)
     np.testing.assert_array_equal(decoded.soft_labels, np.eye(3)[labels])
     np.testing.assert_array_equal(decoded.images[6:10], decoded.images[1:5])
@@ -255,7 +255,7 @@ def test_the_start_is_real_images_and_the_teachers_rate(tiny, key):
     for raw in (False, True):
         method = make(raw_lr=raw)
         synthetic, aux = method.init(key, tiny)
-        decoded = method.decode(synthetic, aux)
+        decoded = method.decode(synthetic, aux, method.frozen)
         assert set(synthetic) == {"images", "lr" if raw else "log_lr"}
         assert float(decoded.learning_rate) == pytest.approx(0.2, rel=1e-6)
         assert decoded.soft_labels is None
@@ -280,7 +280,7 @@ def test_the_expert_labels_the_images_at_its_target_epoch(tiny, key):
     theta = EXPERTS[int(aux["expert"]), int(aux["start"]) + 2]
     logits, _ = NET.apply({"params": unflatten(NET, jnp.asarray(theta))}, synthetic["images"])
     np.testing.assert_allclose(aux["soft_labels"], jax.nn.softmax(logits), rtol=1e-4, atol=1e-6)
-    np.testing.assert_array_equal(method.decode(synthetic, aux).soft_labels, aux["soft_labels"])
+    np.testing.assert_array_equal(method.decode(synthetic, aux, method.frozen).soft_labels, aux["soft_labels"])
     assert value(method, aux_of() | {"soft_labels": aux["soft_labels"]}) != pytest.approx(hard, rel=1e-3)
 
 

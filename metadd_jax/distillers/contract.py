@@ -1,0 +1,188 @@
+"""The contract of every distillation method, and the one update that serves them all.
+
+A ``Distiller`` is a NamedTuple of pure functions, like an optax transformation, and a wrapper such as ``metadd`` or
+``parameterise`` takes one and returns one. Method, penalty, parameterisation and networks are independent choices.
+
+Rules for all of them, under which the same functions run under jit, pmap and jit with a sharding:
+
+1. Pure: arrays in, arrays out; all randomness comes from ``key``; nothing is drawn from the clock or kept outside.
+2. ``aux`` keeps its structure, shapes and types from ``init`` on, so nothing is compiled twice.
+3. Under pmap every device holds the whole synthetic set and computes the whole gradient of it. Only the real side is
+   shared: with an ``axis_name``, ``sample`` gives this device's share of the very same draw, and ``loss`` adds up the
+   real side's *sums* over that axis (``parallel.psum_if``) before anything nonlinear is done to them: a mean of losses
+   of shares is not the loss. The sum stands under a ``stop_gradient``: the gradient of a collective is wrong.
+4. What cannot be shared so (batch statistics over all real images) refuses an ``axis_name`` by a ValueError.
+5. A loss that shares out its *synthetic* side instead wraps the images in ``parallel.sum_gradient`` first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metadd_jax import keys
+from metadd_jax.structs import Dataset, DistillState, ImageArrays, SyntheticSet
+
+
+class Init(Protocol):
+    """Starts a set."""
+
+    def __call__(self, key: jax.Array, dataset: Dataset, /) -> tuple[Any, Any]:
+        """Returns the set's trained parameterisation and ``aux``, what the method keeps beside it.
+
+        Args:
+          key: typed PRNG key.
+          dataset: the real data; it is only read where the set starts from real images.
+
+        Returns:
+          synthetic: a pytree of float arrays, all of them trained (for pixels ``{"images": [N, H, W, C]}``).
+          aux: a pytree of arrays, () if there is nothing to keep.
+
+        Raises:
+          ValueError: if the data cannot serve the method.
+        """
+
+
+class Sample(Protocol):
+    """Draws the real side of one step."""
+
+    def __call__(self, key: jax.Array, data: ImageArrays, step: jax.Array, *, axis_name: str | None = None) -> Any:
+        """Returns the batch, any pytree of arrays; () for a method that reads no real images.
+
+        Args:
+          key: typed PRNG key of this step.
+          data: the training split, on the device.
+          step: [] int32, updates done so far.
+          axis_name: under pmap, the axis of the devices: the batch is then this device's share of the same draw.
+        """
+
+
+class Loss(Protocol):
+    """What the set is trained to make small."""
+
+    def __call__(
+        self, key: jax.Array, synthetic: Any, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None
+    ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+        """Returns the loss [], and (aux, metrics): the new ``aux`` and scalars by name, for reading.
+
+        Args:
+          key: typed PRNG key of this step, another than that of ``sample`` and ``refresh``.
+          synthetic: as from ``init``; the loss is differentiated in it.
+          aux: as from ``refresh``; a constant.
+          batch: as from ``sample``; a constant.
+          frozen: the method's ``frozen``; a constant.
+          axis_name: under pmap, the axis of the devices (rule 3).
+        """
+
+
+class Refresh(Protocol):
+    """Changes ``aux`` before the loss, without a gradient."""
+
+    def __call__(self, key: jax.Array, synthetic: Any, aux: Any, step: jax.Array, frozen: Any, /) -> Any:
+        """Returns the ``aux`` of this step: with a new network, one trained on the set as it stands, the next expert.
+
+        Args:
+          key: typed PRNG key of this step.
+          synthetic: the set before the step's update.
+          aux: as the last step left it.
+          step: [] int32, updates done so far.
+          frozen: the method's ``frozen``.
+        """
+
+
+class Decode(Protocol):
+    """Makes images of a parameterisation."""
+
+    def __call__(self, synthetic: Any, aux: Any, frozen: Any, /) -> SyntheticSet:
+        """Returns the set, differentiable in ``synthetic``.
+
+        Args:
+          synthetic: as from ``init``.
+          aux: what the method keeps, such as soft labels.
+          frozen: the method's ``frozen``, where a generator's weights lie.
+        """
+
+
+class Distiller(NamedTuple):
+    """A distillation method; the Protocols of this module say what each function takes and gives.
+
+    Attributes:
+      name: what tables and folders call it, e.g. "dm" or "dm+metadd".
+      init: starts the set (``Init``).
+      sample: draws the real side of a step (``Sample``).
+      loss: what is made small (``Loss``).
+      refresh: changes ``aux`` before the loss (``Refresh``).
+      decode: makes images of what is trained (``Decode``).
+      frozen: a pytree of arrays that never change (auxiliaries, teacher, generator): an argument of the update and
+        never in a checkpoint. An array that a function closed over would become a constant of the program.
+      report: ``(key, synthetic, aux, arrays) -> facts``, numbers by name that a run notes at its start and its end, or
+        None. Not pure: it may compile.
+    """
+
+    name: str
+    init: Init
+    sample: Sample
+    loss: Loss
+    refresh: Refresh
+    decode: Decode
+    frozen: Any = ()
+    report: Callable[..., dict[str, jax.Array]] | None = None
+
+    def synthetic(self, state: DistillState) -> SyntheticSet:
+        """The distilled set as it stands in ``state``."""
+        return self.decode(state.synthetic, state.aux, self.frozen)
+
+
+def init_state(key: jax.Array, method: Distiller, tx: optax.GradientTransformation, dataset: Dataset) -> DistillState:
+    """The state before the first update. ``key`` decides everything that is random in the run.
+
+    Raises:
+      ValueError: if the data cannot serve the method (see its factory).
+    """
+    synthetic, aux = method.init(keys.named(key, "init"), dataset)
+    return DistillState(
+        step=jnp.zeros((), jnp.int32),
+        synthetic=synthetic,
+        opt_state=tx.init(synthetic),
+        aux=aux,
+        key=keys.named(key, "run"),
+    )
+
+
+def make_update(
+    method: Distiller, tx: optax.GradientTransformation, *, axis_name: str | None = None
+) -> Callable[[DistillState, Any, Any], tuple[DistillState, dict[str, jax.Array]]]:
+    """The pure step ``update(state, data, frozen) -> (state, metrics)``.
+
+    It draws its own batch by ``fold_in(key, step)``, so the same state gives the same next state wherever a run was
+    interrupted. ``method`` is closed over; ``frozen`` is an argument (a captured array becomes a compile-time
+    constant). With ``axis_name`` the step runs inside pmap: real-side statistics are summed over the devices, the
+    synthetic set is replicated, and every device computes the same update.
+    """
+
+    def update(state: DistillState, data: Any, frozen: Any) -> tuple[DistillState, dict[str, jax.Array]]:
+        step_key = jax.random.fold_in(state.key, state.step)
+        refresh_key, sample_key, loss_key = (keys.named(step_key, part) for part in ("refresh", "sample", "loss"))
+        aux = method.refresh(refresh_key, state.synthetic, state.aux, state.step, frozen)
+        batch = method.sample(sample_key, data, state.step, axis_name=axis_name)
+        gradient_of = jax.value_and_grad(method.loss, argnums=1, has_aux=True)
+        (loss, (aux, metrics)), gradient = gradient_of(
+            loss_key, state.synthetic, aux, batch, frozen, axis_name=axis_name
+        )
+        updates, opt_state = tx.update(gradient, state.opt_state, state.synthetic)
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient), **metrics}
+        return (
+            state.replace(
+                step=state.step + 1,
+                synthetic=optax.apply_updates(state.synthetic, updates),
+                opt_state=opt_state,
+                aux=aux,
+            ),
+            metrics,
+        )
+
+    return update
