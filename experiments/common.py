@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -69,8 +68,7 @@ def check_names(specs: tuple[str, ...]) -> None:
       ValueError: naming what exists.
     """
     for spec in specs:
-        with contextlib.suppress(mdd.zoo.SizeError):  # whether it suits the images is seen when they are there
-            mdd.zoo.parse(spec, 10, (32, 32, 3))
+        mdd.zoo.check(spec)  # whether it suits the images is seen when they are there
 
 
 def networks(specs: tuple[str, ...], dataset: mdd.Dataset) -> list[mdd.zoo.Architecture]:

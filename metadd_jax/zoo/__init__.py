@@ -9,7 +9,7 @@ from metadd_jax.zoo import torchvision
 from metadd_jax.zoo.architecture import Architecture
 from metadd_jax.zoo.layers import SizeError
 from metadd_jax.zoo.preprocess import Preprocess
-from metadd_jax.zoo.registry import create, names, parse
+from metadd_jax.zoo.registry import check, create, names, parse, register
 from metadd_jax.zoo.statistics import NormInput, batch_norm_inputs
 
 __all__ = [
@@ -18,8 +18,10 @@ __all__ = [
     "Preprocess",
     "SizeError",
     "batch_norm_inputs",
+    "check",
     "create",
     "names",
     "parse",
+    "register",
     "torchvision",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import errors
 from flax import linen as nn
 from jax.extend import core
 
@@ -27,9 +28,10 @@ def trace(label: str, module: nn.Module, num_classes: int, image_shape: tuple[in
       The shapes of the variables and of ``out``.
 
     Raises:
-      ValueError: if the module cannot be called, has no weights or keeps more than weights and ``batch_stats``, if its
-        logits are not [B, K], ``out["embedding"]`` not [B, D] or ``out["map"]`` not [B, h, w, C], or if the map is not
-        what ``self.perturb("map", ...)`` of the module itself returned, on the way to the logits.
+      ValueError: if the module cannot be called, for evaluation or for training, has no weights or keeps more than
+        weights and ``batch_stats``, if its logits are not [B, K], ``out["embedding"]`` not [B, D] or ``out["map"]`` not
+        [B, h, w, C], or if the map is not what ``self.perturb("map", ...)`` of the module itself returned, on the way
+        to the logits.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     try:
@@ -37,9 +39,7 @@ def trace(label: str, module: nn.Module, num_classes: int, image_shape: tuple[in
         key = jax.eval_shape(jax.random.key, 0)
         given, variables = jax.eval_shape(lambda k, x: module.init_with_output(k, x, train=False), key, images)
     except TypeError as error:
-        raise _broken(
-            label, f"it cannot be called as module(images, train=False): {str(error).splitlines()[0]}"
-        ) from error
+        raise _broken(label, f"it cannot be called as module(images, train=False): {_first_line(error)}") from error
     if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], dict)):
         raise _broken(label, f"it returns {type(given).__name__}; return (logits, out), out a dictionary")
     logits, out = given
@@ -55,9 +55,21 @@ def trace(label: str, module: nn.Module, num_classes: int, image_shape: tuple[in
     foreign = sorted(variables.keys() - {*COLLECTIONS, "perturbations"})
     if foreign or "params" not in variables:
         raise _broken(label, f"it keeps {foreign[0]!r}" if foreign else "it has no weights to train")
-    if "map" in out and not type(module).__module__.startswith(__package__):  # tests see to the zoo's own
-        check_map(label, module, variables, out["map"], images)
+    if not type(module).__module__.startswith(f"{__package__}."):  # tests see to the zoo's own
+        _check_training(label, module, variables, images)
+        if "map" in out:
+            check_map(label, module, variables, out["map"], images)
     return {name: variables[name] for name in COLLECTIONS if name in variables}, out
+
+
+def _check_training(label: str, module: nn.Module, variables: Any, images: Any) -> None:
+    """A module that can only be evaluated would be found out after the data is read, deep in a compiled step."""
+    try:
+        jax.eval_shape(lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"]), variables, images)
+    except errors.InvalidRngError as error:
+        raise _broken(label, "it draws random numbers in training, and gets none; leave dropout out") from error
+    except (TypeError, errors.FlaxError) as error:
+        raise _broken(label, f"it cannot be called as module(images, train=True): {_first_line(error)}") from error
 
 
 def check_map(label: str, module: nn.Module, variables: Any, made: Any, images: Any) -> None:
@@ -91,6 +103,10 @@ def _depends(function: Callable[..., Any], *arguments: Any) -> bool:
         if hit(equation.invars):
             reached.update(equation.outvars)
     return hit(program.outvars)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def _broken(label: str, what: str) -> ValueError:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+import contextlib
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from flax import linen as nn
 
-from metadd_jax import ranges
+from metadd_jax import ranges, registries
 from metadd_jax.zoo import layers, norms
 from metadd_jax.zoo.alexnet import AlexNet, ImageNetAlexNet
 from metadd_jax.zoo.architecture import COMPUTE, Architecture
@@ -25,9 +26,9 @@ Option = int | float | str
 
 
 class _Entry(NamedTuple):
-    """A module class and the fields that its name settles; the other fields are options."""
+    """What makes a module, and the arguments that its name settles; the other arguments are options."""
 
-    module: type[nn.Module]
+    build: Callable[..., nn.Module]
     fixed: dict[str, Any]
 
 
@@ -92,12 +93,52 @@ _IMAGENET = {
     **{name: _Entry(Swin, {**fixed, "patch": 4, "window": 7}) for name, fixed in _SWINS.items()},
 }
 _GEOMETRIES = {"small": _SMALL, "imagenet": _IMAGENET}
+_OWN: dict[str, Callable[..., nn.Module]] = {}
+_KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+_FACTS = ("num_classes", "image_shape")
 _WORDS = {"norm": norms.NORMS, "activation": tuple(layers.ACTIVATIONS), "pooling": layers.POOLINGS}
 
 
 def names() -> tuple[str, ...]:
-    """The networks that ``create`` knows."""
-    return tuple(_SMALL)
+    """The networks that ``create`` knows: the zoo's, then those of ``register``."""
+    return (*_SMALL, *_OWN)
+
+
+def register(name: str, build: Callable[..., nn.Module]) -> None:
+    """Gives a network of your own a name, good wherever a network is named: ``create``, ``parse``, the scripts.
+
+    >>> def build(num_classes, image_shape, *, width=16):
+    ...     return MyNet(num_classes, width)
+    >>> register("mynet", build)
+    >>> net = parse("mynet:width=8", 10, (28, 28, 1))
+
+    A changed ``build`` registered again under its name replaces the old one; networks made before stay what they were,
+    and nothing that was compiled or cached for them serves the new ones, since their modules differ.
+
+    Args:
+      name: letters, digits and underscores; no name of the zoo.
+      build: ``build(num_classes, image_shape, **options)`` gives a Linen module that keeps to the contract of
+        ``Architecture``; called with keywords, and equal ones must give equal modules. It may do without
+        ``image_shape``, and a module class whose fields are these serves too. Its arguments with a number, a truth
+        value, text or None as default are the options of the network, of the type of their default. It raises
+        ``SizeError`` for images that do not suit the network.
+
+    Raises:
+      ValueError: if the name is no word or taken, or if ``build`` has other arguments.
+    """
+    kinds = inspect.Parameter
+    for argument in _arguments(build):
+        if argument.name in ("name", "compute", "geometry"):
+            raise ValueError(
+                f"network {name}: build has an option {argument.name!r}, which all networks share; rename it"
+            )
+        if argument.kind not in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY):
+            raise ValueError(f"network {name}: build takes {argument}; name every option, so that a typo is seen")
+        if argument.default is kinds.empty and argument.name not in _FACTS:
+            raise ValueError(f"network {name}: build asks for {argument.name!r}; give this option a default")
+    if "num_classes" not in [argument.name for argument in _arguments(build)]:
+        raise ValueError(f"network {name}: build does not take num_classes, how many logits it must give")
+    registries.claim(_OWN, name, build, kind="network", taken=_SMALL)
 
 
 def create(name: str, num_classes: int, image_shape: Sequence[int], **options: Option) -> Architecture:
@@ -107,7 +148,7 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
     all other names, the field's small-image network. ``geometry`` ("imagenet" or "small") overrides that.
 
     Args:
-      name: one of ``names()``.
+      name: one of ``names()``; with ``register`` also your own.
       num_classes: K, at least 1.
       image_shape: (H, W, C) in pixels and channels.
       **options: ``geometry``, ``compute`` (see ``Architecture``), and the network's own, e.g. ``width``, ``depth``,
@@ -120,8 +161,7 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
       SizeError: (a ValueError) if the images do not suit the network.
       ValueError: if the name, an option or a value is unknown.
     """
-    if name not in _SMALL:
-        raise ValueError(f"unknown network {name!r}{ranges.nearest(name, _SMALL)}; choose one of {', '.join(_SMALL)}")
+    _check_name(name)
     if len(image_shape) != 3 or not all(_is_count(size) for size in (num_classes, *image_shape)):
         raise ValueError(
             f"{name}: num_classes={num_classes}, image_shape={tuple(image_shape)}: give a positive number of "
@@ -134,7 +174,7 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
     compute = options.pop("compute", COMPUTE[0])
     if compute not in COMPUTE:
         raise ValueError(f"{name}: compute={compute}; choose one of {', '.join(COMPUTE)}")
-    entry = _GEOMETRIES[geometry][name]
+    entry = _entry(name, geometry)
     chosen = _chosen(name, entry, options)
     shown = {} if geometry == usual else {"geometry": geometry}
     shown |= {} if compute == COMPUTE[0] else {"compute": compute}
@@ -142,15 +182,21 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
     text = ",".join(f"{option}={value}" for option, value in shown.items())
     label = f"{name}:{text}" if text else name
     try:
-        return Architecture(
+        net = Architecture(
             name=name,
             label=label,
-            module=entry.module(num_classes=num_classes, **entry.fixed, **chosen),
+            module=_module(label, entry, num_classes, image_shape, chosen),
             num_classes=num_classes,
             image_shape=tuple(image_shape),
             geometry=geometry,
             compute=compute,
         )
+        if name in _OWN and net.module != _module(label, entry, num_classes, image_shape, chosen):
+            raise ValueError(
+                f"{label}: build gives another module at each call, so that everything would be compiled again and "
+                "again; define its class outside of build, and keep functions made in build out of its fields"
+            )
+        return net
     except layers.SizeError as error:
         height, width, channels = image_shape
         raise layers.SizeError(f"{label} on {height}x{width}x{channels} images: {error}") from error
@@ -162,8 +208,28 @@ def parse(spec: str, num_classes: int, image_shape: Sequence[int]) -> Architectu
     Raises:
       ValueError: as ``create``, and if the text has another form.
     """
+    name, options = _read(spec)
+    return create(name, num_classes, image_shape, **options)
+
+
+def check(spec: str) -> None:
+    """Finds a typo in the text of a network before there are any images.
+
+    Raises:
+      ValueError: as ``parse``, but for what only the images' shape and the classes decide.
+    """
+    name, options = _read(spec)
+    if name in _OWN:  # which may suit one shape alone, so none is tried
+        options.pop("compute", None)
+        _chosen(name, _entry(name), options)
+        return
+    with contextlib.suppress(layers.SizeError):
+        create(name, 10, (32, 32, 3), **options)
+
+
+def _read(spec: str) -> tuple[str, dict[str, Option]]:
     name, _, rest = spec.partition(":")
-    if {part.partition(":")[0].strip() for part in spec.split(",")[1:]} & set(_SMALL):
+    if {part.partition(":")[0].strip() for part in spec.split(",")[1:]} & set(names()):
         raise ValueError(f"{spec!r} names several networks; put spaces between them, no commas")
     options = {}
     for item in filter(None, rest.split(",")):
@@ -171,21 +237,50 @@ def parse(spec: str, num_classes: int, image_shape: Sequence[int]) -> Architectu
         if not equals:
             raise ValueError(f"cannot read {item!r} in network {spec!r}; write name:option=value,option=value")
         options[option.strip()] = _number_or_word(value.strip())
-    return create(name.strip(), num_classes, image_shape, **options)
+    _check_name(name.strip())
+    return name.strip(), options
+
+
+def _check_name(name: str) -> None:
+    if name not in names():
+        raise ValueError(f"unknown network {name!r}{ranges.nearest(name, names())}; choose one of {', '.join(names())}")
+
+
+def _entry(name: str, geometry: str = "small") -> _Entry:
+    return _Entry(_OWN[name], {}) if name in _OWN else _GEOMETRIES[geometry][name]
+
+
+def _arguments(build: Callable[..., nn.Module]) -> list[inspect.Parameter]:
+    """What ``build`` takes; of a module class its fields, without those that Flax adds."""
+    hidden = ("parent", "name") if inspect.isclass(build) else ()
+    return [argument for argument in inspect.signature(build).parameters.values() if argument.name not in hidden]
+
+
+def _module(
+    label: str, entry: _Entry, num_classes: int, image_shape: Sequence[int], chosen: dict[str, Option]
+) -> nn.Module:
+    facts: dict[str, Any] = {"num_classes": num_classes, "image_shape": tuple(image_shape)}
+    taken = {argument.name for argument in _arguments(entry.build)}
+    module = entry.build(**{name: fact for name, fact in facts.items() if name in taken}, **entry.fixed, **chosen)
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"{label}: build gives {type(module).__name__}; return the Linen module")
+    return module
 
 
 def _chosen(name: str, entry: _Entry, options: dict[str, Option]) -> dict[str, Option]:
     """The options that differ from their defaults, checked, in the order of the module's fields."""
+    plain = bool | int | float | str | None
     defaults = {
-        field.name: field.default
-        for field in dataclasses.fields(entry.module)
-        if field.name not in {"num_classes", "parent", "name", *entry.fixed}
+        argument.name: argument.default
+        for argument in _arguments(entry.build)
+        if argument.name not in {*_FACTS, *entry.fixed} and isinstance(argument.default, plain)
     }
+    check = _check_own if name in _OWN else _check_value
     for option, value in options.items():
         if option not in defaults:
             known = ", ".join([*defaults, *["geometry"] * (name in _IMAGENET), "compute"])
             raise ValueError(f"{name} has no option {option!r}; its options are: {known}")
-        _check(name, option, value, defaults[option])
+        check(name, option, value, defaults[option])
     return {
         option: options[option]
         for option, default in defaults.items()
@@ -193,7 +288,7 @@ def _chosen(name: str, entry: _Entry, options: dict[str, Option]) -> dict[str, O
     }
 
 
-def _check(name: str, option: str, value: Option, default: Option | None) -> None:
+def _check_value(name: str, option: str, value: Option, default: Option | None) -> None:
     if option in _WORDS:
         if value not in _WORDS[option]:
             raise ValueError(f"{name}: {option}={value}; choose one of {', '.join(_WORDS[option])}")
@@ -208,6 +303,16 @@ def _check(name: str, option: str, value: Option, default: Option | None) -> Non
             raise ValueError(f"{name}: {option}={value}; give text such as {default}")
     elif not (_is_count(value) or value == default):
         raise ValueError(f"{name}: {option}={value}; give a whole number of at least 1")
+
+
+def _check_own(name: str, option: str, value: Option, default: Option | None) -> None:
+    """The type alone: what range an own option has, its author knows."""
+    # A float may be written as 1, a truth value may not.
+    kinds = (int, float) if isinstance(default, float) else type(default)
+    if default is not None and not (isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)):
+        raise ValueError(f"{name}: {option}={value}; give {_KINDS[type(default)]}, such as {default!r}")
+    if "," in str(value):
+        raise ValueError(f"{name}: {option}={value}; give text without commas, which part the options of a network")
 
 
 def _is_count(value: object) -> bool:
