@@ -11,7 +11,6 @@ from metadd_jax.data.sampling import (
     random_per_class,
     standardise,
     stream_pool,
-    unstandardise,
 )
 from metadd_jax.data.sources import load
 from metadd_jax.data.splits import split_of
@@ -38,7 +37,6 @@ __all__ = [
     "stratified_split",
     "stream_pool",
     "to_device",
-    "unstandardise",
     "unwhiten_images",
     "whiten",
     "whiten_images",

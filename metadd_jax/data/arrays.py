@@ -34,11 +34,11 @@ def from_arrays(
     validation_fraction: float = 0.0,
     seed: int = 0,
 ) -> Dataset:
-    """Checks arrays and builds a ``Dataset`` of NumPy arrays from them.
+    """Checks arrays and builds a ``Dataset`` from them.
 
-    Images are sorted by class; the order within a class is kept. Float images are rounded to the nearest of
-    256 levels, since a data set is stored as uint8. The arrays stay NumPy's, on the host: ``to_device(dataset)`` puts
-    them on the device.
+    Images are sorted by class, so that one class is a slice; the order within a class is kept. Float images are rounded
+    to the nearest of 256 levels: a data set is stored as uint8, a quarter of the memory of float32. The result holds
+    NumPy arrays on the host; ``to_device`` puts them on the device.
 
     Args:
       name: what to call the set; a name of ``catalog.CONSTANTS`` brings its constants and class names.
@@ -63,6 +63,7 @@ def from_arrays(
         raise ValueError(f"validation_fraction is {validation_fraction}; give a share from 0 to below 1")
     if train_per_class < 0:
         raise ValueError(f"train_per_class is {train_per_class}; give a number of images, or 0 for all")
+    # Everything is checked before anything is sorted or copied: ImageNet takes minutes.
     images = check_images(train_images, "training")
     test_images = check_images(test_images, "test")
     if images.shape[1:] != test_images.shape[1:]:
@@ -77,6 +78,7 @@ def from_arrays(
         images, labels = images[kept], labels[kept]
     class_names = _class_names(name, labels, class_names)
     _check_classes(labels, test_labels, class_names)
+    # Before validation images leave: constants must not change with the seed that chooses these.
     constants = _constants(name, images, mean, std)
 
     def build(picked_images: np.ndarray, picked_labels: np.ndarray) -> ImageArrays:
@@ -91,12 +93,20 @@ def from_arrays(
         images, labels = images[kept], labels[kept]
     arrays, test = build(images, labels), build(test_images, test_labels)
     splits = [split for split in (arrays, test, validation) if split is not None]
+    # Of what is used, not of the files: the same pixels from a folder and from an .npz are the same data.
     fingerprint = files.hash_arrays(*constants, *(array for split in splits for array in (split.images, split.labels)))
     return Dataset(name, arrays, test, validation, class_names, fingerprint)
 
 
 def to_device(arrays: Device) -> Device:
-    """Puts a split, or all of a ``Dataset``, on the default device, once; ``data.sampling`` then never leaves it."""
+    """Puts a split or a whole data set on the default device, so that draws from it copy nothing.
+
+    Args:
+      arrays: one split (``ImageArrays``), or a ``Dataset`` with all of its splits.
+
+    Returns:
+      The same with JAX arrays.
+    """
     if not isinstance(arrays, Dataset):
         return jax.device_put(arrays)
     splits = {name: getattr(arrays, name) for name in ("train", "test", "validation")}
@@ -118,27 +128,39 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     # RandomState's stream is frozen by NumPy's policy, so a split stays the same over NumPy versions.
     generator = np.random.RandomState(seed)
     is_taken = np.zeros(len(labels), bool)
+    # One draw a class, so that the share holds in each and not only on average.
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
+        # Half up: Python's round would take the even neighbour, and 2.5 and 3.5 images would give 2 and 4.
         share = min(max(int(fraction * len(members) + 0.5), 1), len(members) - 1)
         is_taken[generator.permutation(members)[:share]] = True
     return np.flatnonzero(~is_taken), np.flatnonzero(is_taken)
 
 
 def first_of_each_class(labels: np.ndarray, most: int) -> np.ndarray:
-    """Increasing positions of at most ``most`` images of each class, in a random order fixed once for all."""
+    """Chooses at most ``most`` images of each class, always the same ones.
+
+    Args:
+      labels: [N] int, all at least 0.
+      most: images a class, at least 1.
+
+    Returns:
+      Increasing positions in ``labels``.
+    """
+    # One permutation cut at ``most``: a smaller limit gives a part of what a larger one gives. At random, since files
+    # often lie in the order in which they were taken.
     order = np.random.RandomState(0).permutation(len(labels))
     kept = [order[labels[order] == label][:most] for label in np.unique(labels)]
     return np.sort(np.concatenate(kept))
 
 
 def check_labels(labels: ArrayLike, number: int, split: str) -> np.ndarray:
-    """Returns ``labels`` as [N] int32.
+    """Converts labels to [N] int32, once they are seen to fit.
 
     Args:
       labels: what the user gave.
       number: how many images there are, N.
-      split: what to call them in an error.
+      split: "training", whose labels are all below N, or "test"; an error calls them so.
 
     Raises:
       ValueError: if they are not N integers, all at least 0 and, of training images, below N.
@@ -164,11 +186,16 @@ def check_labels(labels: ArrayLike, number: int, split: str) -> np.ndarray:
 
 
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over all pixels in [0, 1] of each channel: two [C] float64.
+    """Computes mean and standard deviation of each channel, over all pixels in [0, 1].
 
-    Exact, and without a float copy of the set: it counts how often each of the 256 levels occurs.
+    Args:
+      images: [N, H, W, C] uint8 (may be memory-mapped).
+
+    Returns:
+      mean, std: [C] float64 each; the deviation is that over all pixels (divided by their number).
     """
     channels = images.shape[-1]
+    # How often each of the 256 levels occurs decides both, exactly and without a float copy of the set.
     histogram = np.zeros((channels, 256), np.int64)
     for start in range(0, len(images), 1024):
         block = images[start : start + 1024].reshape(-1, channels)
@@ -182,6 +209,7 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _class_major(
     images: np.ndarray, labels: np.ndarray, num_classes: int, constants: tuple[np.ndarray, np.ndarray]
 ) -> ImageArrays:
+    # A sorted set is not copied: a memory-mapped one may be larger than the memory.
     if np.any(np.diff(labels) < 0):
         order = np.argsort(labels, kind="stable")
         images, labels = images[order], labels[order]
@@ -191,11 +219,11 @@ def _class_major(
 
 
 def check_images(images: ArrayLike, split: str) -> np.ndarray:
-    """Returns ``images`` as [N, H, W, C] uint8.
+    """Converts images to [N, H, W, C] uint8, once they are seen to be grey or RGB pictures.
 
     Args:
-      images: what the user gave.
-      split: what to call them in an error.
+      images: what the user gave: [N, H, W, C] or [N, H, W] (grey).
+      split: what to call them in an error ("training", "test").
 
     Raises:
       ValueError: if they are no grey or RGB images: integers in [0, 255] or floats in [0, 1].
@@ -206,6 +234,7 @@ def check_images(images: ArrayLike, split: str) -> np.ndarray:
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"{split} images have shape {images.shape}; give at least one, as [N, H, W, C] or [N, H, W]")
     if images.shape[-1] not in (1, 3):
+        # PyTorch's users bring channels first; the line to mend that is one they can paste.
         mend = "images.transpose(0, 2, 3, 1)" if images.shape[1] in (1, 3) else "grey or RGB images"
         raise ValueError(f"{split} images have {images.shape[-1]} channels, not 1 or 3; give {mend}")
     if images.dtype == np.uint8:
@@ -215,6 +244,7 @@ def check_images(images: ArrayLike, split: str) -> np.ndarray:
         raise ValueError(f"{split} images are {images.dtype}; give uint8, or floats in [0, 1]")
     if is_float and (bad := int((~np.isfinite(images)).sum())):
         raise ValueError(f"{split} images hold {bad} NaN or infinite pixels; remove or mend these images")
+    # Floats from 0 to 255 and integers from 0 to 1 are not guessed at: a dark picture would pass for either.
     top = 1 if is_float else 255
     slack = _ROUNDING if is_float else 0
     if images.min() < -slack or images.max() > top + slack:
@@ -229,7 +259,7 @@ def _check_classes(labels: np.ndarray, test_labels: np.ndarray, class_names: Seq
     num_classes = len(class_names)
     for split, values in (("training", labels), ("test", test_labels)):
         if values.max() >= num_classes:
-            raise ValueError(
+            raise ValueError(  # class_names are too few, or a class has test images only
                 f"{split} labels go up to {values.max()}, but there are {num_classes} classes; "
                 f"give labels from 0 to {num_classes - 1}"
             )
@@ -247,6 +277,7 @@ def _class_names(name: str, labels: np.ndarray, class_names: Sequence[str] | Non
     if class_names is not None:
         names = tuple(str(class_name) for class_name in class_names)
         for number, text in enumerate(names):
+            # Names become folder names, table cells and JSON: no line breaks, no control characters.
             if not text.isprintable() or not 0 < len(text) <= _LONGEST_NAME:
                 raise ValueError(
                     f"the name of class {number} has {len(text)} characters and reads {text[:40]!r}; give 1 to "
@@ -261,11 +292,12 @@ def _class_names(name: str, labels: np.ndarray, class_names: Sequence[str] | Non
 def _constants(
     name: str, images: np.ndarray, mean: ArrayLike | None, std: ArrayLike | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mean and std, [C] float32: those given, those of the catalog, or those of the images."""
+    """Chooses mean and std, [C] float32: those given, else those of the catalog, else those of the images."""
     channels = images.shape[-1]
     if (mean is None) != (std is None):
         raise ValueError("only one of mean and std is given; give both or neither")
     known = catalog.CONSTANTS.get(name)
+    # The number of channels tells a user's set that happens to be called "svhn" from the catalog's.
     if mean is None and known and len(known.mean) == channels:
         mean, std = known
     elif mean is None:

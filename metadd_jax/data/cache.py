@@ -47,27 +47,36 @@ class RawSet(NamedTuple):
 
 
 def cache_folder(cache_dir: str | os.PathLike | None) -> pathlib.Path:
-    """The folder for decoded images and trained networks: ``cache_dir``, else $METADD_CACHE, else the user's own."""
+    """Finds the folder for decoded images, trained networks and compiled programs.
+
+    Args:
+      cache_dir: the folder; None stands for $METADD_CACHE, or else ~/.cache/metadd_jax.
+    """
     return pathlib.Path(cache_dir or os.environ.get("METADD_CACHE") or "~/.cache/metadd_jax").expanduser()
 
 
 def content(root: pathlib.Path, paths: Sequence[pathlib.Path]) -> str:
-    """Hash (hex) of what files hold: what the cache is keyed by.
+    """Hashes what files hold, for the key of the cache.
 
-    Up to 512 MB in all that is every byte, whatever the files' times say. Above, it is size and time of change of each
-    file, and 64 MB in blocks at even distances over all of them.
+    Up to 512 MB in all that is every byte, so that a mended label is seen whatever the file's size and time. Above, it
+    is size and time of change of each file, and 64 MB in blocks at even distances over all of them.
 
     Args:
-      root: the folder that their names count from.
+      root: the folder that their names count from: a copied set has the same key.
       paths: regular files, in any fixed order.
+
+    Returns:
+      SHA-256 (hex).
     """
     status = [(path, path.stat()) for path in paths]
     total = sum(facts.st_size for _, facts in status)
     digest = hashlib.sha256()
     for path, facts in status:
+        # Of a large set the times count as well: an edit between the blocks leaves them as they are.
         held = files.hash_file(path) if total <= _WHOLE else f"{facts.st_size} {facts.st_mtime_ns}"
         digest.update(f"{path.relative_to(root).as_posix()}\0{held}\n".encode("utf-8", "surrogateescape"))
     if total > _WHOLE:
+        # Blocks count their distance through all files as if these were one: a thousand small files get few of them.
         start, due, step = 0, 0, total // _BLOCKS
         for path, facts in status:
             with contextlib.ExitStack() as opened:
@@ -102,6 +111,7 @@ def cached(cache_dir: str | os.PathLike | None, name: str, facts: Any, decode: C
     raw = decode()
     try:
         with files.atomic_path(path) as temporary:
+            # Not compressed: pictures shrink little, and unpacking takes longer than reading.
             np.savez(temporary, **raw._asdict())
     except OSError as error:
         logging.getLogger(__name__).warning("decoded images are not kept: cannot write %s (%s)", path, error)

@@ -17,6 +17,8 @@ class Constants(NamedTuple):
     std: tuple[float, ...]
 
 
+# The lists of MTT (imagenette to imagesquawk), of GLaD (imagenet_a to _e) and imageblub, in the order in which the
+# published programs number the classes: the third of imagewoof is label 2 although its index is the largest.
 IMAGENET_SUBSETS: dict[str, tuple[int, ...]] = {
     "imagenette": (0, 217, 482, 491, 497, 566, 569, 571, 574, 701),
     "imagewoof": (193, 182, 258, 162, 155, 167, 159, 273, 207, 229),
@@ -39,6 +41,7 @@ IMAGENET_CLASSES = 1000
 SUBSET_SIZE = 128
 """Side of the images of an ImageNet subset in the field (MTT, GLaD)."""
 
+# To four digits, as the published programs have them: a set is standardised by what its numbers were measured with.
 _MNIST = Constants((0.1307,), (0.3081,))
 _FASHION = Constants((0.2861,), (0.3530,))
 _SVHN = Constants((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
@@ -55,6 +58,7 @@ CONSTANTS: dict[str, Constants] = {
     # The DC repository's; MTT, TESLA, SRe2L and DD-Ranking use those of CIFAR-10 on CIFAR-100.
     "cifar100": Constants((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
     "cifar100_mtt": _CIFAR10,
+    # DC, MTT and DD-Ranking take ImageNet's, SRe2L those of the set itself.
     "tiny_imagenet": _IMAGENET,
     "tiny_imagenet_sre2l": Constants((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
     "imagenet": _IMAGENET,
@@ -101,13 +105,16 @@ NOT_FLIPPED = frozenset({"mnist", "mnist5k", "svhn", "svhn_cropped"})
 
 
 def augmentation(name: str) -> str:
-    """The differentiable-augmentation strategy of a set (DSA, paper's setting): flips except for digits.
+    """Chooses the differentiable augmentation of a set: DSA's tokens, with flips except for digits.
 
-    A set that is not known here is not flipped either, since a mirrored image may mean something else (digits, letters,
-    left and right), and a warning says so: flips cost a known set little, and an unknown one perhaps its classes.
+    A set that is not known here is not flipped either, and a warning says so: a missing flip costs little accuracy, and
+    a mirrored letter, digit or organ may belong to another class.
 
     Args:
       name: the set's, as ``load`` takes it.
+
+    Returns:
+      The strategy's tokens, joined by "_" (see ``metadd_jax.augment``).
     """
     known = NOT_FLIPPED | CONSTANTS.keys() | IMAGENET_SUBSETS.keys() | CLASS_NAMES.keys()
     if name not in known:

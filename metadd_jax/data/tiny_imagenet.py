@@ -55,6 +55,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, original: Original, **options: object) -> None:
+        # Before TFDS's own __init__, which asks _info for the class names.
         self._original = original
         super().__init__(**options)
 
@@ -83,7 +84,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(source: str | os.PathLike, data_dir: str | os.PathLike | None) -> pathlib.Path:
-    """Writes ``tiny_imagenet`` for ``data.load``: whole or not at all. TFDS shows its bars.
+    """Writes ``tiny_imagenet`` for ``data.load``, whole or not at all; TFDS shows its bars meanwhile.
 
     Every image is decoded once, so that a damaged one is found here. The original holds 200 classes of 500 training
     and 50 validation images; what counts here is what the source itself lists in ``wnids.txt`` and
@@ -117,6 +118,9 @@ def open_original(source: str | os.PathLike) -> Iterator[Original]:
 
     Args:
       source: see ``prepare``.
+
+    Yields:
+      The download, readable until the block ends.
 
     Raises:
       ValueError: if it is absent or no such download, or its lists and its images do not fit together.
@@ -160,11 +164,13 @@ def _survey(source: pathlib.Path, paths: Iterable[str], read_bytes: Callable[[st
             raise ValueError(f"{path} of {source} cannot be read ({error}); {_MEND}") from error
 
     wnids, words, annotations = (_lines(read(path)) for path in _FACTS)
+    # By the sorted ids, as ImageFolder (MTT) numbers the folders; the lines of wnids.txt have another order.
     labels = {wnid: label for label, (wnid, *_) in enumerate(sorted(wnids))}
     names = {wnid: name for wnid, name, *_ in (line for line in words if len(line) > 1)}
     if nameless := sorted(labels.keys() - names.keys()):
         raise ValueError(f"words.txt of {source} names {len(nameless)} classes not, such as {nameless[0]}; {_MEND}")
     pictures = sorted(path.split("/") for path in found if path.lower().endswith((".jpeg", ".jpg")))
+    # Hidden files are those that macOS adds to what it packs (._n01443537_0.JPEG): no pictures.
     train = [
         ("/".join(parts), parts[1])
         for parts in pictures
@@ -172,6 +178,7 @@ def _survey(source: pathlib.Path, paths: Iterable[str], read_bytes: Callable[[st
     ]
     validation = [(f"val/images/{file}", wnid) for file, wnid, *_ in annotations]
     present = sum(parts[:2] == ["val", "images"] and parts[-1][0] != "." for parts in pictures)
+    # Both ways: an image that no line names has no label, and a line without its image is a download that broke off.
     absent = sum(path not in found for path, _ in validation)
     if absent or present != len(validation):
         raise ValueError(
@@ -180,9 +187,13 @@ def _survey(source: pathlib.Path, paths: Iterable[str], read_bytes: Callable[[st
         )
     _check_counts(source, "training", train, labels)
     _check_counts(source, "validation", validation, labels)
-    splits = [[(path, labels[wnid]) for path, wnid in split] for split in (train, validation)]
-    # WordNet lists synonyms; the first is the usual word.
-    return Original([f"{wnid} {names[wnid].split(',')[0]}" for wnid in labels], *splits, read)
+    return Original(
+        # WordNet lists synonyms; the first is the usual word.
+        class_names=[f"{wnid} {names[wnid].split(',')[0]}" for wnid in labels],
+        train=[(path, labels[wnid]) for path, wnid in train],
+        validation=[(path, labels[wnid]) for path, wnid in validation],
+        read=read,
+    )
 
 
 def _lines(content: bytes) -> list[list[str]]:
@@ -198,7 +209,7 @@ def _check_counts(source: pathlib.Path, split: str, images: list[tuple[str, str]
             f"{source} lists {len(labels)} classes in wnids.txt but holds {split} images of {len(counts)}, "
             f"the first difference is {odd}; {_MEND}"
         )
-    fewest, most = min(counts, key=counts.get), max(counts, key=counts.get)
+    fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[fewest] != counts[most]:
         raise ValueError(
             f"{source} holds {counts[fewest]} {split} images of {fewest} but {counts[most]} of {most}, where all "
@@ -211,7 +222,7 @@ def _check_image(content: bytes, path: str) -> None:
 
     try:
         with PIL.Image.open(io.BytesIO(content)) as picture:
-            picture.load()
+            picture.load()  # to open reads the head alone: a picture cut off in the middle would pass
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path} is no readable picture ({type(error).__name__}); {_MEND}") from error
     if picture.format != "JPEG" or picture.size != (SIDE, SIDE):

@@ -22,14 +22,17 @@ _CHUNK = 2_000  # images at once in float64: 50 MB for CIFAR-10
 
 
 def fit_whitening(images: np.ndarray, *, eps: float = EPS) -> Whitening:
-    """Fits the transform.
+    """Fits the transform to images.
 
-    Sums are float64, chunk by chunk. It takes about 5 matrices [D, D] of float64 and the time of an eigendecomposition:
-    D = 3,072 (CIFAR-10) 0.4 GB; D = 12,288 (64x64x3) 6 GB and many minutes.
+    It takes about 5 matrices [D, D] of float64, D = H * W * C, and the time of an eigendecomposition: 0.4 GB for
+    CIFAR-10 (D = 3,072), 6 GB and many minutes for 64x64x3 (D = 12,288).
 
     Args:
       images: [N, H, W, C] uint8 (may be memory-mapped), at least 2.
-      eps: added to the eigenvalues of the covariance of pixels in [0, 1].
+      eps: added to the eigenvalues of the covariance of pixels in [0, 1]; above 0.
+
+    Returns:
+      The transform, float32.
 
     Raises:
       ValueError: for fewer than 2 images, other than uint8, or an ``eps`` that is not positive.
@@ -39,6 +42,8 @@ def fit_whitening(images: np.ndarray, *, eps: float = EPS) -> Whitening:
             f"whitening needs at least 2 images of uint8 and a positive eps, not {len(images)} of {images.dtype} and "
             f"eps={eps}; whiten a set once, as it was loaded"
         )
+    # float64, since the small eigenvalues are differences of large sums; chunk by chunk, since the whole set in float64
+    # takes 1.2 GB for CIFAR-10.
     mean = sum(chunk.sum(axis=0) for chunk in _chunks(images)) / len(images)
     size = mean.size
     covariance = np.zeros((size, size))
@@ -47,12 +52,22 @@ def fit_whitening(images: np.ndarray, *, eps: float = EPS) -> Whitening:
         covariance += centred.T @ centred
     spread, axes = np.linalg.eigh(covariance / (len(images) - 1))
     scale = np.sqrt(np.maximum(spread, 0) + eps)  # rounding leaves eigenvalues a hair below zero
+    # Turned back into pixels (ZCA, not PCA), so that a whitened image still looks like one and convolutions fit it.
+    # The inverse by the same axes: inverting the float32 matrix would lose digits.
     matrix, inverse = (axes * factor @ axes.T for factor in (1 / scale, scale))
-    return Whitening(*(array.astype(np.float32) for array in (mean, matrix, inverse)))
+    return Whitening(mean.astype(np.float32), matrix.astype(np.float32), inverse.astype(np.float32))
 
 
 def whiten_images(images: np.ndarray, whitening: Whitening) -> np.ndarray:
-    """Whitens [N, H, W, C] uint8 images; float32 of the same shape."""
+    """Whitens images.
+
+    Args:
+      images: [N, H, W, C] uint8 (may be memory-mapped).
+      whitening: from ``fit_whitening``, of images of the same H, W and C.
+
+    Returns:
+      [N, H, W, C] float32.
+    """
     out = np.empty(images.shape, np.float32)
     for start, chunk in zip(range(0, len(images), _CHUNK), _chunks(images), strict=True):
         white = (chunk - whitening.mean).astype(np.float32) @ whitening.matrix
@@ -61,12 +76,15 @@ def whiten_images(images: np.ndarray, whitening: Whitening) -> np.ndarray:
 
 
 def unwhiten_images(images: ArrayLike, mean: ArrayLike, inverse: ArrayLike) -> np.ndarray:
-    """Undoes ``whiten_images`` but for the factor 255: [N, H, W, C] float32 pixels in [0, 1], not clipped.
+    """Undoes ``whiten_images`` but for the factor 255.
 
     Args:
       images: [N, H, W, C] whitened.
-      mean: [D], D = H * W * C.
-      inverse: [D, D].
+      mean: [D], D = H * W * C: ``Whitening.mean``.
+      inverse: [D, D]: ``Whitening.inverse``.
+
+    Returns:
+      [N, H, W, C] float32 pixels, in [0, 1] but for what distillation pushed beyond; not clipped.
     """
     images = np.asarray(images, np.float32)
     flat = images.reshape(len(images), -1) @ np.asarray(inverse, np.float32) + np.asarray(mean, np.float32)
@@ -74,9 +92,16 @@ def unwhiten_images(images: ArrayLike, mean: ArrayLike, inverse: ArrayLike) -> n
 
 
 def whiten(dataset: Dataset, *, eps: float = EPS) -> Dataset:
-    """Whitens all splits by the transform of the training images in use; NumPy arrays on the host.
+    """Whitens all splits by the transform of the training images in use (validation and test images do not count).
 
     A whitened set takes four times the memory of its uint8 pixels.
+
+    Args:
+      dataset: the set, uint8.
+      eps: see ``fit_whitening``.
+
+    Returns:
+      The whitened set: NumPy arrays on the host, float32, with ``whitening``, mean 0 and std 1.
 
     Raises:
       ValueError: see ``fit_whitening``; a set that is whitened already is refused.
@@ -84,11 +109,11 @@ def whiten(dataset: Dataset, *, eps: float = EPS) -> Dataset:
     whitening = fit_whitening(np.asarray(dataset.train.images), eps=eps)
     channels = dataset.image_shape[2]
 
-    def whitened(split: ImageArrays | None) -> ImageArrays | None:
-        if split is None:
-            return None
-        return split.replace(
+    def whitened(split: ImageArrays) -> ImageArrays:
+        return dataclasses.replace(
+            split,
             images=whiten_images(np.asarray(split.images), whitening),
+            # Whitened pixels are used as they are; with these constants code that standardises leaves them so.
             mean=np.zeros(channels, np.float32),
             std=np.ones(channels, np.float32),
         )
@@ -97,7 +122,7 @@ def whiten(dataset: Dataset, *, eps: float = EPS) -> Dataset:
         dataset,
         train=whitened(dataset.train),
         test=whitened(dataset.test),
-        validation=whitened(dataset.validation),
+        validation=None if dataset.validation is None else whitened(dataset.validation),
         # Of the recipe, not of the result, whose last bits depend on the machine's linear algebra.
         fingerprint=files.hash_arrays(text=f"zca eps={eps} {dataset.fingerprint}"),
         whitening=whitening,

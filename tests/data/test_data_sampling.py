@@ -22,18 +22,16 @@ def arrays():
 
 def numbers(images, arrays):
     """Which images these are: the inverse of the fixture."""
-    pixels = data.unstandardise(images, arrays.mean, arrays.std)[..., 0, 0, 0]
-    return np.rint(np.asarray(pixels) * 255).astype(int)
+    pixels = np.asarray(images)[..., 0, 0, 0] * np.asarray(arrays.std)[0] + np.asarray(arrays.mean)[0]
+    return np.rint(pixels * 255).astype(int)
 
 
-def test_standardise_is_the_textbook_formula_and_inverts():
+def test_standardise_is_the_textbook_formula():
     pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     got = data.standardise(pixels, MEAN, STD)
     expected = (pixels.astype(np.float64) / 255 - np.array(MEAN)) / np.array(STD)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(data.unstandardise(got, MEAN, STD), pixels / 255.0, atol=1e-6)
-    np.testing.assert_allclose(data.unstandardise(np.full((1, 3), 9.0), MEAN, STD)[0], [4.7, 2.65, 1.5], rtol=1e-6)
 
 
 def test_small_class_comes_whole_and_padding_weighs_nothing(key, arrays):
