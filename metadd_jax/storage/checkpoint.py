@@ -10,6 +10,7 @@ functions, with the same replicated values and one shared file system.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import pathlib
@@ -40,26 +41,34 @@ def save(
     """Saves a distilled set and what must be known to use it, whole or not at all.
 
     Args:
-      directory: the folder to make.
+      directory: the folder to make; parents are made too.
       synthetic: the set; fields that are None stay None.
       metadata: JSON-serialisable facts (mean, std, class names, value space, method, seed ...).
-      overwrite: replace an existing folder, which is removed only after the new one is complete.
+      overwrite: replace a folder that this function wrote, which is removed only after the new one is complete.
 
     Raises:
-      ValueError: if ``directory`` exists and ``overwrite`` is False.
+      ValueError: if ``directory`` exists and ``overwrite`` is False, or if it holds anything else than such a folder.
+      OSError: if the disk is full.
     """
     _save(directory, synthetic, metadata, overwrite=overwrite)
 
 
 def restore(directory: str | os.PathLike) -> tuple[structs.SyntheticSet, dict[str, Any]]:
-    """Loads what ``save`` wrote: the set (as device arrays) and its metadata.
+    """Loads what ``save`` wrote, once every file of it is seen to be whole.
+
+    Args:
+      directory: the folder.
+
+    Returns:
+      The set, as arrays on the default device, and its metadata.
 
     Raises:
       ValueError: if the folder is missing, damaged or holds something else than a distilled set.
     """
     directory = folder.check(directory)
+    # By name, before Orbax reads: a folder of network weights is a whole checkpoint too.
     names = {entry["name"] for entry in _read_description(directory)["leaves"]}
-    fields = set(structs.SyntheticSet.__dataclass_fields__)
+    fields = {field.name for field in dataclasses.fields(structs.SyntheticSet)}
     if not {"images", "labels"} <= names <= fields or not (directory / _METADATA).is_file():
         raise ValueError(f"{directory} is no distilled set (it holds {len(names)} other arrays); give a set's folder")
     arrays = _read_arrays(directory)
@@ -71,6 +80,9 @@ def save_tree(directory: str | os.PathLike, tree: Any, *, overwrite: bool = Fals
     """Saves any pytree of arrays, typed keys and numbers; see ``save`` for the promises and errors.
 
     Args:
+      directory: the folder to make.
+      tree: the leaves; the structure is not stored (see ``restore_tree``).
+      overwrite: replace a folder that this function wrote.
       keep: if another process has made ``directory`` meanwhile, leave that one and no error: the first writer wins.
     """
     _save(directory, tree, None, overwrite=overwrite, keep=keep)
@@ -81,8 +93,8 @@ def restore_tree(directory: str | os.PathLike, like: Any) -> Any:
 
     Args:
       directory: a folder written by ``save_tree``.
-      like: a tree of the same structure whose leaves are arrays (which also say on which devices the result
-        lives), ``jax.ShapeDtypeStruct`` or numbers; their values are not read.
+      like: a tree of the same structure whose leaves are arrays (which also say on which devices the result lives),
+        ``jax.ShapeDtypeStruct`` or numbers; their values are not read.
 
     Returns:
       The saved tree: JAX arrays where ``like`` has JAX arrays or abstract ones, NumPy arrays and Python
@@ -93,6 +105,7 @@ def restore_tree(directory: str | os.PathLike, like: Any) -> Any:
     """
     directory = folder.check(directory)
     description, expected = _read_description(directory), _describe(like)
+    # Before any value: JAX would take the leaves of another run where shapes happen to agree.
     if description["leaves"] != expected:
         raise ValueError(
             f"{directory} belongs to another run or configuration: "
@@ -111,7 +124,11 @@ class Checkpointer:
 
     Args:
       directory: the folder of the run's checkpoints; made when first needed.
-      keep: how many of the latest steps stay; older ones go once a newer one is complete.
+      keep: how many of the latest steps stay, at least 1. Two by default: where the disk damaged the last one, the user
+        removes it and the run goes on from the one before.
+
+    Raises:
+      ValueError: if ``keep`` is below 1.
     """
 
     def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
@@ -121,23 +138,36 @@ class Checkpointer:
         self.keep = keep
 
     def save(self, step: int, state: Any) -> None:
-        """Saves ``state`` as that of ``step``; returns when it is complete on the disk.
+        """Saves a state; returns when it is complete on the disk.
+
+        Args:
+          step: updates done so far.
+          state: any pytree (see ``save_tree``).
 
         Raises:
           ValueError: if ``step`` is there already.
         """
         _save(self._path(step), state, None, overwrite=False)
+        # Older ones go only now that the new one is whole, and by one process, where several share the folder.
         if jax.process_index() == 0:
             folder.tidy(self.directory, name="step_*")
             for old in self._steps()[: -self.keep]:
                 folder.remove(self._path(old))
 
     def latest(self) -> int | None:
-        """The last complete step, or None where there is none; what a killed save left is not seen."""
+        """Finds the last complete step, or None where there is none; what a killed save left is not seen."""
         return max(self._steps(), default=None)
 
     def restore(self, step: int, like_state: Any) -> Any:
-        """The state of ``step``, in the structure and on the devices of ``like_state`` (``restore_tree``)."""
+        """Loads a state.
+
+        Args:
+          step: one that was saved.
+          like_state: a state of the same structure, on the devices where the result shall live (see ``restore_tree``).
+
+        Raises:
+          ValueError: as ``restore_tree``.
+        """
         return restore_tree(self._path(step), like_state)
 
     def verify(self) -> None:
@@ -150,7 +180,7 @@ class Checkpointer:
             folder.check(self._path(step))
 
     def _path(self, step: int) -> pathlib.Path:
-        return self.directory / f"step_{step:08d}"
+        return self.directory / f"step_{step:08d}"  # padded: a listing by name is one by step
 
     def _steps(self) -> list[int]:
         if not self.directory.is_dir():
@@ -167,6 +197,7 @@ def _save(
 
     entries = _describe(tree)
     leaves = {entry["name"]: leaf for entry, leaf in zip(entries, jax.tree.leaves(tree), strict=True)}
+    # Typed keys are stored as numbers with the generator's name: Orbax stores numbers only.
     keys = {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if _is_key(leaf)}
     # Orbax refuses arrays without elements; their description in ``entries`` says it all.
     arrays = {name: _to_host(leaf) for name, leaf in leaves.items() if np.size(leaf)}
@@ -177,6 +208,7 @@ def _save(
             with _full_disk_as_such(directory):
                 ocp.save(partial / _ARRAYS, arrays)
         if jax.process_index() == 0:
+            # The manifest last: it lists everything, and a folder without it is no checkpoint.
             files.write_json(partial / _TREE, {"leaves": entries, "keys": keys})
             if metadata is not None:
                 files.write_json(partial / _METADATA, metadata)
@@ -202,12 +234,14 @@ def _whole_folder(directory: str | os.PathLike, *, overwrite: bool, keep: bool) 
             yield partial
         return
     directory = pathlib.Path(directory).expanduser().absolute()
+    # The hidden name has a random part, so the first process tells it to all.
     partial = directory.with_name(_same_text(files.temporary_path(directory).name))
     if jax.process_index() == 0:
         with folder.whole_folder(directory, overwrite=overwrite, keep=keep, partial=partial) as partial:
             yield partial
     else:
         yield partial
+    # Nobody goes on before it has its name: another process might look for the latest step at once.
     multihost_utils.sync_global_devices("checkpoint complete")
 
 
@@ -228,6 +262,7 @@ def _read_arrays(directory: pathlib.Path) -> dict[str, np.ndarray]:
     """The leaves that have elements, by name."""
     from orbax.checkpoint import v1 as ocp
 
+    # Of a tree whose leaves are all empty there is nothing that Orbax would have stored.
     return ocp.load(directory / _ARRAYS) if (directory / _ARRAYS).is_dir() else {}
 
 
@@ -244,7 +279,7 @@ def _place(array: np.ndarray | None, like: Any, generator: str | None) -> Any:
     if not isinstance(like, jax.Array | jax.ShapeDtypeStruct):
         return type(like)(array)
     if array is None:
-        array = np.zeros(like.shape, like.dtype)
+        array = np.zeros(like.shape, like.dtype)  # of a leaf without elements
     # An uncommitted array may join others on any device; it must stay free to do so.
     free = isinstance(like, jax.Array) and not like.committed
     placed = jax.device_put(array, None if free else like.sharding)
@@ -264,7 +299,7 @@ def _describe(tree: Any) -> list[dict]:
 
 
 def _first_difference(saved: list[dict], expected: list[dict]) -> str:
-    def by_name(entries):
+    def by_name(entries: list[dict]) -> dict[str, str]:
         return {entry["name"]: f"{entry['dtype']}{entry['shape']}" for entry in entries}
 
     there, here = by_name(saved), by_name(expected)

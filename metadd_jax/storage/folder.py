@@ -49,6 +49,7 @@ def whole_folder(
     directory.parent.mkdir(parents=True, exist_ok=True)
     tidy(directory.parent, name=glob.escape(directory.name))
     refuse_foreign(directory)
+    # Beside its place, not in the system's temporary folder: only within one file system is renaming a single step.
     partial = partial or files.temporary_path(directory)
     partial.mkdir()
     try:
@@ -79,6 +80,7 @@ def _exists(directory: pathlib.Path) -> ValueError:
 
 def _replace(directory: pathlib.Path, replacement: pathlib.Path) -> None:
     """Renames ``directory`` away and ``replacement`` into its place; if that fails the old one comes back."""
+    # Two steps, since no system call exchanges two folders everywhere; ``tidy`` mends what is killed between them.
     old = _old_path(directory)
     os.rename(directory, old)
     try:
@@ -93,7 +95,12 @@ def _replace(directory: pathlib.Path, replacement: pathlib.Path) -> None:
 
 
 def remove(directory: pathlib.Path) -> None:
-    """Deletes a folder, which is whole or absent at every moment."""
+    """Deletes a folder, which is whole or absent at every moment.
+
+    Args:
+      directory: the folder, which exists.
+    """
+    # Deleting takes many steps; the first one takes the name away.
     gone = files.temporary_path(directory)
     os.rename(directory, gone)
     files.discard(gone)
@@ -104,10 +111,15 @@ def _old_path(directory: pathlib.Path) -> pathlib.Path:
 
 
 def tidy(parent: pathlib.Path, *, name: str = "*") -> None:
-    """Deletes what killed processes were writing as ``parent/name`` (a pattern); what they had renamed away comes back.
+    """Deletes what killed processes were writing; what they had renamed away comes back.
 
     What a living process is writing at this moment stays: parallel runs share caches.
+
+    Args:
+      parent: the folder to look in.
+      name: a pattern (as of ``glob``) for the names of the folders that were being written.
     """
+    # The old folders first: below they count as left behind, and one whose place is empty is the only copy.
     for path in parent.glob(f".{name}{_OLD}-metadd.*"):
         directory = parent / path.name[1 : path.name.rindex(f"{_OLD}-metadd.")]
         if files.is_left_behind(path) and not os.path.lexists(directory):
@@ -117,7 +129,11 @@ def tidy(parent: pathlib.Path, *, name: str = "*") -> None:
 
 
 def seal(directory: pathlib.Path) -> None:
-    """Writes ``manifest.json``: size in bytes and SHA-256 of each file in ``directory``, and versions."""
+    """Writes ``manifest.json``: size in bytes and SHA-256 of each file, and versions.
+
+    Args:
+      directory: the folder, complete but for the manifest.
+    """
     entries = {
         name: {"bytes": (directory / name).stat().st_size, "sha256": files.hash_file(directory / name)}
         for name in _names(directory)
@@ -127,7 +143,13 @@ def seal(directory: pathlib.Path) -> None:
 
 
 def check(directory: str | os.PathLike) -> pathlib.Path:
-    """Proves that ``directory`` holds exactly the files it was sealed with; returns its absolute path.
+    """Proves that a folder holds exactly the files it was sealed with.
+
+    Args:
+      directory: the folder.
+
+    Returns:
+      Its absolute path.
 
     Raises:
       ValueError: naming the first file that is missing, truncated, changed or foreign.
@@ -140,6 +162,7 @@ def check(directory: str | os.PathLike) -> pathlib.Path:
         path = directory / name
         if not path.is_file():
             raise _damaged(path, "is missing")
+        # The size says more than the hash, and most damage is a file cut short.
         if (size := path.stat().st_size) != entry["bytes"]:
             raise _damaged(path, f"has {size} bytes instead of {entry['bytes']}")
         if files.hash_file(path) != entry["sha256"]:
@@ -151,15 +174,19 @@ def check(directory: str | os.PathLike) -> pathlib.Path:
 
 
 def refuse_foreign(directory: pathlib.Path) -> None:
-    """Proves that nothing of the user is lost with ``directory``: it is absent, empty, or a sealed folder as sealed.
+    """Proves that nothing of the user is lost with a folder: it is absent, empty, or sealed and nothing was added.
 
-    A file of its manifest may be damaged or missing (a checkpoint that is to be written anew), but none is added.
+    A file of its manifest may be damaged or missing: that is why a checkpoint is written anew.
+
+    Args:
+      directory: what is about to be replaced.
 
     Raises:
       ValueError: naming what was not written here; it is left as it is.
     """
     if not os.path.lexists(directory):
         return
+    # A link may lead to a folder of another's: renaming would replace the link and lose the way there.
     if not directory.is_dir() or directory.is_symlink():
         raise _foreign(directory, "it is no folder")
     names = _names(directory)

@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -23,13 +24,12 @@ from typing import Any
 
 from metadd_jax import files
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
 
 LOCK = ".metadd.lock"  # what the name of a lock's file ends in
 RENEW_SECONDS = 60
+# Ten renewals: a network file system may be away, or its cache of times behind, for some minutes.
 STALE_SECONDS = 600
 # What file systems without locks answer.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
@@ -40,10 +40,10 @@ class HeldError(ValueError):
 
 
 class Lock:
-    """The right to write in one place; taken until ``release``, or until the process ends in whatever way.
+    """The right to write in one place, held until ``release`` or until the process ends in whatever way.
 
     Args:
-      path: the lock's file, beside or in what it guards; it is there while someone holds it.
+      path: the lock's file, beside or in what it guards; it exists while someone holds it.
 
     Raises:
       HeldError: if another process holds it.
@@ -69,7 +69,7 @@ class Lock:
         self._end = weakref.finalize(self, _release, self.path, descriptor, stop)
 
     def release(self) -> None:
-        """Gives it back; once is enough, more does no harm."""
+        """Gives the lock back; a second call does nothing."""
         self._end()
 
     def __enter__(self) -> Lock:
@@ -86,8 +86,12 @@ def waiting(
     """Holds the lock of ``path`` in the block, after whoever holds it now.
 
     Args:
+      path: the lock's file (see ``Lock``).
       on_wait: called once with the holder's description if it has to wait.
       seconds: between two tries.
+
+    Yields:
+      The lock, which is released when the block ends.
     """
     while True:
         try:
@@ -103,8 +107,13 @@ def waiting(
 
 
 def remove_free(folder: pathlib.Path) -> None:
-    """Removes the lock files in ``folder`` whose holders are dead."""
+    """Removes the lock files whose holders are dead.
+
+    Args:
+      folder: where to look; not in folders inside it.
+    """
     for path in folder.glob(f".*{LOCK}"):
+        # To take it is the one sure way to learn that nobody holds it.
         with contextlib.suppress(HeldError):
             Lock(path).release()
 
@@ -114,7 +123,7 @@ def _open(path: pathlib.Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            if fcntl is not None:
+            if sys.platform != "win32":
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
@@ -132,7 +141,8 @@ def _open(path: pathlib.Path) -> int:
 def _refuse_foreign(path: pathlib.Path, descriptor: int) -> None:
     """Refuses what a process of another machine holds, whose kernel's lock is not seen here."""
     owner = _read(descriptor)
-    if not owner or (owner["kernel"] == files.kernel() and fcntl is not None):
+    # On one kernel flock has decided already, also between containers: the file is left over from a dead holder.
+    if not owner or (owner["kernel"] == files.kernel() and sys.platform != "win32"):
         return
     silent = _clock(path) - os.fstat(descriptor).st_mtime
     if silent < STALE_SECONDS:
@@ -164,6 +174,7 @@ def _read(descriptor: int) -> dict[str, Any]:
 def _write(descriptor: int) -> None:
     since = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "kernel": files.kernel()}
+    # In place: a new file of this name would be another one than that under the kernel's lock.
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(owner).encode(), 0)
     os.fsync(descriptor)

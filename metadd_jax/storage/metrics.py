@@ -23,12 +23,12 @@ class JsonLines:
         self.path = pathlib.Path(path).expanduser().absolute()
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Appends the metrics of ``step``.
+        """Appends the metrics of a step.
 
         Args:
           step: updates done so far.
-          metrics: scalars by name; names are paths ("distill/loss"). Values that are not finite are written
-            as the strings "nan", "inf" and "-inf": JSON has no such numbers.
+          metrics: scalars by name; names are paths ("distill/loss"). Values that are not finite are written as the
+            strings "nan", "inf" and "-inf": JSON has no such numbers.
         """
         line = {"step": int(step)} | {name: _plain(float(value)) for name, value in metrics.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,10 @@ class JsonLines:
             stream.write(json.dumps(line, allow_nan=False) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """Every whole line, oldest first, with "nan" and "inf" as floats again; a torn last line is left out.
+        """Reads every whole line, oldest first; a torn last line is left out.
+
+        Returns:
+          One dictionary a line: "step", and the metrics as floats ("nan" and "inf" too).
 
         Raises:
           ValueError: naming the first line that is not a JSON object with a step.
@@ -45,7 +48,10 @@ class JsonLines:
         return [line for _, line in self._lines()]
 
     def truncate_after(self, step: int) -> None:
-        """Drops the lines of steps later than ``step`` and a torn last line: what a resumed run writes anew.
+        """Drops the lines of later steps and a torn last line: what a resumed run writes anew.
+
+        Args:
+          step: of the checkpoint that the run goes on from.
 
         Raises:
           ValueError: as ``read``; the file is left as it was.
@@ -57,6 +63,7 @@ class JsonLines:
     def _lines(self) -> list[tuple[str, dict[str, Any]]]:
         if not self.path.exists():
             return []
+        # Bytes that are no text are replaced: an error of the decoder would name a byte, _parse names the line.
         texts = self.path.read_bytes().decode(errors="replace").splitlines(keepends=True)
         if texts and not texts[-1].endswith("\n"):
             texts.pop()
@@ -74,17 +81,17 @@ class NoMetrics:
     """Takes metrics and keeps none, so that a loop needs no ``if``."""
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Does nothing."""
+        """Forgets the metrics of ``step``, as ``JsonLines.write`` takes them."""
 
     def truncate_after(self, step: int) -> None:
-        """Does nothing."""
+        """Has nothing to drop after ``step``."""
 
 
 class TensorBoard:
-    """Writes the same metrics as TensorBoard events; needs ``tensorboardX``.
+    """Writes the same metrics as TensorBoard events: ``distil(..., on_chunk=TensorBoard(directory).write)``.
 
     Args:
-      directory: the folder of the event files.
+      directory: the folder of the event files; made where it is absent.
 
     Raises:
       ValueError: if tensorboardX is not installed.
@@ -100,13 +107,23 @@ class TensorBoard:
         self._writer = self._make_writer(self._directory)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Writes the metrics of ``step``; see ``JsonLines.write``."""
+        """Writes the metrics of a step, so that a page that is open shows them.
+
+        Args:
+          step: updates done so far.
+          metrics: scalars by name, as ``JsonLines.write`` takes them.
+        """
         for name, value in metrics.items():
             self._writer.add_scalar(name, float(value), int(step))
         self._writer.flush()
 
     def truncate_after(self, step: int) -> None:
-        """Hides the events of later steps: TensorBoard drops them when it meets the restart mark."""
+        """Hides the events of later steps.
+
+        Args:
+          step: of the checkpoint that the run goes on from.
+        """
+        # Events cannot be taken out of a file; TensorBoard drops the later ones when it meets this mark.
         self._writer.close()
         self._writer = self._make_writer(self._directory, purge_step=int(step) + 1)
 

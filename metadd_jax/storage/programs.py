@@ -14,10 +14,12 @@ _ZSTANDARD = b"\x28\xb5\x2f\xfd"  # how its frames begin; JAX packs so where the
 
 
 def cache_compilations(folder: str | os.PathLike) -> None:
-    """Keeps compiled programs in ``folder``, so that the next process compiles nothing that it compiled before.
+    """Keeps compiled programs in a folder, so that the next process compiles nothing that this one compiled.
 
-    Every program is kept: JAX's own limits (a second of compiling, a minimum size) would leave out the small ones,
-    which are many. The folder may be moved or copied. Damaged programs are removed and compiled anew.
+    The folder may be moved or copied. Damaged programs are removed and compiled anew.
+
+    Args:
+      folder: the folder, of JAX's own files alone; made where it is absent.
 
     Raises:
       ValueError: if the folder cannot be made or written to.
@@ -27,6 +29,7 @@ def cache_compilations(folder: str | os.PathLike) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # XLA's own caches put the folder's path into the key of every program: moved, none would be found.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+    # JAX's own limits, a second of compiling and a least size, would leave out the small programs, which are many.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -42,6 +45,7 @@ def _remove_damaged(folder: pathlib.Path) -> None:
     for path in folder.glob("*-cache"):
         try:
             facts = path.stat()
+            # As the listing holds it: JSON gives a list back, and nanoseconds fit an integer of Python's.
             seen = [facts.st_size, facts.st_mtime_ns]
             if before.get(path.name) == seen or _unpacks(path.read_bytes()):
                 whole[path.name] = seen
