@@ -3,37 +3,7 @@
 python experiments/prepare_tiny_imagenet.py tiny-imagenet-200.zip --data-dir ~/tensorflow_datasets
 """
 
-from __future__ import annotations
-
-import dataclasses
-
-import command
-import tyro
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
-    """Prepare Tiny-ImageNet once; then `--dataset tiny_imagenet` works with the same --data-dir.
-
-    Attributes:
-      source: tiny-imagenet-200.zip, or the folder that it unpacks to.
-      data_dir: where prepared TFDS data lies (default: $TFDS_DATA_DIR, or else ~/tensorflow_datasets).
-    """
-
-    source: tyro.conf.Positional[str]
-    data_dir: str | None = None
-
-
-def run(arguments: list[str]) -> None:
-    """Parses the command line and prepares."""
-    config = command.parse(PrepareConfig, arguments, program="prepare_tiny_imagenet.py", description=__doc__)
-    try:
-        from metadd_jax.data import tiny_imagenet
-    except ImportError as error:
-        raise ValueError(f"preparing needs TensorFlow Datasets ({error}); pip install -r requirements.txt") from error
-
-    print(f"wrote {tiny_imagenet.prepare(config.source, config.data_dir)}")
-
+from metadd_jax.job import command, prepare_tiny_imagenet
 
 if __name__ == "__main__":
-    command.main(run)
+    command.main(prepare_tiny_imagenet.run, program="prepare_tiny_imagenet.py")

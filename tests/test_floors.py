@@ -15,9 +15,12 @@ FLOORS = {
     "invariant": 3,
     "distillers": 4,
     "evaluation": 5, "pictures": 5,
+    "job": 6,
+    "cli": 7,
 }  # fmt: skip
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 MOST_LINES = 400
+FACE = FLOORS["evaluation"]  # the highest room that metadd_jax/__init__.py imports
 
 
 def tree_of(path):
@@ -48,11 +51,16 @@ def test_every_room_has_a_floor():
 def test_imports_go_strictly_downwards(path):
     room = room_of(path)
     if room == "__init__":
+        shown = {parts[1] for name in imports(path) if len(parts := name.split(".")) > 1}
+        assert max(FLOORS[name] for name in shown) == FACE
         return
     for name in imports(path):
         parts = name.split(".")
         assert parts[0] != "experiments", f"{path} imports the scripts"
         if parts[0] != "metadd_jax":
+            continue
+        if name == "metadd_jax":  # the package's face: for those who stand above all that it shows
+            assert FLOORS[room] > FACE, f"{path} imports {name}, which imports {room}"
             continue
         assert len(parts) > 1 and parts[1] in FLOORS, f"{path} imports {name}, which has no floor"
         assert parts[1] == room or FLOORS[parts[1]] < FLOORS[room], f"{path} imports {name} upwards"
@@ -88,7 +96,7 @@ def test_orbax_is_imported_in_one_file_only():
 
 def test_no_file_is_too_long():
     everything = [*SOURCES, *(ROOT / "experiments").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
-    lengths = {path.name: len(path.read_text().splitlines()) for path in everything}
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in everything}
     assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
 
 

@@ -2,17 +2,19 @@
 
 import json
 
-import benchmark
-import cost_table
-import flops
 import jax
 import jax.numpy as jnp
-import measure
 import pytest
+
+import cost_table
+import costs
+import flops
+import measure
+import settings
 import works
 
 NET = "convnet:width=4,depth=1"
-TINY = benchmark.BenchmarkConfig(
+TINY = settings.BenchmarkConfig(
     image_shape=(8, 8, 1),
     num_classes=2,
     ipc=3,
@@ -120,7 +122,7 @@ def test_names_are_read():
     assert works.parse("train:vgg11@256", TINY) == works.Name("train", "vgg11", 256, False, False)
     assert works.parse("sre2l", TINY).size == 3 and works.parse("train:mlp", TINY).size == 4
     assert works.parse(NET, TINY) == works.Name("auxiliary", NET, 3, False, False)
-    for work in benchmark.EVERYTHING:
+    for work in settings.EVERYTHING:
         works.parse(work, TINY)
 
 
@@ -142,8 +144,8 @@ def test_the_table_has_a_line_for_each_work_and_columns_that_are_filled():
 
 
 def test_the_page_and_the_facts_are_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "_in_a_fresh_process", lambda program, work, environment: {**ROW, "work": work})
-    benchmark.run(["--works", "dm@1", "dc", "--out", str(tmp_path / "costs.json")])
+    monkeypatch.setattr(costs, "_in_a_fresh_process", lambda program, work, environment: {**ROW, "work": work})
+    costs.run(["--works", "dm@1", "dc", "--out", str(tmp_path / "costs.json")])
     assert [row["work"] for row in json.loads((tmp_path / "costs.json").read_text())["results"]] == ["dm@1", "dc"]
     page = (tmp_path / "costs.md").read_text()
     assert "| dm@1 | 1.2 |" in page and "repeats 5" in page and "10 to 10 GFLOP/s" in page
@@ -156,20 +158,20 @@ def test_what_is_measured_is_kept_when_a_later_work_fails(tmp_path, monkeypatch)
             raise ValueError("no memory")
         return {**ROW, "work": work}
 
-    monkeypatch.setattr(benchmark, "_in_a_fresh_process", run)
+    monkeypatch.setattr(costs, "_in_a_fresh_process", run)
     with pytest.raises(ValueError, match="no memory"):
-        benchmark.run(["--works", "dm@1", "dc", "--out", str(tmp_path / "costs.json")])
+        costs.run(["--works", "dm@1", "dc", "--out", str(tmp_path / "costs.json")])
     assert [row["work"] for row in json.loads((tmp_path / "costs.json").read_text())["results"]] == ["dm@1"]
 
 
 def test_a_typo_is_found_before_anything_is_measured():
     with pytest.raises(ValueError, match="unknown network 'resnet43'"):
-        benchmark.run(["--works", "resnet43"])
+        costs.run(["--works", "resnet43"])
 
 
 def test_pytorch_is_looked_for_before_anything_is_measured(tmp_path):
     with pytest.raises(ValueError, match=r"which .*nowhere has not; run: pip install torch, or give an interpreter"):
-        benchmark.run(["--works", "dm", "--torch", "--torch-python", str(tmp_path / "nowhere")])
+        costs.run(["--works", "dm", "--torch", "--torch-python", str(tmp_path / "nowhere")])
 
 
 def test_only_an_earlier_measurement_is_replaced(tmp_path):
@@ -178,8 +180,8 @@ def test_only_an_earlier_measurement_is_replaced(tmp_path):
     for name, text in (("costs.md", "# What I found"), ("costs.json", '{"config": 1}'), ("costs.json", "milk")):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=rf"{name} is not what metadd_jax wrote"):
-            benchmark.run(["--works", "dm@1", "--out", str(out)])
+            costs.run(["--works", "dm@1", "--out", str(out)])
         assert (tmp_path / name).read_text() == text
         (tmp_path / name).unlink()
     with pytest.raises(ValueError, match=r"name it costs\.json"):
-        benchmark.run(["--works", "dm@1", "--out", str(out.with_suffix(".md"))])
+        costs.run(["--works", "dm@1", "--out", str(out.with_suffix(".md"))])

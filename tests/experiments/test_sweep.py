@@ -3,11 +3,13 @@
 import dataclasses
 import json
 
-import benchmark
 import pytest
+
+import costs
+import settings
 import sweep
 
-CONFIG = benchmark.BenchmarkConfig(works=("dm", "dm+metadd"))
+CONFIG = settings.BenchmarkConfig(works=("dm", "dm+metadd"))
 
 
 def with_sweep(text, **changes):
@@ -90,8 +92,8 @@ def test_the_child_is_told_what_differs(monkeypatch, capsys):
         row = {"work": work, "seconds": [1.0], "compile_seconds": 1.0, "images": 1, "scan_ratio": None}
         return {**row, "matmul_flops_per_second": 1e10, **measured(1.0, 1.0)}
 
-    monkeypatch.setattr(benchmark, "_in_a_fresh_process", run)
-    benchmark.run(["--works", "dm", "--sweep", "num_classes=2,4"])
+    monkeypatch.setattr(costs, "_in_a_fresh_process", run)
+    costs.run(["--works", "dm", "--sweep", "num_classes=2,4"])
     assert told == [{"work": "dm", "settings": {"num_classes": n}} for n in (2, 4)]
     printed = capsys.readouterr().out
     assert "| dm, num_classes 4 |" in printed and "for one more" in printed

@@ -1,0 +1,118 @@
+"""The measurement of one work of ``benchmark.py``, in the process that runs it."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+import flops
+import works
+from metadd_jax import parallel, storage
+from settings import BenchmarkConfig
+
+_PEAK_TRIES = 5
+
+
+def measure(work: str, config: BenchmarkConfig) -> dict[str, Any]:
+    """Compile time, times of repeated calls, FLOPs, memory of one work.
+
+    Returns:
+      compile_seconds (tracing and lowering included), seconds (one a repeat; of "scan:" the chunk's by its steps),
+      median_seconds, images (of a call), flops (of a call, see ``flops.count``), xla_flops (by XLA, which counts a
+      loop's body once), forward_flops (of an auxiliary's forward pass alone, else None), matmul_flops_per_second (of
+      a square product), temporary_bytes (XLA's plan; on a CPU it misses what convolutions use beside it),
+      peak_resident_bytes (of the process), peak_device_bytes (None on a CPU), scan_ratio (time inside a scan by time
+      outside; None but for "scan:").
+    """
+    if config.cache:
+        storage.cache_compilations(config.cache)
+    name = works.parse(work, config)
+    built = works.build(name, config)
+    found = (_inside_a_scan if name.scanned else _alone)(name, built, config)
+    unit = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
+    return {
+        "work": work,
+        **found,
+        "median_seconds": statistics.median(found["seconds"]),
+        "images": built.images,
+        "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_device_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+        # What follows the peaks is not in them.
+        "flops": flops.count(built.function, *built.arguments),
+        "forward_flops": None if built.forward is None else flops.count(built.forward, *built.arguments),
+        "matmul_flops_per_second": _matmul_peak(config.peak_side),
+    }
+
+
+def _alone(name: works.Name, built: works.Work, config: BenchmarkConfig) -> dict[str, Any]:
+    compiled, compile_seconds = _compile(parallel.jit(built.function), built.arguments)
+    call = _Caller(compiled, built)
+    call()
+    return {
+        "compile_seconds": compile_seconds,
+        "seconds": [call() for _ in range(config.repeats)],
+        "scan_ratio": None,
+        "xla_flops": float(compiled.cost_analysis()["flops"]),
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
+def _inside_a_scan(name: works.Name, built: works.Work, config: BenchmarkConfig) -> dict[str, Any]:
+    """The very same steps one by one and in chunks, by turns."""
+    chunk, steps = works.build(name, config), config.chunk  # its state is donated, so it has one of its own
+    compiled, compile_seconds = _compile(
+        parallel.compile_steps(lambda _: chunk.function, steps=steps, mode="jit"), chunk.arguments
+    )
+    inside, outside = (
+        _Caller(compiled, chunk),
+        _Caller(_compile(parallel.jit(built.function), built.arguments)[0], built),
+    )
+    pairs = [(inside(), sum(outside() for _ in range(steps))) for _ in range(config.repeats + 1)][1:]
+    return {
+        "compile_seconds": compile_seconds,
+        "seconds": [within / steps for within, _ in pairs],
+        "scan_ratio": statistics.median(within / without for within, without in pairs),
+        "xla_flops": float(compiled.cost_analysis()["flops"]),
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
+class _Caller:
+    """Calls a compiled work and returns the seconds; a step goes on from the state that it left."""
+
+    def __init__(self, compiled: Callable, work: works.Work) -> None:
+        self._compiled, self._is_step = compiled, work.is_step
+        self._first, *self._rest = work.arguments
+
+    def __call__(self) -> float:
+        start = time.perf_counter()
+        out = jax.block_until_ready(self._compiled(self._first, *self._rest))
+        seconds = time.perf_counter() - start
+        if self._is_step:
+            self._first = out[0]
+        return seconds
+
+
+def _compile(function: Any, arguments: tuple) -> tuple[Any, float]:
+    start = time.perf_counter()
+    compiled = function.lower(*arguments).compile()
+    return compiled, time.perf_counter() - start
+
+
+def _matmul_peak(side: int) -> float:
+    """FLOP/s of the product of two [side, side] float32 matrices at JAX's default precision, the best of several."""
+    matrix = jax.random.normal(jax.random.key(0), (side, side))
+    product = parallel.jit(lambda a, b: a @ b)
+    jax.block_until_ready(product(matrix, matrix))
+    seconds = []
+    for _ in range(_PEAK_TRIES):
+        start = time.perf_counter()
+        jax.block_until_ready(product(matrix, matrix))
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds)

@@ -1,0 +1,96 @@
+"""Every option of the benchmark, with its unit and its default."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+from metadd_jax.ranges import Whole
+
+_AUXILIARIES = ("resnet34", "googlenet", "vit", "vgg11")
+_TRAINED = ("mlp", "lenet", "alexnet", "vgg11", "resnet18", "resnet18_bn", "resnet34", "resnet50", "googlenet", "vit")
+_STEPS = ("dm@1", "dm@10", "dm@50", "dc@10", "dc_inner@10", "mtt@10", "sre2l@100")
+_WRAPPED = ("dm@1", "dm@10", "dc@10", "mtt@10", "sre2l@100")
+_SCANNED = ("dm@10", "dc@10", "mtt@10", "sre2l@100", "train:convnet@100")
+EVERYTHING = (
+    *_STEPS,
+    "mtt_kept@10",
+    *(f"{work}+metadd" for work in _WRAPPED),
+    *(f"scan:{work}" for work in _SCANNED),
+    "evaluate@10",
+    *(f"train:convnet@{size}" for size in (100, 256)),
+    *(f"train:{network}@100" for network in (*_TRAINED, "swin_t")),
+    *_AUXILIARIES,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Measure compile time, time, FLOPs and memory.
+
+    Attributes:
+      works: what to measure: a step of "dm", "dc" (one matching under a new network), "dc_inner" (the same after the
+        inner training on the set), "mtt", "mtt_kept" (the activations of all student steps kept, not computed again) or
+        "sre2l", at SIZE images per class (sre2l: images, all of different classes); "train:NETWORK", a training step
+        at batch SIZE; "evaluate", networks trained from several seeds at once and tested; or NETWORK, an auxiliary's
+        part of the invariant loss and the gradient to the images.
+      auxiliaries: networks that "+metadd" looks through.
+      backbone: network that distils and is judged.
+      teacher: network of sre2l.
+      image_shape: height, width and channels of the images.
+      num_classes: number of classes (not of sre2l).
+      ipc: images per class where a work does not say.
+      batch_size: real images per class and step (dm, dc).
+      class_batch: classes matched at once.
+      augmentation: DSA tokens joined by "_", or "none" (dm, mtt, evaluate).
+      inner_epochs: epochs of the inner training; published for 10 images per class: 50.
+      syn_steps: student steps of mtt.
+      recover_images: images of sre2l where a work does not say.
+      train_batch: batch of "train:" where a work does not say.
+      eval_epochs: passes over the set in an evaluation; published are 301 or 1001.
+      eval_seeds: networks of an evaluation.
+      test_per_class: test images per class of an evaluation, fewer than published for its fewer epochs.
+      subset: synthetic images that the invariant loss looks at per step; 0 for all.
+      micro_batch: synthetic images that pass an auxiliary at once; 0 for all.
+      checkpoint: whether an auxiliary's forward pass is computed again for the gradient (less memory, more time).
+      chunk: steps in a scan.
+      repeats: timed calls, after one that is not timed.
+      peak_side: side of the square matrices whose product gives the machine's peak.
+      sweep: FIELD=N,N,...: every work at each of these values of a setting above ("ipc", "num_classes", ...; for
+        "auxiliaries" the first N of them), and a straight line through the costs.
+      cache: a folder for compiled programs, to see what a second start compiles; none by default.
+      torch: the same works as a PyTorch program beside ours, and the ratio.
+      torch_python: interpreter that has PyTorch; none takes this one.
+      torch_device: where PyTorch computes, "cpu" or "cuda".
+      out: file for the results as JSON; the table goes beside it as Markdown.
+    """
+
+    works: tuple[str, ...] = EVERYTHING
+    auxiliaries: tuple[str, ...] = _AUXILIARIES
+    backbone: str = "convnet"
+    teacher: str = "resnet18_bn"
+    image_shape: tuple[int, int, int] = (32, 32, 3)
+    num_classes: Annotated[int, Whole(1)] = 10
+    ipc: Annotated[int, Whole(1)] = 10
+    batch_size: Annotated[int, Whole(1)] = 256
+    class_batch: Annotated[int, Whole(1)] = 1
+    augmentation: str = "color_crop_cutout_flip_scale_rotate"
+    inner_epochs: Annotated[int, Whole(1)] = 50
+    syn_steps: Annotated[int, Whole(1)] = 30
+    recover_images: Annotated[int, Whole(1)] = 100
+    train_batch: Annotated[int, Whole(1)] = 100
+    eval_epochs: Annotated[int, Whole(1)] = 20
+    eval_seeds: Annotated[int, Whole(1)] = 5
+    test_per_class: Annotated[int, Whole(1)] = 20
+    subset: Annotated[int, Whole(0)] = 0
+    micro_batch: Annotated[int, Whole(0)] = 0
+    checkpoint: bool = False
+    chunk: Annotated[int, Whole(1)] = 3
+    repeats: Annotated[int, Whole(1)] = 5
+    peak_side: Annotated[int, Whole(1)] = 2048
+    sweep: str | None = None
+    cache: str | None = None
+    torch: bool = False
+    torch_python: str | None = None
+    torch_device: str = "cpu"
+    out: str | None = None

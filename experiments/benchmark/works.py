@@ -1,0 +1,220 @@
+"""What ``benchmark.py`` measures: the names of the works, and the functions that they stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import metadd_jax as mdd
+from metadd_jax import parallel
+from metadd_jax.invariant import InvariantConfig
+from metadd_jax.training import recipes, trajectories
+from settings import BenchmarkConfig
+
+STEPS = ("dm", "dc", "dc_inner", "mtt", "mtt_kept", "sre2l")
+_SCAN, _WRAPPED, _TRAIN = "scan:", "+metadd", "train:"
+_EXPERT_EPOCHS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """A work's name in its parts.
+
+    Attributes:
+      kind: one of ``STEPS``, "train", "evaluate" or "auxiliary".
+      network: of "train" and "auxiliary", as ``zoo.parse`` reads it.
+      size: images per class; of sre2l the images, of "train" the batch.
+      wrapped: with MetaDD.
+      scanned: also inside a scan.
+    """
+
+    kind: str
+    network: str
+    size: int
+    wrapped: bool
+    scanned: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One work, ready to be compiled.
+
+    Attributes:
+      function: ``(state, data, frozen) -> (state, metrics)`` of a step, else any pure function.
+      arguments: of the first call.
+      is_step: whether each call goes on from the state that the last one gave.
+      images: images that pass through a network in one call, on their way in.
+      forward: of an auxiliary: its loss alone, without the gradient.
+    """
+
+    function: Callable
+    arguments: tuple
+    is_step: bool
+    images: int
+    forward: Callable | None = None
+
+
+def parse(work: str, config: BenchmarkConfig) -> Name:
+    """Reads "dm@10+metadd", "scan:sre2l@100", "train:vgg11@256", "evaluate" or the name of a network.
+
+    Raises:
+      ValueError: if the parts do not go together, or the network is unknown.
+    """
+    scanned, rest = work.startswith(_SCAN), work.removeprefix(_SCAN)
+    wrapped, rest = rest.endswith(_WRAPPED), rest.removesuffix(_WRAPPED)
+    rest, marked, digits = rest.partition("@")
+    if marked and not (digits.isdecimal() and int(digits) > 0):
+        raise ValueError(f"cannot read the size {digits!r} of {work!r}; write a whole number, such as dm@10")
+    trained, network = rest.startswith(_TRAIN), rest.removeprefix(_TRAIN)
+    known = network in (*STEPS, "evaluate") and not trained
+    kind = network if known else "train" if trained else "auxiliary"
+    if (wrapped and kind not in STEPS) or (scanned and kind not in (*STEPS, "train")):
+        raise ValueError(
+            f"{work!r}: +metadd goes with {', '.join(STEPS)} and scan: also with train:NETWORK; measure {rest!r} alone"
+        )
+    usual = {"sre2l": config.recover_images, "train": config.train_batch}.get(kind, config.ipc)
+    if not known:
+        from metadd_jax.job import common
+
+        common.check_names((network,))
+    return Name(kind, "" if known else network, int(digits) if marked else usual, wrapped, scanned)
+
+
+def build(name: Name, config: BenchmarkConfig) -> Work:
+    """The function of a work and what it is called with; the images are noise."""
+    makers = {"train": _train, "evaluate": _evaluate, "auxiliary": _auxiliary}
+    return makers.get(name.kind, _step)(name, config)
+
+
+def _noise(config: BenchmarkConfig, classes: int, per_class: int) -> mdd.Dataset:
+    """Noise of the right shape: what a step costs does not depend on what the images show."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(classes), per_class)
+    images = rng.integers(0, 256, (len(labels), *config.image_shape), dtype=np.uint8)
+    test = np.repeat(np.arange(classes), config.test_per_class)
+    return mdd.data.from_arrays(
+        "noise", images, labels, rng.integers(0, 256, (len(test), *config.image_shape), dtype=np.uint8), test
+    )
+
+
+def _network(spec: str, classes: int, config: BenchmarkConfig) -> mdd.zoo.Architecture:
+    return mdd.zoo.parse(spec, classes, config.image_shape)
+
+
+def _variables(net: mdd.zoo.Architecture, seed: int = 0) -> Any:
+    return parallel.jit(net.init)(jax.random.key(seed))
+
+
+def _frozen(spec: str, classes: int, config: BenchmarkConfig) -> mdd.Auxiliary:
+    net = _network(spec, classes, config)
+    map_eps = dict.fromkeys(mdd.features.map_kinds(net), jnp.float32(1e-3))
+    return mdd.Auxiliary(variables=_variables(net), map_eps=map_eps, net=net)
+
+
+def _auxiliary(name: Name, config: BenchmarkConfig) -> Work:
+    """One network's share: its cross-entropy and its map's squared norm, with the gradient to the images."""
+    arrays = _noise(config, config.num_classes, name.size).train
+    images, labels = mdd.data.random_per_class(jax.random.key(0), arrays, name.size)
+
+    def value(images: jax.Array, auxiliary: mdd.Auxiliary) -> jax.Array:
+        maps, logits = mdd.features.observe(auxiliary, images, labels)
+        return mdd.invariant.cross_entropy(logits[None], labels).mean() + jnp.square(maps).mean()
+
+    kept = jax.checkpoint(value) if config.checkpoint else value
+    arguments = (images, _frozen(name.network, config.num_classes, config))
+    return Work(jax.value_and_grad(kept), arguments, False, len(images), value)
+
+
+def _step(name: Name, config: BenchmarkConfig) -> Work:
+    classes, ipc = (name.size, 1) if name.kind == "sre2l" else (config.num_classes, name.size)
+    data = _noise(config, classes, ipc if name.kind == "sre2l" else max(config.batch_size, ipc))
+    makers = {"dm": _matching, "dc": _matching, "dc_inner": _matching, "sre2l": _recovery}
+    method, tx, images = makers.get(name.kind, _trajectory)(name.kind, ipc, data, config)
+    if name.wrapped:
+        auxiliaries = [_frozen(spec, classes, config) for spec in config.auxiliaries]
+        settings = {name: getattr(config, name) for name in ("checkpoint", "subset", "micro_batch")}
+        loss = InvariantConfig(weighting="raw", **settings)
+        method = mdd.distillers.metadd(method, auxiliaries, config=loss)
+    state = mdd.distillers.init_state(jax.random.key(0), method, tx, data)
+    if name.kind == "dc_inner":
+        state = state.replace(step=jnp.ones((), jnp.int32))  # step 0 draws a network and trains none
+    arguments = (state, mdd.data.to_device(data.train), method.frozen)
+    return Work(mdd.distillers.make_update(method, tx), arguments, True, images)
+
+
+def _matching(kind: str, ipc: int, data: mdd.Dataset, config: BenchmarkConfig) -> tuple:
+    settings = {"ipc": ipc, "batch_size": config.batch_size, "class_batch": config.class_batch}
+    net, images = _network(config.backbone, data.num_classes, config), data.num_classes * (config.batch_size + ipc)
+    if kind == "dm":
+        method = mdd.distillers.dm(net, augmentation=config.augmentation, **settings)
+        return method, optax.sgd(1.0, momentum=0.5), images
+    # A new network at every step, or one that is trained before every step and never new.
+    outer = 1 if kind == "dc" else np.iinfo(np.int32).max
+    method = mdd.distillers.dc(net, outer=outer, inner=config.inner_epochs, **settings)
+    images += config.inner_epochs * data.num_classes * ipc if kind == "dc_inner" else 0
+    return method, optax.sgd(0.1, momentum=0.5), images
+
+
+def _trajectory(kind: str, ipc: int, data: mdd.Dataset, config: BenchmarkConfig) -> tuple:
+    net = _network(config.backbone, data.num_classes, config)
+    # The snapshots of one expert: random weights, since only their number and size cost.
+    snapshots = [trajectories.flatten(_variables(net, seed)["params"]) for seed in range(_EXPERT_EPOCHS + 1)]
+    method = mdd.distillers.mtt(
+        net,
+        jnp.stack(snapshots)[None],
+        ipc=ipc,
+        syn_steps=config.syn_steps,
+        expert_epochs=_EXPERT_EPOCHS,
+        max_start_epoch=1,
+        augmentation=config.augmentation,
+        checkpoint=kind == "mtt",
+    )
+    tx = mdd.distillers.trajectory_optimiser(100.0, 1e-5, lr_teacher=0.01)
+    return method, tx, config.syn_steps * data.num_classes * ipc
+
+
+def _recovery(kind: str, ipc: int, data: mdd.Dataset, config: BenchmarkConfig) -> tuple:
+    net = _network(config.teacher, data.num_classes, config)
+    method = mdd.distillers.sre2l(net, _variables(net), ipc=ipc, crop=False, flip=False, roll=(0, 4))
+    tx = mdd.distillers.recover_optimiser(0.25, 1000, data.train.mean, data.train.std)
+    return method, tx, data.num_classes * ipc
+
+
+def _train(name: Name, config: BenchmarkConfig) -> Work:
+    """One step of the DC family's training of a network."""
+    net = _network(name.network, config.num_classes, config)
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.standard_normal((name.size, *config.image_shape), dtype=np.float32))
+    labels = jnp.asarray(rng.integers(0, config.num_classes, name.size, dtype=np.int32))
+    recipe = recipes.Recipe(epochs=1, batch_size=name.size)
+
+    def update(variables: Any, data: tuple, key: jax.Array) -> tuple[Any, dict]:
+        return mdd.training.fit(key, net, *data, recipe, shared_key=key, variables=variables), {}
+
+    return Work(update, (_variables(net), (images, labels), jax.random.key(0)), True, name.size)
+
+
+def _evaluate(name: Name, config: BenchmarkConfig) -> Work:
+    """Accuracies of one network trained from several seeds, as in ``evaluation.cross_architecture``."""
+    net, data = _network(config.backbone, config.num_classes, config), _noise(config, config.num_classes, name.size)
+    images, labels = mdd.data.random_per_class(jax.random.key(0), data.train, name.size)
+    recipe = recipes.dc_evaluation(config.eval_epochs - 1, augmentation=config.augmentation)
+
+    def accuracies(seeds: jax.Array, key: jax.Array, images: jax.Array, labels: jax.Array, test: Any) -> jax.Array:
+        def accuracy(seed: jax.Array) -> jax.Array:
+            own = jax.random.fold_in(key, seed)
+            variables = mdd.training.fit(own, net, images, labels, recipe, shared_key=key)
+            right, total = mdd.training.count_correct(net, variables, test)
+            return right / total
+
+        return parallel.each(accuracy, seeds)
+
+    arguments = (jnp.arange(config.eval_seeds), jax.random.key(0), images, labels, mdd.data.to_device(data.test))
+    seen = config.eval_seeds * (config.eval_epochs * len(images) + len(data.test.labels))
+    return Work(accuracies, arguments, False, seen)

@@ -1,0 +1,1 @@
+"""The main job and its commands, as ``metadd_jax.cli`` and the scripts of ``experiments/`` call them."""

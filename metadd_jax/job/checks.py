@@ -1,0 +1,109 @@
+"""What ``prepare.open_job`` proves of the options, alone and beside the data, before a run takes its folder."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import metadd_jax as mdd
+from metadd_jax import augment, files, ranges
+from metadd_jax.invariant import InvariantConfig
+from metadd_jax.job import common, methods
+from metadd_jax.job.options import DistillConfig
+
+
+def check_options(config: DistillConfig) -> None:
+    """Refuses options outside their ranges and options that do not go together, before any data is read.
+
+    Raises:
+      ValueError: one line that names the option and what it may be.
+    """
+    ranges.check(config, spell=common.option)
+    if config.first_seed + config.distill_seeds > ranges.SEEDS:
+        raise ValueError(
+            f"--first-seed {config.first_seed} and --distill-seeds {config.distill_seeds} reach beyond the last seed "
+            f"{ranges.SEEDS - 1}; lower one of them"
+        )
+    if config.wrapped and not config.seen:
+        raise ValueError("MetaDD looks through auxiliary networks: name some by --seen, or distil bare by --no-wrapped")
+    if config.evaluate_on == "validation" and not config.validation_fraction:
+        raise ValueError("--evaluate-on validation needs --validation-fraction, for example 0.1")
+    methods.check(config)
+
+
+def check_settings(config: DistillConfig, settings: Mapping[str, InvariantConfig]) -> None:
+    """Refuses settings of the invariant loss that ``--seen`` cannot serve; ``settings`` are as from the pipeline.
+
+    Raises:
+      ValueError: naming the setting.
+    """
+    for name, setting in settings.items():
+        of = f" in --variants {name[1:]}" if name else ""
+        augment.strategy(methods.augmentation(config, setting.views))
+        compared = [term for term in ("pos", "var") if term in setting.strengths]
+        if compared and len(config.seen) < 2:
+            raise ValueError(
+                f"--metadd.{compared[0]} {setting.strengths[compared[0]]}{of} compares networks, and --seen names "
+                f"{len(config.seen)}: name two, or set {' and '.join(f'--metadd.{term}' for term in compared)} to 0"
+            )
+
+
+def check_subsets(settings: Mapping[str, InvariantConfig], images: int) -> None:
+    """Refuses a subset larger than the set of ``images`` images.
+
+    Raises:
+      ValueError: with both numbers.
+    """
+    for name, setting in settings.items():
+        if setting.subset > images:
+            of = f" in --variants {name[1:]}" if name else ""
+            raise ValueError(
+                f"--metadd.subset {setting.subset}{of} is larger than the {images} synthetic images; lower it, or 0 "
+                "for all"
+            )
+
+
+def check_networks(networks: Sequence[mdd.zoo.Architecture], seen: Sequence[mdd.zoo.Architecture]) -> None:
+    """Refuses a network listed twice and an auxiliary without an activation map.
+
+    Raises:
+      ValueError: naming it.
+    """
+    labels = [net.label for net in networks]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"a network is listed twice: {', '.join(labels)}")
+    for net in seen:
+        if not net.has_map:
+            raise ValueError(f"{net.label} has no activation map, so it cannot be an auxiliary; list it as unseen")
+
+
+def data_facts(dataset: mdd.Dataset) -> dict[str, Any]:
+    """What a run's ``config.json`` keeps of its data: one name can stand for other images another day."""
+    return {"fingerprint": dataset.fingerprint, "class_names": list(dataset.class_names)}
+
+
+def check_data(directory: pathlib.Path, dataset: mdd.Dataset) -> None:
+    """Refuses a folder whose run began with other data than ``dataset``; one that holds no run is none of them.
+
+    Raises:
+      ValueError: with both fingerprints, or the first class whose name differs.
+    """
+    file = directory / "config.json"
+    if not file.exists():
+        return
+    held, now = files.read_json(file).get("data"), data_facts(dataset)
+    if held == now:
+        return
+    held = held if isinstance(held, dict) else {}
+    was = str(held.get("fingerprint"))
+    what = f"the data {dataset.name} had the fingerprint {was[:12]}, now {dataset.fingerprint[:12]}"
+    if was == dataset.fingerprint:
+        names = itertools.zip_longest(held.get("class_names") or (), dataset.class_names)
+        label, (before, after) = next((label, pair) for label, pair in enumerate(names) if pair[0] != pair[1])
+        what = f"class {label} of {dataset.name} was {before!r}, now {after!r}"
+    raise ValueError(
+        f"{directory} holds another run ({what}); bring the data back, use another --run-dir, or --overwrite to start "
+        "anew"
+    )

@@ -1,0 +1,139 @@
+"""What every script shares: options from a dataclass, one-line errors, a bar, the platform's facts."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import logging
+import os
+import platform
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from metadd_jax.job import errors
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def parse(config_type: type, arguments: list[str], *, default: Any = None, program: str, description: str) -> Any:
+    """Parses a command line into a frozen dataclass; ``--help`` explains each option.
+
+    Args:
+      config_type: the dataclass.
+      arguments: the words of the command line.
+      default: values of the options that are not given, where they are not the class's own.
+      program: what stands before ``arguments``: "metadd distill [PRESET]", or a script's file.
+      description: what the command does; its examples are shown as the user called it.
+
+    Raises:
+      ValueError: one line for what cannot be read.
+    """
+    if not program.startswith("metadd"):
+        description = re.sub(r"\bmetadd (\w+)(?= )", r"python experiments/\1.py", description)
+    try:
+        import tyro
+    except ImportError as error:
+        raise ValueError("the scripts need tyro; run: pip install -r requirements.txt") from error
+    options = {} if default is None else {"default": default}
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(config_type, args=arguments, prog=program, description=description, **options)
+    except SystemExit as ended:
+        if not ended.code:
+            raise  # --help
+        raise ValueError(_from_box(said.getvalue())) from ended
+
+
+def _from_box(text: str) -> str:
+    """tyro's box of several lines as one: what is wrong, and the options that it thinks were meant."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in text.splitlines()]
+    lines = [line for line in lines if line.strip("-")]
+    kept = lines[1:]  # the title says less than the line below it
+    for ending in ("Argument helptext:", "For full helptext"):
+        kept = kept[: next((i for i, line in enumerate(kept) if line.startswith(ending)), len(kept))]
+    meant = next((i for i, line in enumerate(kept) if line.startswith("Perhaps you meant")), len(kept))
+    what = " ".join(kept[:meant])
+    # A record of settings checks itself: "Error parsing mtt: lr_teacher is 0" speaks of --mtt.lr-teacher.
+    what = re.sub(r"^Error parsing ([\w.]+): ([a-z]\w*)", lambda m: f"--{m[1]}.{m[2].replace('_', '-')}", what)
+    near = [line.split()[0] for line in kept[meant:] if re.match(r"--?[a-z]", line)]
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"{what.removeprefix('Error parsing ').rstrip('.')}{hint or '; --help lists the options'}"
+
+
+def main(function: Callable[..., None], *, program: str) -> None:
+    """Runs a command: an error is one line on stderr and exit status 1, Ctrl-C is 130; warnings are one line each.
+
+    With ``METADD_TRACEBACK=1`` in the environment an error shows where it comes from.
+
+    Args:
+      function: called with the command line's words and ``program``.
+      program: how the user calls it, "metadd" or "distill.py".
+    """
+    warnings.showwarning = lambda message, *place, **options: _warn(str(message))
+    logging.basicConfig(level=logging.WARNING, handlers=[_OneLine()])
+    try:
+        function(sys.argv[1:], program=program)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (head, less) went away: not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:  # the last place where anything can be caught: whatever it is, it is one line
+        if os.environ.get("METADD_TRACEBACK"):
+            raise
+        print(f"error: {errors.in_one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+class _OneLine(logging.Handler):
+    """Shows what is logged as warnings are shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _warn(record.getMessage())
+
+
+def _warn(message: str) -> None:
+    """One plain line, above a bar if there is one."""
+    text = f"warning: {' '.join(message.split())}"
+    if "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr)
+
+
+def bar(total: int, description: str, unit: str) -> Any:
+    """A tqdm bar with rate and time left."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=f"{description:<24}", unit=unit, dynamic_ncols=True, smoothing=0.1)
+
+
+def be_silent() -> None:
+    """Prints nothing from here on but errors: what all processes but the first do."""
+    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which ``bar`` does
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for the rest of the process
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers, and the machine."""
+    import jax
+
+    import metadd_jax
+
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    device = jax.devices()[0]
+    return {
+        "metadd_jax": metadd_jax.__version__,
+        **found,
+        "python": platform.python_version(),
+        "device": f"{jax.device_count()} x {device.device_kind}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }

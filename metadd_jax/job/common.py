@@ -1,0 +1,121 @@
+"""Options and steps that the small scripts share."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import metadd_jax as mdd
+from metadd_jax import files, storage
+from metadd_jax.job import command
+
+
+def load_set(file: str) -> tuple[mdd.SyntheticSet, dict[str, Any]]:
+    """A distilled set from ``synthetic.npz`` or from the folder that holds it.
+
+    Raises:
+      ValueError: if there is none, or it is damaged; the folder of a run names the sets that it holds.
+    """
+    path = pathlib.Path(file).expanduser()
+    if not path.is_dir():
+        return mdd.exchange.load_npz(path)
+    inside = [] if (path / "synthetic.npz").exists() else sets_inside(path)
+    if inside:
+        raise ValueError(f"{path} is a run's folder with {len(inside)} sets; give one: {' '.join(map(str, inside))}")
+    return mdd.exchange.load_npz(path / "synthetic.npz")
+
+
+def sets_inside(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The folders of the sets that a run's folder holds, or a method's in it."""
+    return sorted(file.parent for pattern in ("*/seed*", "seed*") for file in folder.glob(f"{pattern}/synthetic.npz"))
+
+
+def is_set(file: str) -> bool:
+    """Whether a path means a distilled set (or a run of such) and not real data: not its name decides."""
+    path = pathlib.Path(file).expanduser()
+    if path.is_dir():
+        return (path / "synthetic.npz").exists() or bool(sets_inside(path))
+    if path.suffix == ".npz":
+        return not path.is_file() or mdd.exchange.is_set_file(path)
+    return path.is_file()
+
+
+def option(name: str) -> str:
+    """How the user writes a field of a script's settings: "mtt.lr_teacher" is ``--mtt.lr-teacher``."""
+    return f"--{name.replace('_', '-')}"
+
+
+def open_cache(cache_dir: str | None) -> pathlib.Path:
+    """The folder of everything that need not be made twice: decoded images, trained networks, compiled programs.
+
+    Raises:
+      ValueError: if it cannot be made or written to.
+    """
+    folder = files.require_writable(mdd.data.cache_folder(cache_dir))
+    for place in (folder, folder / "networks", folder / "experts"):  # what killed runs were writing
+        storage.folder.tidy(place)
+        storage.lock.remove_free(place)
+    storage.cache_compilations(folder / "compiled")
+    return folder
+
+
+def check_names(specs: tuple[str, ...]) -> None:
+    """Finds a typo in a network before any data is read.
+
+    Raises:
+      ValueError: naming what exists.
+    """
+    for spec in specs:
+        mdd.zoo.check(spec)  # whether it suits the images is seen when they are there
+
+
+def networks(specs: tuple[str, ...], dataset: mdd.Dataset) -> list[mdd.zoo.Architecture]:
+    """Architectures for this data set."""
+    return [mdd.zoo.parse(spec, dataset.num_classes, dataset.image_shape) for spec in specs]
+
+
+def pretrain(
+    nets: Sequence[mdd.zoo.Architecture],
+    dataset: mdd.Dataset,
+    recipe: mdd.training.Recipe,
+    cache: pathlib.Path,
+    *,
+    seed: int = 0,
+    split: str = "test",
+    description: str = "pretrain",
+) -> list[mdd.training.Trained]:
+    """Trains networks on the real images, or takes them from the cache; shows a bar and prints each accuracy."""
+    every = []
+    with command.bar(len(nets), description, "net") as progress:
+        for net in nets:
+            progress.set_postfix_str(net.label)
+            every.append(mdd.training.pretrain(net, dataset, recipe, seed=seed, split=split, cache_dir=cache))
+            source = " (from the cache)" if every[-1].cached else ""
+            progress.write(f"{net.label:<28} {100 * every[-1].accuracy:5.1f} % on the {split} split{source}")
+            progress.update()
+    return every
+
+
+def real_data(metadata: dict[str, Any], *, name: str | None = None, **places: str | None) -> mdd.Dataset:
+    """The real data that a set was made from, in the set's own value space; says so if it is other data.
+
+    Args:
+      name: another data set to judge it on, named by the user.
+      places: ``data_dir`` and ``cache_dir``.
+
+    Raises:
+      ValueError: if the data is absent, the set does not name it, or the two do not belong together.
+    """
+    own = name or metadata.get("dataset")
+    if not isinstance(own, str):
+        raise ValueError("the set does not say which data it was made from; name it by --dataset")
+    settings = {key: metadata.get(key, 0) for key in ("image_size", "train_per_class", "validation_fraction")}
+    for key, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{key} of the set is {value!r}, not a number; export the set with the data's own {key}")
+    dataset = mdd.data.load(own, zca=metadata["value_space"] == "zca", **settings, **places)
+    note = mdd.exchange.check_belongs(metadata, dataset, other_data=name is not None)
+    if note:
+        print(note)
+    return dataset

@@ -1,0 +1,131 @@
+"""The main job: distil a data set with a base method and with MetaDD, judge both across architectures.
+
+    metadd distill [PRESET] [--option value ...]
+
+Without arguments it distils the embedded digits. Started again in the same folder it goes on where it stopped.
+Several processes distil together if each is told so (--num-processes); the first prints and writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+from metadd_jax import distillers, files, parallel
+from metadd_jax.evaluation import report
+from metadd_jax.job import checks, command, effects, options, plan, prepare, presets, results, stages
+
+
+def run(arguments: list[str], *, program: str = "metadd distill") -> None:
+    """Parses the command line, does the job (or tells its plan, or what an earlier start found), prints the table.
+
+    Args:
+      program: what the user typed before ``arguments``, for ``--help`` and errors.
+    """
+    config = _parsed(arguments, program)
+    checks.check_options(config)
+    # Before anything asks JAX for its devices.
+    parallel.initialize(
+        coordinator=config.coordinator, num_processes=config.num_processes, process_id=config.process_id
+    )
+    if not parallel.is_main():
+        command.be_silent()
+    prepared = prepare.open_job(config)
+    try:
+        job = plan.with_class_batch(prepared)
+        if config.plan:
+            print("\n".join(plan.lines(job, *plan.estimate(job))))
+        else:
+            _go_on(job)
+    finally:
+        if prepared.lock:
+            prepared.lock.release()
+
+
+def _go_on(job: prepare.Job) -> None:
+    """Does what is not done yet, and prints the results."""
+    found = report.read(job.directory)
+    missing = [] if found is None else results.unwritten(job, found)
+    if found is None and (job.directory / "results.json").exists():
+        print("results.json is not what was written; the sets are judged anew")
+    if missing:
+        print(f"{', '.join(map(str, missing))}: missing or damaged; made anew")
+    if found is None or missing:
+        print(_do(job, found))
+        print(f"Sets, pictures and results lie in {job.directory}")
+    else:
+        print(results.show(job, found))
+        print(f"{job.directory} is finished; --overwrite starts anew, another --run-dir keeps both")
+
+
+def _do(job: prepare.Job, found: dict[str, Any] | None = None) -> str:
+    """Pre-trains, distils, draws, judges, writes; the results as Markdown, or "" on all processes but the first.
+
+    Args:
+      found: the results of an earlier start, where only files of the sets are to be made anew.
+    """
+    config, markdown = job.config, ""
+    trained = stages.pretrain_all(job)
+    auxiliaries = {
+        label: distillers.freeze(network.net, network.variables, job.dataset) for label, network in trained.items()
+    }
+    watch = effects.Stopwatch()
+    distilled = stages.distil_all(job, *stages.all_methods(job, trained, auxiliaries), watch)
+    if parallel.is_main():
+        results.draw(job, distilled, auxiliaries)
+    if found is not None:
+        parallel.barrier("the files are written")
+        return results.show(job, found)
+    sets = {**stages.baselines(job), **distilled}
+    rows = stages.judge(job, sets, auxiliaries[job.backbone.label])
+    if parallel.is_main():
+        base, *ours = distilled
+        pairs = [(base, name) for name in ours] + [("random", base)]
+        seeds = prepare.seeds(config)
+        found = {
+            "notes": [
+                *results.notes(job),
+                *effects.conditions(job.directory, distilled, seeds, job.dataset),
+            ],
+            "evaluated_on": config.evaluate_on,
+            "rows": rows,
+            "repeats": report.repeats(sets, seeds),
+            "comparisons": [report.compare(rows, *pair) for pair in pairs],
+            "agreement": results.agreements(job, sets, auxiliaries),
+            "pulls": effects.pulls(job.directory, distilled, seeds),
+            "seconds": watch.medians(),
+            "whole_data": {label: network.accuracy for label, network in trained.items()},
+            "versions": files.read_json(job.directory / "config.json")["versions"],
+        }
+        markdown = report.write(job.directory, found)
+    parallel.barrier("the results are written")
+    return markdown
+
+
+def _parsed(arguments: list[str], program: str) -> options.DistillConfig:
+    name, arguments = _split(arguments)
+    try:
+        config = command.parse(
+            options.DistillConfig,
+            arguments,
+            default=presets.preset(name),
+            program=f"{program} [PRESET]",
+            description=f"{__doc__}\nPresets:\n\n{presets.listing()}\n\nThe defaults below are those of {name!r}.",
+        )
+    except ValueError as error:
+        stray = str(error).removeprefix("Unrecognized options: ").partition(";")[0].split(", ")
+        near = difflib.get_close_matches(stray[-1], presets.PRESETS, n=1)
+        if not str(error).startswith("Unrecognized") or not near:
+            raise
+        raise ValueError(f"{error}; a preset stands first: {program} {near[0]} --option value") from error
+    return config if config.run_dir is not None else dataclasses.replace(config, run_dir=f"runs/{name}")
+
+
+def _split(arguments: list[str]) -> tuple[str, list[str]]:
+    """The preset's name, which stands first or, after the value of an option, last; and the rest."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    if len(arguments) > 2 and arguments[-1] in presets.PRESETS and not arguments[-2].startswith("--"):
+        return arguments[-1], arguments[:-1]
+    return "mnist5k", arguments

@@ -1,0 +1,95 @@
+"""What MetaDD costs and how it pulls: seconds a step, gradient norms and cosines, read back for the results."""
+
+from __future__ import annotations
+
+import pathlib
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import metadd_jax as mdd
+from metadd_jax import storage
+
+
+class Stopwatch:
+    """Seconds a step of each method; a chunk that follows nothing (compilation, another set) is not counted."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, list[float]] = {}
+        self._last: tuple[str, int, float] | None = None
+
+    def start(self) -> None:
+        """Before a set: what comes first has nothing to be measured from."""
+        self._last = None
+
+    def lap(self, method: str, done: int) -> None:
+        """After a chunk of ``method`` that brought the set to ``done`` steps."""
+        now = time.perf_counter()
+        if self._last is not None and done > self._last[1]:
+            self._seconds.setdefault(method, []).append((now - self._last[2]) / (done - self._last[1]))
+        self._last = (method, done, now)
+
+    def medians(self) -> dict[str, float]:
+        """Median seconds a step by method, of those that ran in this start."""
+        return {method: statistics.median(values) for method, values in self._seconds.items()}
+
+
+def pulls(directory: pathlib.Path, methods: Iterable[str], seeds: Iterable[int]) -> dict[str, dict[str, Any]]:
+    """By set: norm over the base method's gradient norm, and cosine with it, of each term at the start and the end.
+
+    Means over the seeds; the term "metadd" is the sum of the weighted terms.
+    """
+    found = {}
+    for method in methods:
+        logs = [storage.JsonLines(directory / method / f"seed{seed}" / "metrics.jsonl").read() for seed in seeds]
+        lines = [[line for line in log if "report/gradient_norm_base" in line] for log in logs]
+        if all(len(reported) > 1 for reported in lines):
+            found[method] = {
+                "start": _of([reported[0] for reported in lines]),
+                "end": _of([reported[-1] for reported in lines]),
+            }
+    return found
+
+
+def conditions(
+    directory: pathlib.Path, sets: Mapping[str, Sequence[mdd.SyntheticSet]], seeds: Iterable[int], dataset: mdd.Dataset
+) -> list[str]:
+    """Lines for the head of the results: what the pixels, the loss and the gradient of each method's sets came to."""
+    lines = []
+    for method, group in sets.items():
+        found = {}
+        for seed, synthetic in zip(seeds, group, strict=True):
+            log = storage.JsonLines(directory / method / f"seed{seed}" / "metrics.jsonl").read()
+            if looked := mdd.distillers.examine(synthetic, dataset, log):
+                found[seed] = looked
+        if found:
+            mean = mdd.distillers.Condition(*(_mean(values) for values in zip(*found.values(), strict=True)))
+            lines += ["", f"{method}: {mean.describe()}."]
+            lines += [
+                line
+                for seed, looked in found.items()
+                for text in looked.warnings()
+                for line in ("", f"**Warning**, {method} seed {seed}: {text}.")
+            ]
+    return lines
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    mean = np.mean(values, axis=0)
+    return tuple(mean.tolist()) if mean.ndim else float(mean)
+
+
+def _of(lines: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    terms = [name.removeprefix("report/cosine_") for name in lines[0] if name.startswith("report/cosine_")]
+    return {
+        term: {
+            "norm": float(
+                np.mean([line[f"report/gradient_norm_{term}"] / line["report/gradient_norm_base"] for line in lines])
+            ),
+            "cosine": float(np.mean([line[f"report/cosine_{term}"] for line in lines])),
+        }
+        for term in terms
+    }

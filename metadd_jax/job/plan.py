@@ -1,0 +1,227 @@
+"""What a job will take, told before any work: FLOPs by formula, memory by component, time from a short calibration.
+
+The formulas stand in docs/scaling.md. Weights are random here: what a step costs does not depend on what they know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+import metadd_jax as mdd
+from metadd_jax import parallel
+from metadd_jax.job import methods, stages
+from metadd_jax.job.prepare import BASELINES, Job
+
+CALIBRATION_STEPS = 3
+_MB = 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One thing that takes memory, and the option that makes it smaller."""
+
+    name: str
+    size: float  # bytes on one device
+    knob: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one distillation (bare or under MetaDD) takes.
+
+    Attributes:
+      method: name of the set.
+      flops: of one step, by formula.
+      seconds: of one step, measured.
+      parts: what lies on the device.
+    """
+
+    method: str
+    flops: float
+    seconds: float
+    parts: tuple[Part, ...]
+
+    @property
+    def memory(self) -> float:
+        """Bytes on one device, all parts together."""
+        return sum(part.size for part in self.parts)
+
+
+def estimate(job: Job) -> tuple[list[Plan], dict[str, float]]:
+    """Measures every distillation of the job; and the hours of its stages.
+
+    Raises:
+      ValueError: if it cannot fit, naming the option that makes the largest part smaller.
+    """
+    raw = dataclasses.replace(job.config.metadd, weighting="raw")  # calibration is no part of a step
+    job = dataclasses.replace(job, config=dataclasses.replace(job.config, metadd=raw))
+    config = job.config
+    trained = {net.label: mdd.training.Trained(net, _random(net), 0.0, False) for net in job.networks}
+    auxiliaries = {
+        label: mdd.Auxiliary(
+            variables=network.variables,
+            map_eps=dict.fromkeys(mdd.features.map_kinds(network.net), np.float32(1e-3)),
+            net=network.net,
+        )
+        for label, network in trained.items()
+    }
+    given: Any = trained[job.backbone.label]
+    if config.method in methods.TRAJECTORIES:
+        draw = np.random.default_rng(0).normal(0, 0.02, (2, config.mtt.snapshots, job.backbone.num_params()))
+        given = draw.astype(np.float32)
+    base, tx = methods.make(config, job.backbone, job.dataset, trained=given)
+    plans = [_measure(job, method, tx) for method in stages.wrapped(job, base, auxiliaries)]
+    refuse_what_cannot_fit(plans)
+    return plans, _stages(job, plans)
+
+
+def with_class_batch(job: Job) -> Job:
+    """The job, with as many classes at once as half of a device's memory holds where its ``class_batch`` is 0.
+
+    XLA's plan of a step for one class tells what a class takes. On a CPU the answer is 1: one class fills its cores.
+    """
+    config = job.config
+    if config.class_batch:
+        return job
+    count, limit = 1, parallel.memory_limit()
+    if config.method in methods.MATCHING and limit and jax.default_backend() != "cpu":
+        one = dataclasses.replace(config, class_batch=1)
+        method, tx = methods.make(one, job.backbone, job.dataset)
+        scratch = _compile(job, method, tx)[0].memory_analysis().temp_size_in_bytes
+        count = min(job.dataset.num_classes, max(1, int(limit / 2 / scratch)))
+    return dataclasses.replace(job, config=dataclasses.replace(config, class_batch=count))
+
+
+def _compile(job: Job, method: mdd.distillers.Distiller, tx: Any) -> tuple[Any, tuple]:
+    """A compiled update, and what it is called with."""
+    state = mdd.distillers.init_state(jax.random.key(0), method, tx, job.dataset)
+    arguments = (state, job.dataset.train, method.frozen)
+    return parallel.jit(mdd.distillers.make_update(method, tx)).lower(*arguments).compile(), arguments
+
+
+def _random(net: mdd.zoo.Architecture) -> Any:
+    return parallel.jit(net.init)(jax.random.key(0))
+
+
+def _measure(job: Job, method: mdd.distillers.Distiller, tx: Any) -> Plan:
+    compiled, (state, *rest) = _compile(job, method, tx)
+    jax.block_until_ready(compiled(state, *rest))
+    start = time.perf_counter()
+    for _ in range(CALIBRATION_STEPS):
+        state, _ = jax.block_until_ready(compiled(state, *rest))
+    seconds = (time.perf_counter() - start) / CALIBRATION_STEPS
+    parts = _parts(job, method, state, compiled.memory_analysis().temp_size_in_bytes)
+    return Plan(method.name, step_flops(job, method.name), seconds, parts)
+
+
+def _parts(job: Job, method: mdd.distillers.Distiller, state: Any, scratch: float) -> tuple[Part, ...]:
+    config = job.config
+    frozen, frozen_knob, scratch_knob = _size(method.frozen), "--seen", "--class-batch, --micro-batch or --batch-size"
+    if config.method in methods.TRAJECTORIES:
+        # Two stood in for all.
+        frozen += (config.mtt.experts - 2) * config.mtt.snapshots * job.backbone.num_params() * 4
+        frozen_knob, scratch_knob = "--mtt.experts", "--mtt.batch-syn"
+    elif config.method == "sre2l":
+        scratch_knob = "--sre2l.group-size"
+    if method.name != config.method:
+        scratch_knob += ", --metadd.subset or --metadd.micro-batch"
+    return (
+        Part("real images", _size(job.dataset.train), "--stream-per-class"),
+        Part("set and optimiser", _size(state) + _size(state.synthetic), "--ipc"),
+        Part("frozen weights", frozen, frozen_knob),
+        Part("scratch of a step", scratch, scratch_knob),
+    )
+
+
+def _size(tree: Any) -> float:
+    # Without dtype.itemsize of PRNG keys, which are a few words.
+    return float(sum(leaf.size * getattr(leaf.dtype, "itemsize", 8) for leaf in jax.tree.leaves(tree)))
+
+
+@functools.lru_cache
+def forward_flops(net: mdd.zoo.Architecture) -> float:
+    """FLOPs of the forward pass of one image, by XLA's count of the program before it is optimised."""
+    variables = jax.eval_shape(net.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, *net.image_shape), np.float32)
+    return float(parallel.jit(net.apply).lower(variables, image).cost_analysis()["flops"])
+
+
+def step_flops(job: Job, name: str) -> float:
+    """FLOPs of one update by the formulas of docs/scaling.md (a backward pass counts as two forward passes)."""
+    config, classes = job.config, job.dataset.num_classes
+    images, f = sum(job.counts), forward_flops(job.backbone)
+    student_batch = min(config.mtt.batch_syn or images, images)
+    if config.method in ("dc", "dsa"):
+        usual = mdd.distillers.gradient_matching.loops(job.counts)
+        outer, inner = config.dc.outer or usual[0], config.dc.inner or usual[1]
+        own = 3 * f * classes * config.batch_size + 9 * f * images + 3 * f * images * inner * (outer - 1) / outer
+    elif config.method == "dm":
+        own = f * classes * config.batch_size + 3 * f * images
+    elif config.method == "sre2l":
+        own = 3 * f * images
+    else:
+        own = config.mtt.syn_steps * student_batch * 12 * f
+    if name == config.method:
+        return own
+    seen = min(config.metadd.subset or images, images)
+    return own + 4 * seen * sum(forward_flops(net) for net in job.seen)
+
+
+def _stages(job: Job, plans: list[Plan]) -> dict[str, float]:
+    """Hours of each stage; training is estimated from the rate at which the slowest measured step computes."""
+    config = job.config
+    rate = min(entry.flops / entry.seconds for entry in plans)
+    costs = {net.label: 3 * forward_flops(net) for net in job.networks}
+    real, total = len(job.dataset.train.images), sum(costs.values())
+    sets = (len(BASELINES) + len(plans)) * config.distill_seeds
+    images = sum(job.counts)
+    stages = {
+        "pretrain": config.pretrain_epochs * real * total / rate,
+        "distil": sum(entry.seconds for entry in plans) * config.steps * config.distill_seeds,
+        "judge": sets * config.train_seeds * config.eval_epochs * images * total / rate,
+    }
+    if config.method in methods.TRAJECTORIES:
+        stages["experts"] = config.mtt.experts * config.mtt.epochs * real * costs[job.backbone.label] / rate
+    return {name: seconds / 3600 for name, seconds in stages.items()}
+
+
+def refuse_what_cannot_fit(plans: list[Plan]) -> None:
+    """Raises ValueError for the first that needs more memory than a device has, naming what makes it smaller."""
+    limit = parallel.memory_limit()
+    for entry in plans:
+        if limit and entry.memory > limit:
+            largest = max(entry.parts, key=lambda part: part.size)
+            raise ValueError(
+                f"{entry.method} needs about {entry.memory / _MB:,.0f} MB on a device of {limit / _MB:,.0f} MB; the "
+                f"largest part is {largest.name} with {largest.size / _MB:,.0f} MB: change {largest.knob}"
+            )
+
+
+def lines(job: Job, plans: list[Plan], stages: dict[str, float]) -> list[str]:
+    """The plan as text."""
+    head = [part.name for part in plans[0].parts]
+    rows = [f"| set | GFLOP a step | s a step | GFLOP/s | {' MB | '.join(head)} MB | MB in all |"]
+    rows.append("|---" * (5 + len(head)) + "|")
+    for entry in plans:
+        sizes = " | ".join(f"{part.size / _MB:,.0f}" for part in entry.parts)
+        rate = entry.flops / entry.seconds / 1e9
+        rows.append(
+            f"| {entry.method} | {entry.flops / 1e9:.3g} | {entry.seconds:.3g} | {rate:.3g} | {sizes} | "
+            f"{entry.memory / _MB:,.0f} |"
+        )
+    hours = ", ".join(f"{name} {_clock(value)}" for name, value in stages.items())
+    note = "Compilation is not counted; what lies in the cache is not trained again."
+    total = _clock(sum(stages.values()))
+    return [*rows, "", f"About {total} in all (hours:minutes): {hours}. {note}", f"Run folder: {job.directory}"]
+
+
+def _clock(hours: float) -> str:
+    minutes = math.ceil(60 * hours)
+    return f"{minutes // 60}:{minutes % 60:02d}"

@@ -1,0 +1,144 @@
+"""Every named setting of the main job. A preset is a starting point: any option can be overridden."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from metadd_jax import ranges
+from metadd_jax.invariant import InvariantConfig
+from metadd_jax.job import published
+from metadd_jax.job.options import DistillConfig
+
+PAPER = "paper"  # a variant: the paper's reading of the loss
+PRESETS: dict[str, DistillConfig] = {
+    "mnist5k": DistillConfig(),
+    "smoke": DistillConfig(
+        backbone="convnet:width=8,depth=2",
+        seen=("resnet18:width=4", "vit:width=24,depth=2"),
+        unseen=("lenet", "alexnet:width=8", "mlp:width=16"),
+        steps=6,
+        batch_size=8,
+        distill_seeds=2,
+        train_seeds=2,
+        pretrain_epochs=1,
+        eval_epochs=10,
+        metadd=InvariantConfig(views="auto", calibration_steps=2),
+        chunk=2,
+        save_every=2,
+    ),
+    "cifar10": DistillConfig(
+        dataset="cifar10",
+        backbone="convnet:width=32",
+        steps=1000,
+        batch_size=32,
+        pretrain_epochs=5,
+    ),
+    # What two cores judge in about half an hour; its setting of the loss was chosen on its validation images.
+    "cifar10_cpu": DistillConfig(
+        dataset="cifar10",
+        train_per_class=1000,
+        validation_fraction=0.1,
+        ipc=10,
+        backbone="convnet:width=32",
+        seen=("vgg11:width=8", "alexnet:width=8"),  # as measured
+        batch_size=32,
+        distill_seeds=4,
+        train_seeds=1,
+        pretrain_epochs=5,
+        metadd=InvariantConfig(views="auto", ai=3.0),
+        chunk=50,
+    ),
+    "cifar10_published": DistillConfig(
+        dataset="cifar10",
+        backbone="convnet",
+        seen=("resnet18", "vgg11", "vit"),
+        unseen=("alexnet", "lenet", "resnet18_ap", "mlp"),
+        steps=20000,
+        batch_size=256,
+        class_batch=0,
+        train_seeds=5,
+        pretrain_epochs=30,
+        eval_recipe="dc",
+        eval_epochs=1000,
+        chunk=100,
+        save_every=2000,
+    ),
+    **published.PRESETS,
+}
+# The same with the paper's own reading of the loss beside ours, as a further set in the same table.
+PRESETS |= {
+    f"{name}_paper": dataclasses.replace(PRESETS[name], variants=(PAPER,))
+    for name in ("mnist5k", "cifar10_cpu", "cifar10_published")
+}
+
+
+def variant(config: InvariantConfig, changes: str) -> InvariantConfig:
+    """``config`` with changes read from text such as "ai=0.3,kl=0,cam.low_confidence=soft".
+
+    Changes that begin with the word "paper" are to ``InvariantConfig.paper()``, which keeps of ``config`` what is no
+    part of the paper's loss: views, and how many images pass the networks at once.
+
+    Raises:
+      ValueError: for a setting that does not exist or a value that it cannot take.
+    """
+    first, _, rest = changes.partition(",")
+    if first.strip() == PAPER:
+        kept = {name: getattr(config, name) for name in ("views", "subset", "micro_batch", "checkpoint")}
+        config = InvariantConfig.paper(**kept)
+        if not rest:
+            return config
+        changes = rest
+    own, cam = {}, {}
+    for item in changes.split(","):
+        path, equals, text = (part.strip() for part in item.partition("="))
+        name = path.removeprefix("cam.")
+        owner, found = (config, own) if name == path else (config.cam, cam)
+        if not equals or not isinstance(getattr(owner, name, None), bool | int | float | str):
+            known = [field.name for field in dataclasses.fields(config) if field.name != "cam"]
+            known += [f"cam.{field.name}" for field in dataclasses.fields(config.cam)]
+            raise ValueError(
+                f"cannot read {item!r} in variant {changes!r}; write {PAPER}, or NAME=VALUE with {', '.join(known)}"
+            )
+        found[name] = _read(text, getattr(owner, name), item)
+    try:
+        # All at once: some settings are only allowed together.
+        return dataclasses.replace(config, **own, cam=dataclasses.replace(config.cam, **cam))
+    except ValueError as error:
+        raise ValueError(f"variant {changes!r}: {error}") from error
+
+
+def _read(text: str, now: bool | int | float | str, item: str) -> bool | int | float | str:
+    if isinstance(now, bool):
+        if text not in ("True", "False"):
+            raise ValueError(f"cannot read {item!r}; write True or False")
+        return text == "True"
+    try:
+        return type(now)(text)
+    except ValueError as error:
+        raise ValueError(f"cannot read {item!r}; write a number like {now}") from error
+
+
+def listing() -> str:
+    """The presets in a few lines: the own ones, then METHOD/DATA/IPC with what goes together in one line."""
+    lines = [", ".join(name for name in PRESETS if "/" not in name)]
+    data_of: dict[tuple[str, str], list[str]] = {}
+    for method, data, ipc in (name.split("/") for name in published.PRESETS):
+        data_of.setdefault((method, data), []).append(ipc)
+    rows: dict[tuple[str, str], list[str]] = {}
+    for (method, data), ipcs in data_of.items():
+        rows.setdefault((method, "|".join(ipcs)), []).append(data)
+    lines += [f"{method}/{'|'.join(data)}/{ipcs}" for (method, ipcs), data in rows.items()]
+    return "\n".join(f"    {line}" for line in lines)  # indented, as --help keeps such lines apart
+
+
+def preset(name: str) -> DistillConfig:
+    """The named preset.
+
+    Raises:
+      ValueError: if there is none of that name; the message lists those there are.
+    """
+    if name not in PRESETS:
+        hint = ranges.nearest(name, PRESETS)
+        own = ", ".join(name for name in PRESETS if "/" not in name)
+        raise ValueError(f"unknown preset {name!r}{hint}; use {own} or METHOD/DATA/IPC (--help lists them)")
+    return PRESETS[name]

@@ -1,0 +1,169 @@
+"""The published settings of every base method as presets METHOD/DATA/IPC, each bare and under MetaDD.
+
+Sources: the methods' papers and programs (DC, DSA, DM, MTT, TESLA, SRe2L). What they judge on one architecture is
+judged here on MetaDD's seen and unseen ones too. ``--no-wrapped`` leaves the bare method. The tables name what differs
+between rows; everything else stands in the functions below them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from metadd_jax.distillers.gradient_matching import loops
+from metadd_jax.invariant import InvariantConfig
+from metadd_jax.job.options import DistillConfig, SqueezeRecover, TrajectoryMatching
+
+_SMALL = ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "tiny_imagenet")
+_SMALL_IPC = (1, 10, 50)
+_DM_LARGE = (100, 200, 500, 1000, 1250)
+
+# data, ipc: syn_steps, expert_epochs, max_start_epoch, image_lr, lr_lr, lr_teacher, batch_syn, zca
+_MTT = {
+    ("cifar10", 1): (50, 2, 2, 1e2, 1e-7, 0.01, 0, True),
+    ("cifar10", 10): (30, 2, 20, 1e2, 1e-5, 0.001, 0, True),
+    ("cifar10", 50): (30, 2, 40, 1e3, 1e-5, 0.001, 0, False),
+    ("cifar100_mtt", 1): (20, 3, 20, 1e3, 1e-5, 0.01, 0, True),
+    ("cifar100_mtt", 10): (20, 2, 20, 1e3, 1e-5, 0.01, 0, False),
+    ("cifar100_mtt", 50): (80, 2, 40, 1e3, 1e-5, 0.01, 125, True),
+    ("tiny_imagenet", 1): (10, 2, 10, 1e4, 1e-4, 0.01, 0, False),
+    ("tiny_imagenet", 10): (20, 2, 40, 1e4, 1e-4, 0.01, 200, False),
+    ("tiny_imagenet", 50): (20, 2, 40, 1e4, 1e-4, 0.01, 300, False),
+    **{
+        (subset, ipc): (20, 2, 10, 1e5, 1e-6, 0.01, batch, False)
+        for subset in ("imagenette", "imagewoof", "imagefruit", "imageyellow", "imagemeow", "imagesquawk")
+        for ipc, batch in ((1, 0), (10, 20))
+    },
+}
+_TESLA = {
+    ("cifar10", 1): (50, 2, 5, 1e3, 1e-7, 0.01, 0, True),
+    ("cifar100_mtt", 50): (80, 2, 40, 1e3, 1e-5, 0.01, 125, True),
+    ("imagenet", 1): (10, 3, 10, 1e4, 1e-4, 0.01, 100, False),
+}
+# data, ipc: image_lr, steps, r_bn, whether the teacher sees crops and flips, roll
+_SRE2L = {
+    **{(data, ipc): (0.25, 1000, 0.01, False, (0, 4)) for data in ("cifar10", "cifar100_mtt") for ipc in (1, 10, 50)},
+    **{("tiny_imagenet", ipc): (0.1, 4000, 1.0, True, (-4, 4)) for ipc in (50, 100)},
+    **{("imagenet", ipc): (0.25, 4000, 0.01, True, (0, 32)) for ipc in (10, 50)},
+}
+_SRE2L_RECIPES = {"cifar10": "cifar", "cifar100_mtt": "cifar", "tiny_imagenet": "tiny", "imagenet": "imagenet"}
+_SRE2L_DATA = {"tiny_imagenet": "tiny_imagenet_sre2l"}  # constants of its own
+
+
+def _common(data: str, ipc: int) -> DistillConfig:
+    """MetaDD's networks, and the DC family's way to judge: seeds and trainings as published."""
+    return DistillConfig(
+        dataset=data,
+        ipc=ipc,
+        backbone="convnet",
+        seen=("resnet34:norm=batch", "googlenet:norm=batch", "vit", "vgg11_bn"),
+        unseen=("alexnet", "resnet50:norm=batch", "vgg19_bn", "swin_s"),
+        batch_size=256,
+        distill_seeds=5,
+        train_seeds=20,
+        pretrain_epochs=30,
+        eval_recipe="dc",
+        eval_epochs=1000,
+        metadd=InvariantConfig(views="auto"),
+        chunk=100,
+        save_every=1000,
+    )
+
+
+def _imagenet_networks(config: DistillConfig) -> DistillConfig:
+    """From 128 pixels on the names mean torchvision's networks, which have no option ``norm``."""
+    return dataclasses.replace(
+        config,
+        seen=("resnet34", "googlenet", "vit_b_16", "vgg11"),
+        unseen=("alexnet", "resnet50", "vgg19", "swin_s"),
+    )
+
+
+def _dm(data: str, ipc: int) -> DistillConfig:
+    large = data == "cifar10" and ipc >= 100
+    return dataclasses.replace(
+        _common(data, ipc),
+        steps=20_001,
+        image_lr=10.0 if large else 1.0,
+        class_batch=0,
+        chunk=113,  # divides the steps: a shorter last chunk would be compiled once more
+        save_every=2000,
+    )
+
+
+def _gradient(method: str, data: str, ipc: int) -> DistillConfig:
+    """DC and DSA: 1001 networks, each matched ``outer`` times."""
+    outer, _ = loops(ipc)
+    config = dataclasses.replace(_common(data, ipc), method=method, image_lr=0.1, steps=1001 * outer, chunk=91)
+    if method == "dsa":
+        return config
+    augmented = data == "mnist"
+    words = "dc_crop_scale_rotate" if augmented else "none"
+    return dataclasses.replace(config, eval_augmentation=words, eval_epochs=1000 if augmented else 300)
+
+
+def _trajectory(method: str, data: str, ipc: int, row: tuple) -> DistillConfig:
+    syn_steps, expert_epochs, max_start, image_lr, lr_lr, lr_teacher, batch_syn, zca = row
+    imagenet = data == "imagenet"
+    config = dataclasses.replace(
+        _common(data, ipc),
+        method=method,
+        image_size=64 if imagenet else 0,
+        zca=zca,
+        steps=5000 if method == "mtt" else 10_000,
+        image_lr=image_lr,
+        distill_seeds=1,
+        train_seeds=5 if method == "mtt" else 3,
+        mtt=TrajectoryMatching(
+            experts=50 if imagenet else 100,
+            epochs=50,
+            at_once=10,
+            syn_steps=syn_steps,
+            expert_epochs=expert_epochs,
+            max_start_epoch=max_start,
+            lr_teacher=lr_teacher,
+            lr_lr=lr_lr,
+            batch_syn=batch_syn,
+            soft_labels=imagenet,
+        ),
+        save_every=500,
+    )
+    small = data in _SMALL or data == "cifar100_mtt" or imagenet
+    return config if small else _imagenet_networks(config)
+
+
+def _squeeze(data: str, ipc: int, row: tuple) -> DistillConfig:
+    image_lr, steps, r_bn, views, roll = row
+    recipe = _SRE2L_RECIPES[data]
+    config = dataclasses.replace(
+        _common(_SRE2L_DATA.get(data, data), ipc),
+        method="sre2l",
+        backbone="resnet18_bn",
+        image_lr=image_lr,
+        steps=steps,
+        distill_seeds=1,
+        train_seeds=3,
+        eval_recipe=f"sre2l_{recipe}",
+        eval_epochs={"cifar": 400, "tiny": 100, "imagenet": 300}[recipe],
+        sre2l=SqueezeRecover(
+            squeeze="cifar" if recipe == "cifar" else "tiny", r_bn=r_bn, crop=views, flip=views, roll=roll
+        ),
+        save_every=500,
+    )
+    if recipe != "imagenet":
+        return config
+    return dataclasses.replace(_imagenet_networks(config), image_size=224, backbone="resnet18")
+
+
+PRESETS: dict[str, DistillConfig] = {
+    **{f"dm/{data}/{ipc}": _dm(data, ipc) for data in _SMALL for ipc in _SMALL_IPC},
+    **{f"dm/cifar10/{ipc}": _dm("cifar10", ipc) for ipc in _DM_LARGE},
+    **{
+        f"{method}/{data}/{ipc}": _gradient(method, data, ipc)
+        for method in ("dc", "dsa")
+        for data in _SMALL
+        for ipc in _SMALL_IPC
+    },
+    **{f"mtt/{data}/{ipc}": _trajectory("mtt", data, ipc, row) for (data, ipc), row in _MTT.items()},
+    **{f"tesla/{data}/{ipc}": _trajectory("tesla", data, ipc, row) for (data, ipc), row in _TESLA.items()},
+    **{f"sre2l/{data}/{ipc}": _squeeze(data, ipc, row) for (data, ipc), row in _SRE2L.items()},
+}

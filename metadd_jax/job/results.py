@@ -1,0 +1,97 @@
+"""What a run leaves beside its sets: pictures, agreement of the maps, the head of the table."""
+
+from __future__ import annotations
+
+import pathlib
+import warnings
+from typing import Any
+
+import numpy as np
+
+import metadd_jax as mdd
+from metadd_jax import exchange, files, parallel, pictures
+from metadd_jax.evaluation import report
+from metadd_jax.job import command, methods, runfolder
+from metadd_jax.job.prepare import BASELINES, Job, seeds
+
+
+def agreements(
+    job: Job, sets: dict[str, list[mdd.SyntheticSet]], auxiliaries: dict[str, mdd.Auxiliary]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Meta ratios of every set under seen and unseen networks, averaged over distillation seeds.
+
+    Maps are those of ``--metadd.cam`` for all sets, a variant's with other maps too: they are to be compared.
+    """
+    groups = {
+        "seen": [auxiliaries[net.label] for net in job.seen],
+        "unseen": [auxiliaries[net.label] for net in job.unseen if net.has_map],
+    }
+    return {
+        name: {
+            role: _average([mdd.evaluation.agreement(one, group, config=job.config.metadd.cam) for one in sets_of_name])
+            for role, group in groups.items()
+            if len(group) > 1
+        }
+        for name, sets_of_name in sets.items()
+    }
+
+
+def _average(facts: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        **{name: np.mean([fact[name] for fact in facts], axis=0).tolist() for name in facts[0]},
+        "chance_corrected_by_seed": [fact["chance_corrected"] for fact in facts],
+    }
+
+
+def draw(job: Job, sets: dict[str, list[mdd.SyntheticSet]], auxiliaries: dict[str, mdd.Auxiliary]) -> None:
+    """``synthetic.png`` and (where there are auxiliaries) ``maps.png`` in the folder of each distilled set."""
+    for name in [name for name in sets if name not in BASELINES]:
+        for seed, synthetic in zip(seeds(job.config), sets[name], strict=True):
+            folder = job.directory / name / f"seed{seed}"
+            try:
+                _draw_set(job, folder, synthetic, [auxiliaries[net.label] for net in job.seen])
+            except Exception as error:  # whatever it is: a picture costs no result
+                warnings.warn(f"no pictures of {folder}: {type(error).__name__}: {error}", stacklevel=1)
+
+
+def _draw_set(job: Job, folder: pathlib.Path, synthetic: mdd.SyntheticSet, seen: list[mdd.Auxiliary]) -> None:
+    names = job.dataset.class_names
+    pixels = exchange.to_pixels(synthetic.images, exchange.value_space(job.dataset))
+    pictures.grid(folder / "synthetic.png", pixels, synthetic.labels, class_names=names)
+    if not seen:
+        return
+    first = np.unique(synthetic.labels, return_index=True)[1]  # one image of each class
+    labels, shown = synthetic.labels[first], [net.name for net in job.seen]
+    stack = mdd.evaluation.map_stack(synthetic.images[first], labels, seen, config=job.config.metadd.cam)
+    pictures.maps(folder / "maps.png", pixels[first], labels, stack, network_names=shown, class_names=names)
+
+
+def unwritten(job: Job, results: dict[str, Any]) -> list[pathlib.Path]:
+    """The files of the sets behind ``results`` that are missing or damaged."""
+    sets = {row["set"]: None for row in results["rows"] if row["set"] not in BASELINES}
+    return runfolder.unwritten(job.directory, sets, seeds(job.config), maps=bool(job.seen))
+
+
+def show(job: Job, results: dict[str, Any]) -> str:
+    """The results as Markdown; ``results.md`` is written anew where it is not that."""
+    text, file = report.markdown(results), job.directory / "results.md"
+    if parallel.is_main() and not (file.is_file() and file.read_bytes() == text.encode()):
+        files.write_text(file, text)
+    return text
+
+
+def notes(job: Job) -> list[str]:
+    """Protocol, seeds and machine, for the head of the results."""
+    config, facts = job.config, command.versions()
+    limit = f" (at most {config.train_per_class} training images a class)" if config.train_per_class else ""
+    numbers = ", ".join(map(str, seeds(config)))
+    real = f", of {methods.describe_counts(job.real_counts)}" if job.real_counts != job.counts else ""
+    return [
+        f"{config.dataset}{limit}, {methods.describe_counts(job.counts)}, accuracy on {config.evaluate_on} in percent, "
+        f"mean ± standard deviation over the distillation seeds {numbers} (random and k-means rows: as many "
+        f"draws{real}) of the mean of {config.train_seeds} trainings each; last epoch, no choice on the test split.",
+        "",
+        f"{methods.describe(config)}, backbone {job.backbone.label}. Judged by the recipe {config.eval_recipe!r}, "
+        f"{config.eval_epochs} epochs, {methods.describe_evaluation(config)}. jax {facts['jax']}, {facts['device']}, "
+        f"{facts['machine']}. Agreement and maps.png, of every set alike: {config.metadd.cam.describe()}.",
+    ]

@@ -1,0 +1,165 @@
+"""The folder of a run: who is at work in it, which run it holds, what in it is ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from metadd_jax import exchange, files, parallel, storage, structs
+from metadd_jax.job import checks, command
+from metadd_jax.job.options import DistillConfig
+from metadd_jax.storage import folder as folders
+
+# Of a run's folder: raise it when a run begun before a change would not go on as it began.
+FORMAT = 2
+# Settings that do not change a number: a run may go on under other values of these.
+HOSTS = ("coordinator", "num_processes", "process_id")
+FREE = ("run_dir", "overwrite", "plan", "data_dir", "cache_dir", "at_once", "save_every", *HOSTS)
+# What a run writes for each set, beside its checkpoints.
+_OF_A_SET = ("metrics.jsonl", "synthetic.npz", "synthetic.json", "synthetic.png", "maps.png")
+_SEED = re.compile(r"seed\d+")
+
+
+def inspect(directory: pathlib.Path, config: DistillConfig) -> None:
+    """Refuses a folder in which another run is at work, or that holds another one, something else, or damage.
+
+    Changes nothing.
+
+    Raises:
+      ValueError: one line that says what to mend.
+    """
+    if not config.plan and (lock := _take(directory)):
+        lock.release()
+    _refuse(directory, config)
+    if not config.overwrite:
+        for folder in _seeds(directory):
+            storage.Checkpointer(folder / "checkpoints").verify()
+
+
+def claim(directory: pathlib.Path, config: DistillConfig, dataset: structs.Dataset) -> storage.Lock | None:
+    """Takes an inspected folder: goes on in it, or starts anew; never removes what is not a run's.
+
+    Returns:
+      The lock to release when the work is done (the end of the process does it too); None on all processes but the
+      first, which holds it for all.
+
+    Raises:
+      ValueError: as ``inspect``, if things have changed since.
+    """
+    parallel.barrier("all processes have inspected it")
+    lock = _take(directory)
+    try:
+        _refuse(directory, config)
+        if not config.overwrite:
+            checks.check_data(directory, dataset)
+        parallel.barrier("all processes have inspected it again")
+        if parallel.is_main():
+            _tidy(directory)
+            if config.overwrite:
+                _clear(directory)
+            if config.overwrite or not (directory / "config.json").exists():
+                facts = {"data": checks.data_facts(dataset), "versions": command.versions()}
+                files.write_json(directory / "config.json", {"format": FORMAT, "config": _plain(config), **facts})
+        parallel.barrier("it is taken")
+    except BaseException:
+        if lock:
+            lock.release()
+        raise
+    return lock
+
+
+def _take(directory: pathlib.Path) -> storage.Lock | None:
+    """The folder's lock, on the first process; all processes are refused together."""
+    lock, refusal = None, f"another run is at work in {directory}"
+    if parallel.is_main():
+        try:
+            lock = storage.Lock(directory / storage.LOCK)
+        except storage.HeldError as error:
+            refusal = f"{directory}: {error}; wait for it, or use another --run-dir"
+    if not parallel.from_main(np.int32(lock is not None)):
+        raise ValueError(refusal)
+    return lock
+
+
+def _refuse(directory: pathlib.Path, config: DistillConfig) -> None:
+    file = directory / "config.json"
+    if not file.exists():
+        # A start that was killed at once leaves a hidden file or two.
+        if any(path.name != storage.LOCK and not files.is_temporary(path) for path in directory.iterdir()):
+            raise ValueError(f"{directory} is not empty and holds no run; choose another --run-dir")
+        return
+    held, wanted = files.read_json(file), _plain(config)
+    if not isinstance(held, dict) or not isinstance(held.get("config"), dict):
+        raise ValueError(f"{file} is not a run's config.json; choose another --run-dir")
+    if config.overwrite:
+        return
+    if held.get("format") != FORMAT:
+        raise ValueError(
+            f"{directory} was made by another version of metadd_jax (format {held.get('format', 1)}, this one writes "
+            f"{FORMAT}); use another --run-dir, or --overwrite to start anew"
+        )
+    for name, value in wanted.items():
+        if name not in FREE and held["config"].get(name) != value:
+            raise ValueError(
+                f"{directory} holds another run ({name} was {held['config'].get(name)!r}, now {value!r}); "
+                "use another --run-dir, or --overwrite to start anew"
+            )
+
+
+def unwritten(directory: pathlib.Path, sets: Iterable[str], seeds: Iterable[int], *, maps: bool) -> list[pathlib.Path]:
+    """The exported sets and pictures that are missing or damaged, by path.
+
+    Args:
+      maps: whether there are pictures of maps.
+    """
+    found = []
+    for folder in (directory / name / f"seed{seed}" for name in sets for seed in seeds):
+        try:
+            exchange.load_npz(folder / "synthetic.npz")
+        except (OSError, ValueError):
+            found.append(folder / "synthetic.npz")
+        pictures = ["synthetic.png", "maps.png"] if maps else ["synthetic.png"]
+        found += [folder / name for name in pictures if not (folder / name).is_file()]
+    return found
+
+
+def _seeds(directory: pathlib.Path) -> list[pathlib.Path]:
+    """The folders of the sets that were begun."""
+    return sorted(path for path in directory.glob("*/seed*") if _SEED.fullmatch(path.name) and path.is_dir())
+
+
+def _tidy(directory: pathlib.Path) -> None:
+    """Removes what killed starts were writing. Nobody else writes here: this run has the lock."""
+    sets = _seeds(directory)
+    for place in (directory, *sets, *(folder / "checkpoints" for folder in sets)):
+        for path in place.glob(".*"):
+            if files.is_temporary(path):
+                files.discard(path)
+
+
+def _clear(directory: pathlib.Path) -> None:
+    """Removes a run's files, results first: killed on the way, the rest still is a run that can go on."""
+    for name in ("results.md", "results.json"):
+        (directory / name).unlink(missing_ok=True)
+    for folder in _seeds(directory):
+        for step in (folder / "checkpoints").glob("step_*"):
+            folders.remove(step)
+        for name in _OF_A_SET:
+            (folder / name).unlink(missing_ok=True)
+        for place in (folder / "checkpoints", folder, folder.parent):
+            if place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
+
+
+def _plain(config: DistillConfig) -> dict[str, Any]:
+    """The settings as JSON; a file of weights counts by what it holds."""
+    plain = files.plain(dataclasses.asdict(config))
+    weights = config.sre2l.weights
+    if config.method == "sre2l" and weights and pathlib.Path(weights).is_file():
+        plain["sre2l"]["weights"] = f"{weights} (SHA-256 {files.hash_file(weights)})"
+    return plain

@@ -1,0 +1,107 @@
+"""Draw a distilled set; with networks (trained on the real data, from the cache) also what they see in it.
+
+metadd show runs/mnist5k/dm/seed0 --out pictures --networks vgg11:width=8 lenet
+metadd show mnist5k --networks vgg11:width=8 lenet    (real images; also a folder or an .npz of yours)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Annotated, Any
+
+import tyro
+
+from metadd_jax.job import command
+from metadd_jax.ranges import Whole
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShowConfig:
+    """Pictures of a distilled set.
+
+    Attributes:
+      file: synthetic.npz or the folder that holds it; or, for one real image of each class, a data set: a name, a
+        folder with train/CLASS/ and test/CLASS/, or an .npz with images and labels.
+      out: folder for synthetic.png and maps.png.
+      networks: networks whose activation maps are drawn (of the default kind, whatever the set was distilled under);
+        they are pre-trained on the real data if need be.
+      epochs: of that pre-training.
+      augmentation: DSA tokens for it, or "none".
+      train_per_class: for a data set: most images of a class to train on, 0 uses all (a distilled set names its own).
+      image_size: for a data set: side in pixels to which pictures of a folder or a TFDS set are brought; 0 leaves them.
+      data_dir: where prepared TFDS data lies.
+      cache_dir: where trained networks are kept (default: ~/.cache/metadd_jax).
+    """
+
+    file: tyro.conf.Positional[str]
+    out: str = "pictures"
+    networks: tuple[str, ...] = ()
+    epochs: Annotated[int, Whole(1)] = 5
+    augmentation: str = "none"
+    train_per_class: Annotated[int, Whole(0)] = 0
+    image_size: Annotated[int, Whole(0)] = 0
+    data_dir: str | None = None
+    cache_dir: str | None = None
+
+
+def run(arguments: list[str], *, program: str = "metadd show") -> None:
+    """Parses the command line and draws.
+
+    Args:
+      program: what the user typed before ``arguments``, for ``--help``.
+    """
+    config = command.parse(ShowConfig, arguments, program=program, description=__doc__)
+
+    import numpy as np
+
+    import metadd_jax as mdd
+    from metadd_jax import augment, exchange, files, pictures, ranges
+    from metadd_jax.job import common
+
+    ranges.check(config, spell=common.option)
+    common.check_names(config.networks)
+    augment.strategy(config.augmentation)
+    folder = pathlib.Path(files.require_writable(config.out))
+    name, synthetic, metadata, dataset = _images(config)
+    pixels, names = exchange.to_pixels(synthetic.images, metadata), metadata["class_names"]
+    pictures.grid(folder / f"{name}.png", pixels, synthetic.labels, class_names=names)
+    print(f"wrote {folder / name}.png")
+    if not config.networks:
+        return
+    auxiliaries = _pretrained(config, dataset)
+    first = np.unique(np.asarray(synthetic.labels), return_index=True)[1]
+    labels = synthetic.labels[first]
+    stack = mdd.evaluation.map_stack(synthetic.images[first], labels, auxiliaries)
+    shown = [auxiliary.net.label for auxiliary in auxiliaries]
+    pictures.maps(folder / "maps.png", pixels[first], labels, stack, network_names=shown, class_names=names)
+    print(f"wrote {folder / 'maps.png'}: {mdd.features.CamConfig().describe()}")
+
+
+def _images(config: ShowConfig) -> tuple[str, Any, dict[str, Any], Any]:
+    """What to call the picture, the images, the constants they go with, and the real data where it is needed."""
+    import metadd_jax as mdd
+    from metadd_jax import exchange, keys
+    from metadd_jax.job import common
+
+    places = {"data_dir": config.data_dir, "cache_dir": config.cache_dir}
+    if not common.is_set(config.file):
+        sizes = {"train_per_class": config.train_per_class, "image_size": config.image_size}
+        dataset = mdd.data.load(config.file, **sizes, **places)
+        facts = {**exchange.value_space(dataset), "class_names": dataset.class_names}
+        return "real", mdd.evaluation.random_real(keys.root(0, "random"), dataset, 1), facts, dataset
+    synthetic, metadata = common.load_set(config.file)
+    if not config.networks:
+        return "synthetic", synthetic, metadata, None
+    return "synthetic", synthetic, metadata, common.real_data(metadata, **places)
+
+
+def _pretrained(config: ShowConfig, dataset: Any) -> list[Any]:
+    import metadd_jax as mdd
+    from metadd_jax.job import common
+
+    cache = common.open_cache(config.cache_dir)
+    recipe = mdd.training.pretraining(config.epochs, augmentation=config.augmentation)
+    nets = common.networks(config.networks, dataset)
+    every = common.pretrain(nets, dataset, recipe, cache)
+    return [mdd.distillers.freeze(trained.net, trained.variables, dataset) for trained in every]

@@ -1,0 +1,146 @@
+"""The long work of a job, stage by stage: pre-train, distil, baselines, judge. ``distill`` strings them together."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+import metadd_jax as mdd
+from metadd_jax import exchange, keys, parallel
+from metadd_jax.distillers.run import compile_chunks
+from metadd_jax.evaluation import report
+from metadd_jax.job import command, common, effects, methods
+from metadd_jax.job.prepare import Job, run_config, seeds, settings
+
+
+def pretrain_all(job: Job) -> dict[str, mdd.training.Trained]:
+    """Trains every network of the table on the real images (or takes it from the cache); sre2l's teacher is one."""
+    config, networks = job.config, list(job.networks)
+    every = []
+    if config.method == "sre2l":
+        every = [methods.squeeze(config, job.backbone, job.dataset, job.cache)]
+        networks.remove(job.backbone)
+    recipe = methods.pretraining_recipe(config)
+    every += common.pretrain(networks, job.dataset, recipe, job.cache, split=config.evaluate_on)
+    return {trained.net.label: trained for trained in every}
+
+
+def all_methods(
+    job: Job, trained: dict[str, mdd.training.Trained], auxiliaries: dict[str, mdd.Auxiliary]
+) -> tuple[list[mdd.distillers.Distiller], optax.GradientTransformation]:
+    """The bare base method, the same one under MetaDD, and under each variant of its loss; and their optimiser."""
+    config = job.config
+    given = trained[job.backbone.label]
+    if config.method in methods.TRAJECTORIES:
+        given = methods.experts(config, job.backbone, job.dataset, job.cache)
+    base, tx = methods.make(config, job.backbone, job.dataset, trained=given)
+    return wrapped(job, base, auxiliaries), tx
+
+
+def wrapped(
+    job: Job, base: mdd.distillers.Distiller, auxiliaries: dict[str, mdd.Auxiliary]
+) -> list[mdd.distillers.Distiller]:
+    """``base``, the same under MetaDD and under each variant."""
+    config = job.config
+    seen, reference = [auxiliaries[net.label] for net in job.seen], auxiliaries[job.backbone.label]
+    every = [base]
+    for name, setting in settings(config).items():
+        invariant = dataclasses.replace(setting, views=methods.augmentation(config, setting.views))
+        method = mdd.distillers.metadd(base, seen, reference=reference, config=invariant)
+        every.append(method._replace(name=method.name + name))
+    return every
+
+
+def distil_all(
+    job: Job, every: list[mdd.distillers.Distiller], tx: optax.GradientTransformation, watch: effects.Stopwatch
+) -> dict[str, list[mdd.SyntheticSet]]:
+    """Distils ``distill_seeds`` sets with each method, going on where an earlier start was stopped."""
+    config = job.config
+    sets: dict[str, list[mdd.SyntheticSet]] = {}
+    for method in every:
+        chunk_of = compile_chunks(method, tx, run_config(config))
+        sets[method.name] = []
+        for seed in seeds(config):
+            folder = job.directory / method.name / f"seed{seed}"
+            with command.bar(config.steps, f"{method.name} seed {seed}", "step") as progress:
+                watch.start()
+
+                def on_chunk(
+                    done: int, metrics: dict[str, float], progress: Any = progress, name: str = method.name
+                ) -> None:
+                    watch.lap(name, done)
+                    progress.update(done - progress.n)
+                    if metrics:
+                        progress.set_postfix_str(f"loss {metrics['loss']:.4g}")
+
+                state = mdd.distillers.distil(
+                    seed, method, tx, job.dataset, run_config(config), directory=folder, chunk_of=chunk_of,
+                    on_chunk=on_chunk,
+                )  # fmt: skip
+            synthetic = jax.device_get(method.synthetic(state))
+            if parallel.is_main():
+                mdd.exchange.export_npz(
+                    folder / "synthetic.npz", synthetic, metadata(job, method.name, seed), overwrite=True
+                )
+            sets[method.name].append(synthetic)
+    return sets
+
+
+def metadata(job: Job, method: str, seed: int) -> dict[str, Any]:
+    """What a reader of an exported set must know."""
+    return {
+        "dataset": job.config.dataset,
+        **{name: getattr(job.config, name) for name in ("image_size", "train_per_class", "validation_fraction")},
+        "dataset_fingerprint": job.dataset.fingerprint,
+        "class_names": list(job.dataset.class_names),
+        **exchange.value_space(job.dataset),
+        "method": method,
+        "backbone": job.backbone.label,
+        "ipc": job.counts[0] if len(set(job.counts)) == 1 else list(job.counts),
+        "seed": seed,
+        "steps": job.config.steps,
+    }
+
+
+def baselines(job: Job) -> dict[str, list[mdd.SyntheticSet]]:
+    """Real images as sets of the same size: random ones, and those nearest the k-means centres of each class."""
+    counts, repeat = job.real_counts, job.config.short_class == "repeat"
+    return {
+        "random": [
+            mdd.evaluation.random_real(keys.root(seed, "random"), job.dataset, counts, repeat=repeat)
+            for seed in seeds(job.config)
+        ],
+        "kmeans": [mdd.evaluation.kmeans_real(seed, job.dataset, counts, repeat=repeat) for seed in seeds(job.config)],
+    }
+
+
+def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]], teacher: mdd.Auxiliary) -> list[dict[str, Any]]:
+    """Accuracy rows of every set under every network; the recipes of sre2l take their labels from ``teacher``."""
+    config = job.config
+    every = [
+        (name, seed, synthetic)
+        for name, group in sets.items()
+        for seed, synthetic in zip(seeds(config), group, strict=True)
+    ]
+    with command.bar(len(job.networks), "judge", "net") as progress:
+        tables = mdd.evaluation.cross_architecture(
+            keys.root(0, "judge"),
+            [synthetic for _, _, synthetic in every],
+            job.dataset,
+            job.networks,
+            seeds=config.train_seeds,
+            recipe=methods.evaluation_recipe(config),
+            draws=[seed for _, seed, _ in every],
+            split=config.evaluate_on,
+            teacher=teacher if methods.relabels(config) else None,
+            at_once=config.at_once,
+            on_network=lambda label: progress.update(),
+        )
+    return [
+        row
+        for (name, seed, _), table in zip(every, tables, strict=True)
+        for row in report.rows_of(name, seed, table, job.roles)
+    ]

@@ -1,0 +1,89 @@
+"""The plan: formulas against XLA's count, memory against what lies there, a job that cannot fit is refused."""
+
+import dataclasses
+import types
+
+import jax
+import pytest
+
+from metadd_jax import parallel
+from metadd_jax.job import options, plan, prepare
+
+TINY = {
+    "backbone": "convnet:width=4,depth=2",
+    "seen": ("convnet:width=4,depth=1", "convnet:width=6,depth=1"),
+    "unseen": ("mlp:width=8",),
+    "batch_size": 4,
+    "pretrain_epochs": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plan")
+    config = options.DistillConfig(plan=True, run_dir=str(folder / "run"), cache_dir=str(folder / "cache"), **TINY)
+    return prepare.open_job(config)
+
+
+def test_a_plan_leaves_no_run_behind(job):
+    assert not any(job.directory.iterdir())
+
+
+def test_forward_flops_are_those_of_the_layers(job):
+    net = job.backbone  # 3x3 convolutions 1 -> 4 on 32x32 (28 padded by 3) and 4 -> 4 on 16x16, Linear 256 -> 10
+    products = 9 * 4 * 32 * 32 + 9 * 16 * 16 * 16 + 256 * 10
+    assert plan.forward_flops(net) == pytest.approx(2 * products, rel=0.5)  # norms, pools and ReLUs come on top
+
+
+def test_flops_of_a_step_by_method(job):
+    f, own = plan.forward_flops(job.backbone), sum(map(plan.forward_flops, job.seen))
+
+    def flops(name="dm", **changes):
+        return plan.step_flops(dataclasses.replace(job, config=dataclasses.replace(job.config, **changes)), name)
+
+    assert flops() == pytest.approx(f * 10 * 4 + 3 * f * 10)
+    assert flops("dm+metadd") == pytest.approx(flops() + 10 * 4 * own)
+    subset = dataclasses.replace(job.config.metadd, subset=5)
+    assert flops("dm+metadd", metadd=subset) == pytest.approx(flops() + 5 * 4 * own)
+    loops = options.GradientMatching(outer=2, inner=3)
+    assert flops("dc", method="dc", dc=loops) == pytest.approx(f * (3 * 10 * 4 + 9 * 10 + 3 * 10 * 3 / 2))
+    steps = options.TrajectoryMatching(syn_steps=4, batch_syn=5)
+    assert flops("mtt", method="mtt", mtt=steps) == pytest.approx(4 * 5 * 12 * f)
+    assert flops("sre2l", method="sre2l") == pytest.approx(3 * f * 10)
+
+
+@pytest.mark.parametrize(("steps_that_fit", "classes"), [(0.5, 1), (7, 3), (1000, 10)])
+def test_classes_at_once_are_those_that_half_of_the_memory_holds(job, monkeypatch, steps_that_fit, classes):
+    def auto(**changes):
+        config = dataclasses.replace(job.config, class_batch=0, **changes)
+        return plan.with_class_batch(dataclasses.replace(job, config=config)).config.class_batch
+
+    assert auto() == 1  # a CPU
+    compiled = types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(temp_size_in_bytes=1000))
+    monkeypatch.setattr(plan, "_compile", lambda job, method, tx: (compiled, ()))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(parallel, "memory_limit", lambda: 1000 * steps_that_fit)
+    assert auto() == classes
+    assert auto(method="mtt") == 1  # does not go class by class
+    assert plan.with_class_batch(job) is job
+
+
+def test_steps_hours_and_memory(job):
+    bare = dataclasses.replace(job, config=dataclasses.replace(job.config, wrapped=False))
+    plans, stages = plan.estimate(bare)
+    [entry] = plans
+    sizes = {part.name: part.size for part in entry.parts}
+    assert sizes["real images"] == pytest.approx(4000 * 28 * 28, rel=0.02)
+    assert sizes["set and optimiser"] == pytest.approx(3 * 4 * 10 * 28 * 28, rel=0.02)  # images twice and momentum
+    assert entry.memory == sum(sizes.values()) and entry.seconds > 0
+    assert stages["distil"] == pytest.approx(job.config.steps * job.config.distill_seeds * entry.seconds / 3600)
+    text = "\n".join(plan.lines(job, plans, stages))
+    assert "| dm |" in text and "hours:minutes" in text
+
+
+def test_what_cannot_fit_is_refused_with_the_option_that_mends_it(monkeypatch):
+    monkeypatch.setattr(parallel, "memory_limit", lambda: 4_000_000)
+    parts = (plan.Part("real images", 3e6, "--stream-per-class"), plan.Part("scratch of a step", 2e6, "--class-batch"))
+    with pytest.raises(ValueError, match=r"dm needs about 5 MB on a device of 4 MB.*real images.*--stream-per-class"):
+        plan.refuse_what_cannot_fit([plan.Plan("dm", 1.0, 1.0, parts)])
+    plan.refuse_what_cannot_fit([plan.Plan("dm", 1.0, 1.0, parts[:1])])
