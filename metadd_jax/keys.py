@@ -17,7 +17,7 @@ DOMAINS = (
     # Whole jobs, each from a seed of its own.
     "distil", "judge", "pretrain", "experts", "random", "kmeans", "stream", "probe", "report",
     # Inside a distillation: its start, its steps, and the parts of one step.
-    "init", "run", "refresh", "sample", "loss", "metadd", "calibrate", "statistics", "network", "views",
+    "init", "latents", "run", "refresh", "sample", "loss", "metadd", "calibrate", "statistics", "network", "views",
     # Inside a training.
     "weights", "order", "view", "token", "crop", "flip", "mix",
 )  # fmt: skip

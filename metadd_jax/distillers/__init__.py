@@ -6,6 +6,7 @@ from metadd_jax.distillers.distances import gradient_distance
 from metadd_jax.distillers.distribution_matching import dm
 from metadd_jax.distillers.gradient_matching import dc, dsa
 from metadd_jax.distillers.meta import freeze, metadd
+from metadd_jax.distillers.parameterisation import Parameterisation, budget, factor, parameterise, pixels
 from metadd_jax.distillers.run import NotFiniteError, RunConfig, compile_chunks, distil
 from metadd_jax.distillers.squeeze_recover import recover_optimiser, sre2l
 from metadd_jax.distillers.trajectory_matching import mtt, tesla, trajectory_optimiser
@@ -15,19 +16,24 @@ __all__ = [
     "Distiller",
     "MeaninglessError",
     "NotFiniteError",
+    "Parameterisation",
     "RunConfig",
+    "budget",
     "compile_chunks",
     "dc",
     "distil",
     "dm",
     "dsa",
     "examine",
+    "factor",
     "freeze",
     "gradient_distance",
     "init_state",
     "make_update",
     "metadd",
     "mtt",
+    "parameterise",
+    "pixels",
     "recover_optimiser",
     "sre2l",
     "tesla",

@@ -133,7 +133,7 @@ def trajectory_optimiser(
     """SGD with momentum for the images, and with a step size of its own for alpha.
 
     Args:
-      image_lr: step size of the images.
+      image_lr: step size of the images, or of the latents that stand for them (``parameterise``).
       lr_lr: the published step size of alpha. Where its logarithm is trained the step is ``lr_lr / lr_teacher**2``:
         d log alpha = -s alpha dL/d alpha moves alpha by -s alpha^2 dL/d alpha, so to first order around
         alpha = ``lr_teacher`` both forms take the same steps.
@@ -151,7 +151,7 @@ def trajectory_optimiser(
     rates = {"images": image_lr, "lr": lr_lr, "log_lr": lr_lr / lr_teacher**2}
     return optax.partition(
         {name: optax.sgd(rate, momentum=momentum) for name, rate in rates.items()},
-        lambda synthetic: {name: name for name in synthetic},
+        lambda synthetic: {name: "images" if name == "latents" else name for name in synthetic},
     )
 
 

@@ -10,6 +10,7 @@ SHAPE = (8, 8, 1)
 COUNTS = (20, 5, 9)  # one class is smaller than the batches of 8
 TX = optax.sgd(0.1, momentum=0.5)
 IPC = ((2, 2, 2), (1, 3, 2))  # what members have, and those whose classes differ
+PACKED = 4  # images of a class that factor 2 packs into one
 SMALL_VIEWS = "flip"  # few ops compile fast; all of them are tested in test_augment
 
 
@@ -41,6 +42,10 @@ def make(name, auxiliaries, dataset):
 def base(spec="convnet:width=4,depth=1", **settings):
     net = make_net(spec)
     return distillers.dm(net, **{"ipc": 2, "batch_size": 8, "augmentation": SMALL_VIEWS} | settings)
+
+
+def packed(over=None):
+    return distillers.parameterise(over or base(ipc=PACKED), distillers.factor(2), micro_batch=2)
 
 
 def matching(method, spec="convnet:width=4,depth=1", **settings):
@@ -84,12 +89,20 @@ def trajectories(method, **settings):
 
 TRAJECTORY_TX = distillers.trajectory_optimiser(1.0, 1e-5, lr_teacher=0.01)
 
+
+def counts(name):
+    """Images of each class in the set of this member."""
+    return (PACKED,) * 3 if "factor 2" in name else IPC["another ipc" in name]
+
+
 MEMBERS = {
     "dm": lambda auxiliaries, dataset: base(),
     "dm two classes at once, from noise": lambda a, d: base(class_batch=2, init="noise", augmentation="none"),
     "dm batch norm": lambda a, d: base("convnet_bn:width=4,depth=1"),
     "dm, another ipc in each class": lambda a, d: base("convnet_bn:width=4,depth=1", ipc=IPC[1]),
     "dc, another ipc in each class": lambda a, d: matching(distillers.dc, class_batch=2, ipc=IPC[1]),
+    "dm, factor 2": lambda a, d: packed(),
+    "metadd over dm, factor 2": lambda a, d: wrapped(a, over=packed()),
     "metadd calibrated, in parts": lambda a, d: wrapped(a, weighting="calibrated", micro_batch=4),
     "metadd per step": lambda a, d: wrapped(a, weighting="per_step", kl=0.0, ai=0.0),
     "metadd raw, attention, subset": with_vit,

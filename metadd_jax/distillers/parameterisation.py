@@ -1,0 +1,293 @@
+"""What is trained in place of pixels: images packed small, a generator's latents, under any method.
+
+``parameterise(base, parameterisation)`` trains latents and shows the base method the images decoded from them, so the
+update's gradient is that of the base in the pixels, pulled back through the decoder. The decoder is computed again on
+the way back: the memory is that of the base method, and then that of decoding ``micro_batch`` items.
+
+``factor`` packs several images into one, each at a lower resolution (Kim et al., "Dataset Condensation via Efficient
+Synthetic-Data Parameterization", ICML 2022, there called multi-formation, type "single").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metadd_jax import keys, parallel, parts, ranges
+from metadd_jax.distillers.contract import Distiller
+from metadd_jax.ranges import Whole
+from metadd_jax.structs import Dataset, ImageArrays, SyntheticSet
+
+
+class Parameterisation(Protocol):
+    """Any object with these three serves; what may come on top has a default.
+
+    ``name`` (a str; by default the class's, in small letters) is added to the method's name, None adds nothing.
+    ``per_stored`` (an int, by default 1) says how many images one stored item gives, one after the other, so that no
+    item holds images of two classes. ``facts`` (a mapping, by default empty) goes into the metadata of exported sets.
+    """
+
+    @property
+    def frozen(self) -> Any:
+        """A pytree of arrays that never change, such as a generator's weights; () for none."""
+
+    def init(self, key: jax.Array, images: jax.Array, /) -> Any:
+        """Returns the latents to start from, an array or nested dicts of float arrays.
+
+        Args:
+          key: typed PRNG key, for latents that are drawn.
+          images: [N, H, W, C] float32, class-major, what the base method would start from.
+        """
+
+    def decode(self, latents: Any, frozen: Any, /) -> jax.Array:
+        """Returns the images [N, H, W, C] float32 in the set's value space, differentiable in ``latents``.
+
+        Args:
+          latents: as from ``init``. With a ``micro_batch`` some of them: an array [n, ...] then becomes [m, ...].
+          frozen: this object's ``frozen``.
+        """
+
+
+def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_batch: int | None = None) -> Distiller:
+    """Trains latents in place of the images of ``base``; all else that it trains (a step size) stays as it is.
+
+    MetaDD may stand around it or inside. Around (the usual order), its weights are calibrated on gradients in the
+    latents; inside, on gradients in the pixels that ``base`` starts from.
+
+    ``base`` counts the images that it sees. With ``factor(2)`` a stored image gives four of them:
+
+    >>> method = parameterise(dm(net, ipc=40), factor(2))  # 10 stored images a class
+
+    Args:
+      base: a method whose trained set is a dict with ``images`` [N, H, W, C]. In the result ``latents`` take their
+        place.
+      parameterisation: how images are made of latents.
+      micro_batch: most stored items decoded at once, for a decoder that needs memory. Every array of the latents is
+        then [n, ...], item i of each giving images i k ... i k + k - 1 alone (k = ``per_stored``). None decodes all at
+        once, and no axis of the latents needs to mean anything.
+
+    Raises:
+      ValueError: for a ``micro_batch`` out of range; in ``init``, if the base trains no images, if its ``ipc`` does not
+        fill whole stored items, if the decoder gives another shape or type than [N, H, W, C] float32, or if
+        ``micro_batch`` is asked of latents that cannot be divided.
+    """
+    if micro_batch is not None:
+        ranges.require("micro_batch", micro_batch, Whole(1))
+    name = getattr(parameterisation, "name", type(parameterisation).__name__.lower())
+    per_stored = getattr(parameterisation, "per_stored", 1)
+    # Compiled once here: the host decodes the set after every chunk of a run.
+    decode = parallel.jit(_in_parts(parameterisation, micro_batch))
+
+    def shown(synthetic: dict[str, Any], frozen: Any) -> dict[str, Any]:
+        """What the base method knows: its own trained set."""
+        own = {leaf: value for leaf, value in synthetic.items() if leaf != "latents"}
+        return {**own, "images": decode(synthetic["latents"], frozen["decoder"])}
+
+    def init(key: jax.Array, dataset: Dataset) -> tuple[dict[str, Any], Any]:
+        synthetic, aux = base.init(key, dataset)
+        if not isinstance(synthetic, dict) or "images" not in synthetic:
+            raise ValueError(f"{base.name} trains no dict with images, so there is nothing to parameterise")
+        _check_classes(base, base.decode(synthetic, aux, base.frozen), per_stored)
+        images = synthetic.pop("images")
+        latents = parameterisation.init(keys.named(key, "latents"), images)
+        _check_latents(latents, len(images) // per_stored, micro_batch)
+        made = jax.eval_shape(decode, latents, parameterisation.frozen)
+        if (made.shape, made.dtype) != (images.shape, jnp.float32):
+            raise ValueError(
+                f"the decoder of {base.name} gives {made.dtype}{made.shape}, but the set is float32{images.shape}; "
+                "mend decode or the latents"
+            )
+        return {**synthetic, "latents": latents}, aux
+
+    def loss(
+        key: jax.Array, synthetic: dict, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None
+    ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+        return base.loss(key, shown(synthetic, frozen), aux, batch, frozen["base"], axis_name=axis_name)
+
+    def refresh(key: jax.Array, synthetic: dict, aux: Any, step: jax.Array, frozen: Any) -> Any:
+        return base.refresh(key, shown(synthetic, frozen), aux, step, frozen["base"])
+
+    def as_set(synthetic: dict, aux: Any, frozen: Any) -> SyntheticSet:
+        return base.decode(shown(synthetic, frozen), aux, frozen["base"])
+
+    def report(key: jax.Array, synthetic: dict, aux: Any, arrays: ImageArrays) -> dict[str, jax.Array]:
+        return base.report(key, shown(synthetic, {"decoder": parameterisation.frozen}), aux, arrays)
+
+    return base._replace(
+        name=base.name if name is None else f"{base.name}+{name}",
+        init=init,
+        loss=loss,
+        refresh=refresh,
+        decode=as_set,
+        frozen={"base": base.frozen, "decoder": parameterisation.frozen},
+        report=base.report and report,
+    )
+
+
+def _in_parts(parameterisation: Parameterisation, micro_batch: int | None) -> Callable[[Any, Any], jax.Array]:
+    """``decode(latents, frozen)``, at most ``micro_batch`` items at once, again on the way back."""
+    # Of the forward pass only the latents are kept, so the decoder's activations are not there while the base method
+    # has its own, and come back when its gradient in the pixels is done.
+    one = jax.checkpoint(parameterisation.decode)
+    if micro_batch is None:
+        return one
+
+    def decode(latents: Any, frozen: Any) -> jax.Array:
+        stored = len(jax.tree.leaves(latents)[0])
+        count, share = parts.shares(stored, micro_batch)
+
+        def divide(leaf: jax.Array) -> jax.Array:
+            # The first items fill up the last part.
+            filled = jnp.concatenate([leaf, leaf[: count * share - stored]])
+            return filled.reshape(count, share, *leaf.shape[1:])
+
+        images = jax.lax.map(lambda part: one(part, frozen), jax.tree.map(divide, latents))
+        each = images.shape[1] // share
+        return images.reshape(-1, *images.shape[2:])[: stored * each]
+
+    return decode
+
+
+def _check_classes(base: Distiller, made: SyntheticSet, per_stored: int) -> None:
+    counts = np.bincount(np.asarray(made.labels))
+    uneven = np.flatnonzero(counts % per_stored)
+    if uneven.size:
+        raise ValueError(
+            f"{base.name} has {counts[uneven[0]]} images in class {uneven[0]}, but a stored item holds {per_stored} of "
+            f"one class; give it {per_stored} times the stored images as ipc"
+        )
+
+
+def _check_latents(latents: Any, stored: int, micro_batch: int | None) -> None:
+    leaves = jax.tree.leaves(latents)
+    if not leaves or not all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves):
+        raise ValueError(
+            f"latents must be float arrays, all of them trained; got {jax.tree.map(jnp.result_type, latents)}"
+        )
+    wrong = [jnp.shape(leaf) for leaf in leaves if jnp.shape(leaf)[:1] != (stored,)]
+    if micro_batch is not None and wrong:
+        raise ValueError(
+            f"micro_batch={micro_batch} divides latents [{stored}, ...], but one has shape {wrong[0]}; leave it out"
+        )
+
+
+def budget(parameterisation: Parameterisation, latents: Any, labels: jax.Array | np.ndarray) -> dict[str, Any]:
+    """Says what a set stores, for its metadata: sets are compared fairly where they store as much.
+
+    Args:
+      parameterisation: how the images were made.
+      latents: what was trained, ``state.synthetic["latents"]``; for the bare method its images.
+      labels: [N] of the decoded images.
+
+    Returns:
+      ``parameterisation`` (its name), its own facts (``factor``), ``stored_values`` (numbers that were trained),
+      ``stored_values_per_class`` (one number, or a list where classes differ; what classes share is counted by their
+      images) and ``frozen_values`` (numbers that decoding needs besides, such as a generator's weights).
+    """
+    stored, images = (sum(np.size(leaf) for leaf in jax.tree.leaves(tree)) for tree in (latents, labels))
+    each = [int(stored * count / images) for count in np.bincount(np.asarray(labels))]
+    return {
+        "parameterisation": getattr(parameterisation, "name", type(parameterisation).__name__.lower()) or "pixels",
+        **getattr(parameterisation, "facts", {}),
+        "stored_values": stored,
+        "stored_values_per_class": each[0] if len(set(each)) == 1 else each,
+        "frozen_values": sum(np.size(leaf) for leaf in jax.tree.leaves(parameterisation.frozen)),
+    }
+
+
+def pixels() -> Parameterisation:
+    """The parameterisation that changes nothing: the latents are the images [N, H, W, C]."""
+    return _Pixels()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pixels:
+    frozen: tuple[()] = ()
+    name: None = None
+
+    def init(self, key: jax.Array, images: jax.Array, /) -> jax.Array:
+        del key
+        return images
+
+    def decode(self, latents: jax.Array, frozen: Any, /) -> jax.Array:
+        del frozen
+        return latents
+
+
+def factor(size: int, *, pad: float | tuple[float, ...] = 0.0) -> Parameterisation:
+    """Packs ``size``^2 images of one class into each stored image, which keeps the shape [H, W, C].
+
+    A stored image is cut into ``size`` x ``size`` cells of ceil(H / size) x ceil(W / size) pixels, and each is
+    enlarged to H x W: bilinear, half-pixel centres (``align_corners=False``), no antialiasing. Cell k (row by row: top
+    left, top right, ...) of stored image i is image i ``size``^2 + k, so sets stay class-major. IDC's files have all
+    images' cell 0 first, then all cells 1; within a class that is the same set in another order.
+
+    The start is the base method's images, each reduced (bilinear, antialiased) into its cell.
+
+    Args:
+      size: at least 1; 1 changes nothing.
+      pad: where ``size`` does not divide a side, the stored image is enlarged by this value at the bottom and at the
+        right: one number, or one a channel, in the set's value space (0 = the data's mean colour; IDC has 0.5 of a
+        pixel in [0, 1], which is (0.5 - mean) / std).
+
+    Raises:
+      ValueError: if ``size`` is no whole number from 1, or (in ``init``) does not suit the images.
+    """
+    return _Factor(size, pad)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Factor:
+    """See ``factor``."""
+
+    size: Annotated[int, Whole(1)]
+    pad: float | tuple[float, ...] = 0.0
+    frozen: tuple[()] = ()
+
+    def __post_init__(self) -> None:
+        ranges.check(self)
+
+    @property
+    def name(self) -> str:
+        return f"factor{self.size}"
+
+    @property
+    def per_stored(self) -> int:
+        return self.size**2
+
+    @property
+    def facts(self) -> Mapping[str, int]:
+        return {"factor": self.size}
+
+    def init(self, key: jax.Array, images: jax.Array, /) -> jax.Array:
+        """Puts images [N, H, W, C] into the cells of stored ones [N / size^2, H, W, C]."""
+        del key
+        count, height, width, channels = images.shape
+        if count % self.per_stored or self.size > min(height, width):
+            raise ValueError(
+                f"factor {self.size} needs a multiple of {self.per_stored} images of at least {self.size} pixels a "
+                f"side; got {count} of {height} x {width}"
+            )
+        rows, columns = -(-height // self.size), -(-width // self.size)
+        cells = jax.image.resize(images, (count, rows, columns, channels), "bilinear")
+        cells = cells.reshape(-1, self.size, self.size, rows, columns, channels)
+        stored = cells.swapaxes(2, 3).reshape(-1, self.size * rows, self.size * columns, channels)
+        return stored[:, :height, :width]
+
+    def decode(self, latents: jax.Array, frozen: Any, /) -> jax.Array:
+        """Cuts stored images [n, H, W, C] into cells and enlarges each: [n size^2, H, W, C]."""
+        del frozen
+        count, height, width, channels = latents.shape
+        rows, columns = -(-height // self.size), -(-width // self.size)
+        canvas = jnp.broadcast_to(
+            jnp.asarray(self.pad, latents.dtype), (count, self.size * rows, self.size * columns, channels)
+        )
+        canvas = canvas.at[:, :height, :width].set(latents)
+        cells = canvas.reshape(count, self.size, rows, self.size, columns, channels).swapaxes(2, 3)
+        cells = cells.reshape(-1, rows, columns, channels)
+        return jax.image.resize(cells, (len(cells), height, width, channels), "bilinear", antialias=False)
