@@ -23,6 +23,7 @@ import numpy as np
 from metadd_jax import files, structs
 from metadd_jax.exchange import checks
 
+# Any other type in a file is refused: a float64 image is another set than the one whose accuracy was quoted.
 _DTYPES = {
     "images": np.float32,
     "labels": np.int64,
@@ -51,11 +52,10 @@ def export_npz(
 
     Args:
       file: the ``.npz`` to write; ``<stem>.json`` goes beside it.
-      synthetic: the set.
-      metadata: written to the JSON as it is, with the layout, versions and the SHA-256 of the arrays and of the
-        facts themselves added.
-        ``mean``, ``std``, ``class_names`` and ``value_space`` are required (see ``pixels.value_space``); the method,
-        seed and ipc usual. ``zca_mean`` and ``zca_inverse`` of a whitened set go into the npz instead.
+      synthetic: the set, images [N, H, W, C].
+      metadata: facts for the JSON, which gets the layout, versions and hashes besides. ``mean``, ``std``,
+        ``class_names`` and ``value_space`` are required (see ``pixels.value_space``); method, seed and ipc are usual.
+        ``zca_mean`` and ``zca_inverse`` of a whitened set go into the npz instead.
       overwrite: replace an existing pair that this function wrote; any other file stays.
 
     Raises:
@@ -65,9 +65,10 @@ def export_npz(
     file = pathlib.Path(file).expanduser().absolute()
     if file.suffix != ".npz":
         raise ValueError(f"{file} does not end in .npz; name it {file.name}.npz")
+    # Both halves before either is written: a new JSON beside an old npz is a pair that no reader takes.
     checks.refuse_existing(file, file.with_suffix(".json"), overwrite=overwrite, is_ours=_is_ours)
     checks.check_set("the set", synthetic, metadata)
-    arrays = _to_arrays(synthetic, metadata)
+    arrays: dict[str, Any] = _to_arrays(synthetic, metadata)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy")}
     added = {
         "layout": "NHWC",
@@ -79,6 +80,7 @@ def export_npz(
     described = files.plain(facts | added)
     files.write_json(file.with_suffix(".json"), described | {_JSON_HASH: _hash_facts(described)})
     with files.atomic_path(file) as temporary:
+        # Stored, not compressed: the same set gives the same bytes whatever version of zlib packs it.
         np.savez(temporary, **arrays)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.comment = _SIGN
@@ -86,6 +88,9 @@ def export_npz(
 
 def load_npz(file: str | os.PathLike) -> tuple[structs.SyntheticSet, dict[str, Any]]:
     """Reads what ``export_npz`` wrote and proves it whole.
+
+    Args:
+      file: the ``.npz``; its JSON must lie beside it.
 
     Returns:
       The set and its metadata: the content of the JSON file, and for a whitened set ``zca_mean`` and ``zca_inverse``.
@@ -104,6 +109,7 @@ def load_npz(file: str | os.PathLike) -> tuple[structs.SyntheticSet, dict[str, A
         raise ValueError(
             f"{facts} was not written by metadd_jax (no sha256 and {_JSON_HASH}); restore it or export the set again"
         )
+    # A class name or a mean edited by hand would change what every number says, and no array would show it.
     if _hash_facts(metadata) != metadata.pop(_JSON_HASH):
         raise ValueError(f"{facts} was changed after it was written (its {_JSON_HASH} differs); restore it")
     if _hash(arrays) != metadata["sha256"]:
@@ -120,9 +126,14 @@ def load_npz(file: str | os.PathLike) -> tuple[structs.SyntheticSet, dict[str, A
 
 
 def is_set_file(file: str | os.PathLike) -> bool:
-    """Whether a file is the npz of a distilled set, and not of real data: ``export_npz`` signs it."""
+    """Tells the npz of a distilled set from one of real data, which may hold the same fields: ``export_npz`` signs it.
+
+    Args:
+      file: any path; what is no file is no set.
+    """
     file = pathlib.Path(file).expanduser()
     likely = _looks_like_npz(file)
+    # Undecided, where it is damaged or of another version: a JSON beside it then speaks for a set.
     return bool(likely) or (likely is None and file.with_suffix(".json").is_file())
 
 
@@ -136,6 +147,7 @@ def _read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(f"no file at {file}; check the path")
     try:
         described = _describe(file)
+        # Fields first: of an npz of real data NumPy would unpack gigabytes before anybody looks at their names.
         missing = [name for name in _ALWAYS if name not in described]
         wrong = [name for name, dtype in described.items() if dtype != _DTYPES.get(name)]
         if missing or wrong:
@@ -203,7 +215,7 @@ def _looks_like_npz(path: pathlib.Path) -> bool | None:
 
 
 def _looks_like_facts(path: pathlib.Path) -> bool | None:
-    """The same of a JSON."""
+    """Whether a file is the JSON of a set of ours; None for one that may be (a JSON cut short)."""
     if not path.is_file():
         return False
     try:
@@ -219,5 +231,6 @@ def _hash_facts(facts: dict[str, Any]) -> str:
 
 
 def _hash(arrays: dict[str, np.ndarray]) -> str:
+    # Names too, and in one order: arrays that changed places would otherwise have the same hash.
     names = sorted(arrays)
     return files.hash_arrays(*(arrays[name] for name in names), text=" ".join(names))

@@ -13,7 +13,8 @@ def check_belongs(metadata: dict[str, Any], dataset: structs.Dataset, *, other_d
     """Refuses to bring a set and real data together that differ in what a number depends on.
 
     Args:
-      metadata: of the set; ``dataset_fingerprint`` is compared where it is there.
+      metadata: of the set, with ``class_names``, ``mean``, ``std`` and ``value_space``; ``dataset_fingerprint`` is
+        compared where it is there (a peer's file has none).
       dataset: the real data.
       other_data: whether the caller asked for this data, and not for that which the set was made from; its images may
         then be others, its classes and constants not.
@@ -25,6 +26,7 @@ def check_belongs(metadata: dict[str, Any], dataset: structs.Dataset, *, other_d
       ValueError: naming both sides, if class names or their order, constants, whitening or (unless ``other_data``)
         images differ.
     """
+    # Classes, then constants, then images: the first difference is the one that explains the others.
     _check_classes(list(metadata["class_names"]), list(dataset.class_names), dataset.name)
     _check_constants(metadata, dataset)
     made_from = metadata.get("dataset_fingerprint")
@@ -42,6 +44,7 @@ def check_belongs(metadata: dict[str, Any], dataset: structs.Dataset, *, other_d
 def _check_classes(ours: list[str], theirs: list[str], name: str) -> None:
     if ours == theirs:
         return
+    # Not mapped onto each other: two orders of one set of classes mean that something was mixed up before.
     if sorted(ours) == sorted(theirs):
         number = next(index for index, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
         raise ValueError(
@@ -60,18 +63,20 @@ def _listed(names: list[str]) -> str:
 
 
 def _check_constants(metadata: dict[str, Any], dataset: structs.Dataset) -> None:
-    whitened = metadata["value_space"] == "zca"
-    if whitened != (dataset.whitening is not None):
+    whitening = dataset.whitening
+    if (metadata["value_space"] == "zca") != (whitening is not None):
         raise ValueError(f"of the set and {dataset.name} only one is whitened; load both the same way")
-    if whitened and not (
-        np.shape(metadata["zca_mean"]) == dataset.whitening.mean.shape
-        and np.allclose(metadata["zca_mean"], dataset.whitening.mean, atol=1e-5)
+    # The mean stands for the whole transform, whose matrix differs in its last digits from machine to machine.
+    if whitening is not None and not (
+        np.shape(metadata["zca_mean"]) == whitening.mean.shape
+        and np.allclose(metadata["zca_mean"], whitening.mean, atol=1e-5)
     ):
         raise ValueError(
             f"the set was whitened for other images than those of {dataset.name}; judge it on its own data"
         )
     for name in ("mean", "std"):
         ours, theirs = np.asarray(metadata[name]), np.asarray(getattr(dataset.train, name))
+        # Published constants have four digits, and those of two repositories for one set differ in the second or third.
         if ours.shape != theirs.shape or not np.allclose(ours, theirs, atol=1e-4):
             raise ValueError(
                 f"the set was made with {name} {ours.tolist()}, but {dataset.name} is standardised with "

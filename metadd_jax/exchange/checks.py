@@ -17,7 +17,7 @@ REQUIRED = ("mean", "std", "class_names", "value_space")
 _SUM_TOLERANCE = 1e-3  # of probabilities that add up to 1, in float32 and through other programs
 
 
-def check_set(source: Any, synthetic: structs.SyntheticSet, metadata: dict[str, Any]) -> None:
+def check_set(source: object, synthetic: structs.SyntheticSet, metadata: dict[str, Any]) -> None:
     """Checks a set against its metadata.
 
     Args:
@@ -38,6 +38,7 @@ def check_set(source: Any, synthetic: structs.SyntheticSet, metadata: dict[str, 
     if metadata["value_space"] not in SPACES:
         wanted = " or ".join(SPACES)
         raise ValueError(f"value_space of {source} is {_short(metadata['value_space'])}; it must be {wanted}")
+    # The arrays next: what is said of channels and sizes below assumes images [N, H, W, C].
     check_arrays(source, synthetic, len(names))
     shape = np.shape(synthetic.images)
     _check_constants(source, shape[-1], metadata)
@@ -45,7 +46,7 @@ def check_set(source: Any, synthetic: structs.SyntheticSet, metadata: dict[str, 
         check_whitening(source, shape, metadata)
 
 
-def check_arrays(source: Any, synthetic: structs.SyntheticSet, classes: int) -> None:
+def check_arrays(source: object, synthetic: structs.SyntheticSet, classes: int) -> None:
     """Checks the arrays of a set: shapes, types, labels in range, numbers that mean something.
 
     Args:
@@ -71,6 +72,7 @@ def check_arrays(source: Any, synthetic: structs.SyntheticSet, classes: int) -> 
             raise ValueError(f"{source} has soft labels {soft.shape}; they must be ({len(images)}, {classes})")
         check_probabilities(source, soft)
     if synthetic.learning_rate is not None:
+        # Learned by gradient descent, so it may have crossed zero: training with it would climb.
         rate = np.asarray(synthetic.learning_rate)
         if rate.ndim or not (np.isfinite(rate) and rate > 0):
             raise ValueError(
@@ -79,14 +81,22 @@ def check_arrays(source: Any, synthetic: structs.SyntheticSet, classes: int) -> 
             )
 
 
-def check_probabilities(source: Any, soft: np.ndarray) -> None:
-    """Raises ValueError unless every row of soft labels [N, K] is a distribution: no logits, nothing NaN."""
+def check_probabilities(source: object, soft: np.ndarray) -> None:
+    """Checks that every row of soft labels is a distribution.
+
+    Args:
+      source: what the error names.
+      soft: [N, K] floats.
+
+    Raises:
+      ValueError: for logits, and for what is not finite.
+    """
     _check_finite(source, "soft labels", soft)
     if not (soft.min() >= 0 and np.allclose(soft.sum(axis=1), 1, atol=_SUM_TOLERANCE)):
         raise ValueError(f"{source} has soft labels that are no probabilities; turn logits into softmax(logits)")
 
 
-def check_whitening(source: Any, shape: tuple[int, ...], metadata: dict[str, Any]) -> None:
+def check_whitening(source: object, shape: tuple[int, ...], metadata: dict[str, Any]) -> None:
     """Checks that a whitened set comes with what undoes the whitening.
 
     Args:
@@ -109,14 +119,18 @@ def check_whitening(source: Any, shape: tuple[int, ...], metadata: dict[str, Any
 
 
 def refuse_existing(*paths: pathlib.Path, overwrite: bool, is_ours: Callable[[pathlib.Path], bool]) -> None:
-    """Raises ValueError if one of ``paths`` exists, unless it may be overwritten and this package wrote it.
+    """Refuses to write over files, unless that is asked for and this package wrote them.
 
     Args:
       paths: files about to be written.
       overwrite: whether what is ours may be replaced.
       is_ours: tells by its content whether an existing file is one that this package wrote; nobody loses another.
+
+    Raises:
+      ValueError: naming the first file that must stay.
     """
     for path in paths:
+        # lexists: a link to nothing is something of the user's too, and writing would go where it points.
         if not os.path.lexists(path):
             continue
         if not overwrite:
@@ -127,8 +141,9 @@ def refuse_existing(*paths: pathlib.Path, overwrite: bool, is_ours: Callable[[pa
             )
 
 
-def _check_shapes(source: Any, images: np.ndarray, labels: np.ndarray) -> None:
+def _check_shapes(source: object, images: np.ndarray, labels: np.ndarray) -> None:
     if images.ndim != 4 or not images.size or not np.issubdtype(images.dtype, np.floating):
+        # uint8 is what a set looks like that somebody made of pictures: it lacks the step into the value space.
         mend = "; standardise pixels as the data set's mean and std say" if images.dtype == np.uint8 else ""
         raise ValueError(f"{source} has images {images.dtype}{images.shape}; they must be float32 [N, H, W, C]{mend}")
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
@@ -138,7 +153,7 @@ def _check_shapes(source: Any, images: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
-def _check_constants(source: Any, channels: int, metadata: dict[str, Any]) -> None:
+def _check_constants(source: object, channels: int, metadata: dict[str, Any]) -> None:
     for name in ("mean", "std"):
         try:
             values = np.asarray(metadata[name], np.float64)
@@ -148,6 +163,7 @@ def _check_constants(source: Any, channels: int, metadata: dict[str, Any]) -> No
             raise ValueError(
                 f"{source} has {channels} channels and {name} {values.shape}; {name} must have one number a channel"
             )
+        # In float32, as it is used: 1e-50 is positive in float64 and 0 as a divisor.
         with np.errstate(over="ignore"):
             usable = np.isfinite(values.astype(np.float32)).all() and (name == "mean" or values.min() > 0)
         if not usable:
@@ -155,7 +171,7 @@ def _check_constants(source: Any, channels: int, metadata: dict[str, Any]) -> No
             raise ValueError(f"{name} of {source} is {_short(values.tolist())}; it must {wanted}")
 
 
-def _check_finite(source: Any, what: str, values: np.ndarray) -> None:
+def _check_finite(source: object, what: str, values: np.ndarray) -> None:
     bad = int(np.sum(~np.isfinite(values)))
     if bad:
         raise ValueError(f"{source} has {bad} {what} that are NaN or infinite; distil or export it again")

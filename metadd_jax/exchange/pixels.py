@@ -15,7 +15,7 @@ from metadd_jax.data import whitening
 from metadd_jax.exchange import checks
 from metadd_jax.storage import folder
 
-HALF_STEP = 0.5 / 255  # Half of one of the 256 grey levels.
+HALF_STEP = 0.5 / 255  # half of the distance between two of the 256 levels
 
 
 def to_pixels(images: ArrayLike, metadata: dict[str, Any]) -> np.ndarray:
@@ -27,7 +27,7 @@ def to_pixels(images: ArrayLike, metadata: dict[str, Any]) -> np.ndarray:
         [D] and ``zca_inverse`` [D, D], D = H * W * C.
 
     Returns:
-      [N, H, W, C] float32 pixels, in [0, 1] but for what distillation pushed beyond; not clipped.
+      [N, H, W, C] pixels, float, in [0, 1] but for what distillation pushed beyond; not clipped.
 
     Raises:
       ValueError: for another value space, or if what undoes it is missing or of another size.
@@ -42,12 +42,26 @@ def to_pixels(images: ArrayLike, metadata: dict[str, Any]) -> np.ndarray:
 
 
 def share_outside(unit: np.ndarray) -> float:
-    """The share (0..1) of pixel values (from ``to_pixels``) further outside [0, 1] than rounding to 8 bits reaches."""
+    """Measures how much of a set no picture can hold: what 8 bits would clip.
+
+    Args:
+      unit: [N, H, W, C] from ``to_pixels``.
+
+    Returns:
+      The share (0..1) of the values that lie further outside [0, 1] than rounding to 8 bits reaches.
+    """
     return float(np.mean(np.abs(unit - 0.5) > 0.5 + HALF_STEP))
 
 
 def value_space(dataset: structs.Dataset) -> dict[str, Any]:
-    """The part of a set's metadata that says how to undo the value space of ``dataset`` (see ``to_pixels``)."""
+    """Collects what a set's metadata must say about its value space: how ``to_pixels`` undoes it.
+
+    Args:
+      dataset: the real data, in whose value space the set is.
+
+    Returns:
+      ``value_space``, ``mean`` and ``std`` ([C] lists); of whitened data also ``zca_mean`` and ``zca_inverse``.
+    """
     facts = {name: np.asarray(getattr(dataset.train, name)).tolist() for name in ("mean", "std")}
     if dataset.whitening is None:
         return {"value_space": "standardised", **facts}
@@ -95,12 +109,14 @@ def export_png_folder(
     if synthetic.images.shape[-1] not in (1, 3):
         raise ValueError(f"PNG files hold 1 or 3 channels, the set has {synthetic.images.shape[-1]}; export an npz")
     unit = to_pixels(synthetic.images, metadata)
+    # Rounded, not cut off: astype alone would darken every pixel by half a level.
     pixels = np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
     names = [_folder_name(label, name) for label, name in enumerate(metadata["class_names"])]
     with folder.whole_folder(directory, overwrite=overwrite or empty) as partial:
         for label, name in enumerate(names):
             (partial / name).mkdir()
             for number, image in enumerate(pixels[np.asarray(synthetic.labels) == label]):
+                # Pillow knows grey pictures without a channel only.
                 picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
                 picture.save(partial / name / f"{number:04d}.png")
         files.write_json(partial / "classes.json", dict(zip(names, metadata["class_names"], strict=True)))

@@ -45,9 +45,10 @@ def export_torch(
     file = pathlib.Path(file).expanduser().absolute()
     checks.refuse_existing(file, overwrite=overwrite, is_ours=_is_ours)
     checks.check_set("the set", synthetic, metadata)
+    height, width, channels = np.shape(synthetic.images)[1:]
     # A copy, also of grey images, whose transpose counts as contiguous with strides that DC's ``view`` refuses.
     images = np.asarray(synthetic.images, np.float32).transpose(0, 3, 1, 2).copy(order="C")
-    content = {
+    content: dict[str, Any] = {
         "data": [[torch.tensor(images), torch.tensor(np.asarray(synthetic.labels, np.int64))]],
         "accs_all_exps": {},
         "mean": np.asarray(metadata["mean"]).tolist(),
@@ -58,7 +59,8 @@ def export_torch(
         if getattr(synthetic, name) is not None:
             content[name] = torch.tensor(np.asarray(getattr(synthetic, name), np.float32))
     if metadata["value_space"] == "zca":
-        order = _channels_first_order(synthetic.images.shape[1:])
+        # The transform is made for flattened [H, W, C], and whoever reads this file flattens [C, H, W].
+        order = _channels_first_order((height, width, channels))
         content["zca_mean"] = torch.tensor(np.asarray(metadata["zca_mean"], np.float32)[order])
         content["zca_inverse"] = torch.tensor(np.asarray(metadata["zca_inverse"], np.float32)[np.ix_(order, order)])
     with files.atomic_path(file) as temporary:
@@ -89,6 +91,7 @@ def load_torch(
       ValueError: if torch is missing, or if the file is missing, damaged or holds something else.
     """
     file = pathlib.Path(file).expanduser().absolute()
+    # The DC family writes one dictionary, MTT's line bare tensors in two files; the content tells, not the name.
     content, extra = _read(file), {}
     if isinstance(content, dict):
         try:
@@ -98,7 +101,7 @@ def load_torch(
         extra = content
     else:
         images, labels = content, _read(file.with_name(file.name.replace("images", "labels", 1)))
-    metadata = {
+    metadata: dict[str, Any] = {
         "value_space": "standardised",
         "mean": list(mean),
         "std": list(std),
@@ -109,7 +112,8 @@ def load_torch(
     fields = {name: _to_numpy(extra[name]) for name in ("soft_labels", "learning_rate") if name in extra}
     synthetic = from_channels_first(file, _to_numpy(images), _to_numpy(labels), **fields)
     if "zca_inverse" in extra:
-        order = np.argsort(_channels_first_order(synthetic.images.shape[1:]))
+        height, width, channels = synthetic.images.shape[1:]
+        order = np.argsort(_channels_first_order((height, width, channels)))  # argsort inverts a permutation
         zca_mean, zca_inverse = _to_numpy(extra["zca_mean"]), _to_numpy(extra["zca_inverse"])
         if zca_mean.shape != order.shape or zca_inverse.shape != 2 * order.shape:
             raise ValueError(
@@ -125,14 +129,14 @@ def load_torch(
 
 
 def from_channels_first(
-    source: Any,
+    source: object,
     images: np.ndarray,
     labels: np.ndarray,
     *,
     soft_labels: np.ndarray | None = None,
     learning_rate: np.ndarray | None = None,
 ) -> structs.SyntheticSet:
-    """A set from [N, C, H, W] images and [N] integer or [N, K] probability labels, sorted by class.
+    """Makes a set, sorted by class, from PyTorch's layout.
 
     Args:
       source: what an error names.
@@ -152,7 +156,8 @@ def from_channels_first(
             raise ValueError(f"{source} has {len(images)} images and soft labels {soft.shape}; need [N, K]")
         soft = soft.astype(np.float32)
         checks.check_probabilities(source, soft)
-    hard = _whole(source, labels) if labels.ndim == 1 else soft.argmax(axis=1).astype(np.int32)
+    hard = _whole(source, labels) if soft is None or labels.ndim == 1 else soft.argmax(axis=1).astype(np.int32)
+    # Stable: within a class the images keep their order.
     order = np.argsort(hard, kind="stable")
     return structs.SyntheticSet(
         images=jnp.asarray(images.astype(np.float32).transpose(0, 2, 3, 1)[order]),
@@ -162,7 +167,7 @@ def from_channels_first(
     )
 
 
-def _whole(source: Any, labels: np.ndarray) -> np.ndarray:
+def _whole(source: object, labels: np.ndarray) -> np.ndarray:
     """Labels [N] as int32, never cut to fit: 2^32 is no class 0, and 0.5 neither."""
     with np.errstate(invalid="ignore"):  # NaN is caught by the comparison
         hard = labels.astype(np.int32)
@@ -173,6 +178,7 @@ def _whole(source: Any, labels: np.ndarray) -> np.ndarray:
 
 def _check_said(file: pathlib.Path, content: dict[str, Any], metadata: dict[str, Any]) -> None:
     """What a file of ``export_torch`` says about itself must be what the caller says."""
+    # A peer's file says none of it, so the caller must; here a slip of the caller's can be seen.
     for name in ("class_names", "mean", "std"):
         said, given = content.get(name), metadata[name]
         if said is None:
@@ -209,6 +215,7 @@ def _read(file: pathlib.Path) -> Any:
     if not file.is_file():
         raise ValueError(f"no file at {file}; check the path")
     try:
+        # weights_only: a pickle from the net may run any code; NumPy's numbers, which DC's files hold, are let through.
         with torch.serialization.safe_globals(_numbers()):
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -226,7 +233,7 @@ def _numbers() -> list[Any]:
     """What pickles of NumPy's numbers call, which PyTorch does not know as harmless: DC's accuracies are np.float64."""
     scalar = np.float64(0).__reduce__()[0]
     kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
-    # NumPy 1 wrote the same function under another name.
+    # NumPy 1 wrote the same function under another name, and PyTorch goes by names.
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     return [*((scalar, name) for name in names), np.dtype, *kinds]
 
