@@ -15,11 +15,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import chex
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+from metadd_jax import ranges, registries
+from metadd_jax.ranges import Real
+
+Op = Callable[[jax.Array, jax.Array, bool], jax.Array]
+_OWN: dict[str, Op] = {}
 
 
 def flip(images: jax.Array, flipped: ArrayLike) -> jax.Array:
@@ -112,10 +119,10 @@ def contrast(images: jax.Array, factor: ArrayLike) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """What ``augment`` may do (change a default with ``dataclasses.replace``).
+    """What ``transform`` may do (change a default with ``dataclasses.replace``); hashable.
 
     Attributes:
-      tokens: names of the ops, see ``TOKENS``; empty for no augmentation.
+      tokens: names of the ops, of ``TOKENS`` or ``register``; empty for no augmentation.
       mode: "S" applies one token, drawn uniformly per call; "M" applies all in the order of ``tokens``.
       flip_probability: chance of a mirror image.
       scale_ratio: r; both factors are drawn from U(1 / r, r).
@@ -125,38 +132,81 @@ class Strategy:
       brightness: b; the offset is drawn from U(-b / 2, b / 2).
       saturation: s; the factor is drawn from U(0, s).
       contrast: c; the factor is drawn from U(c, 1 + c).
+      own: the registered ops among ``tokens``, as they were when this was made: a strategy with a token whose op has
+        been changed since is unequal to it, and nothing that was compiled for one serves the other.
     """
 
     tokens: tuple[str, ...]
     mode: str = "S"
-    flip_probability: float = 0.5
-    scale_ratio: float = 1.2
-    rotate_degrees: float = 15.0
-    crop_ratio: float = 0.125
-    cutout_ratio: float = 0.5
-    brightness: float = 1.0
-    saturation: float = 2.0
-    contrast: float = 0.5
+    flip_probability: Annotated[float, Real(0, 1)] = 0.5
+    scale_ratio: Annotated[float, Real(1)] = 1.2
+    rotate_degrees: Annotated[float, Real(0)] = 15.0
+    crop_ratio: Annotated[float, Real(0, 1)] = 0.125
+    cutout_ratio: Annotated[float, Real(0, 1)] = 0.5
+    brightness: Annotated[float, Real(0)] = 1.0
+    saturation: Annotated[float, Real(0)] = 2.0
+    contrast: Annotated[float, Real(0)] = 0.5
+    own: tuple[tuple[str, Op], ...] = dataclasses.field(init=False, repr=False)
 
-    def __post_init__(self):
-        unknown = [token for token in self.tokens if token not in TOKENS]
-        if unknown:
-            raise ValueError(f"unknown augmentation {unknown[0]!r}; join tokens of {', '.join(TOKENS)} by '_'")
+    def __post_init__(self) -> None:
+        known = (*TOKENS, *_OWN)
+        for token in self.tokens:
+            if token not in known:
+                near = ranges.nearest(token, known)
+                raise ValueError(f"unknown augmentation {token!r}{near}; join tokens of {', '.join(known)} by '_'")
         if self.mode not in ("S", "M"):
             raise ValueError(f"unknown augmentation mode {self.mode!r}; use 'S' (one op a call) or 'M' (all)")
+        object.__setattr__(self, "own", tuple((token, _OWN[token]) for token in self.tokens if token in _OWN))
+        ranges.check(self)
 
 
-def strategy(text: str, *, mode: str = "S") -> Strategy:
+if TYPE_CHECKING:
+    Augmentation = str | Strategy
+else:
+    Augmentation = str  # of the two a command line can write the text alone, and tyro makes its options from the types
+
+
+def strategy(text: Augmentation, *, mode: str = "S") -> Strategy:
     """Parses "color_crop_cutout_flip_scale_rotate" (natural images; leave out ``flip`` for digits).
 
     Args:
-      text: tokens joined by underscores; "" or "none" means no augmentation.
+      text: tokens joined by underscores; "" or "none" means no augmentation. A ``Strategy`` is returned as it is.
       mode: see ``Strategy``.
 
     Raises:
       ValueError: if a token or the mode is unknown.
     """
+    if isinstance(text, Strategy):
+        return text
+    if not isinstance(text, str):
+        raise ValueError(
+            f"the augmentation is a {type(text).__name__}; give tokens joined by '_', or an augment.Strategy"
+        )
     return Strategy(() if text in ("", "none") else tuple(text.split("_")), mode)
+
+
+def register(token: str, op: Op) -> None:
+    """Makes an augmentation of your own a token, good in every text and ``Strategy``.
+
+    >>> def noise(key, images, siamese):
+    ...     shape = (1, *images.shape[1:]) if siamese else images.shape
+    ...     return images + 0.1 * jax.random.normal(key, shape)
+    >>> register("noise", noise)
+    >>> method = distillers.dm(net, ipc=10, augmentation="crop_noise")
+
+    Args:
+      token: letters and digits; no token of ``TOKENS``.
+      op: ``(key, images [B, H, W, C], siamese) -> images`` of the same shape and type, differentiable in the images.
+        It may look at one image at a time only. If ``siamese``, all images get the same draw, and an equal key the very
+        same one whatever B is (real and synthetic images are compared under it): nothing drawn may have an axis of
+        length B. Else each image gets a draw of its own.
+
+    Raises:
+      ValueError: if the token is no word, holds an underscore or is taken.
+    """
+    if "_" in str(token) or token == "dc":
+        raise ValueError(f"{token!r} is no token of an augmentation; give letters and digits (underscores join tokens)")
+    registries.claim(_OWN, token, op, kind="augmentation", taken=TOKENS)
 
 
 def transform(
@@ -184,7 +234,11 @@ def transform(
     chex.assert_rank(images, 4)
     own_op_key, draw_key = jax.random.split(key)
     count = 1 if siamese else images.shape[0]
-    ops = [_bind(TOKENS[token], strategy, count) for token in strategy.tokens]
+    own = dict(strategy.own)
+    ops = [
+        _bind_own(token, own[token], siamese) if token in own else _bind(TOKENS[token], strategy, count)
+        for token in strategy.tokens
+    ]
     if not ops:
         return images
     if strategy.mode == "M":
@@ -249,6 +303,19 @@ TOKENS: dict[str, Callable[[jax.Array, jax.Array, Strategy, int], jax.Array]] = 
 
 def _bind(op: Callable, strategy: Strategy, count: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
     return lambda key, images: op(key, images, strategy, count)
+
+
+def _bind_own(token: str, op: Op, siamese: bool) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    def bound(key: jax.Array, images: jax.Array) -> jax.Array:
+        seen = op(key, images, siamese)
+        if (seen.shape, seen.dtype) != (images.shape, images.dtype):
+            raise ValueError(
+                f"the augmentation {token!r} gives {seen.dtype} {seen.shape} for images {images.dtype} {images.shape}; "
+                "return the same shape and type"
+            )
+        return seen
+
+    return bound
 
 
 def _share(side: int, ratio: float) -> int:

@@ -46,7 +46,8 @@ class InvariantConfig:
       kl_cap: upper bound of the KL of one image, needed where s < 0 makes it unbounded; 0 means no cap.
       temperature: softmax temperature T of both sides of the KL.
       positivity: L_pos as "jaccard", "soft_ratio" or "hinge" (see ``positivity``).
-      views: DSA tokens joined by "_" for the one draw that all auxiliaries share; "none" shows the plain image.
+      views: DSA tokens joined by "_" (or an ``augment.Strategy``) for the one draw that all auxiliaries share; "none"
+        shows the plain image.
       subset: number of synthetic images looked at per step (random, unbiased); 0 means all.
       micro_batch: largest number of images that pass the auxiliaries at once; 0 means all, on a CPU 10. Memory is that
         of one part, whose gradient is taken as it passes by; no work is done twice.
@@ -66,7 +67,7 @@ class InvariantConfig:
     kl_cap: Annotated[float, Real(0)] = 0.0
     temperature: Annotated[float, Real(0, above=True)] = 1.0
     positivity: Annotated[str, OneOf(POSITIVITY)] = "jaccard"
-    views: Annotated[str, Text("augment.strategy")] = "color_crop_cutout_flip_scale_rotate"
+    views: Annotated[augment.Augmentation, Text("augment.strategy")] = "color_crop_cutout_flip_scale_rotate"
     subset: Annotated[int, Whole(0)] = 0
     micro_batch: Annotated[int, Whole(0)] = 0
     checkpoint: bool = False

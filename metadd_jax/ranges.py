@@ -165,7 +165,8 @@ def check(settings: Any, *, spell: Callable[[str], str] = str, path: str = "") -
     """Checks every field of a dataclass that declares a range, and of the dataclasses inside it.
 
     Args:
-      settings: the record. A field may be None where its type says so.
+      settings: the record. A field may be None, or of a class beside what its range speaks of, where its type says so
+        (``Annotated[str | optax.GradientTransformation, OneOf(...)]``).
       spell: how the user writes a field (``"mtt.lr_teacher"``), for the message.
       path: what goes before the names of the fields.
 
@@ -177,7 +178,7 @@ def check(settings: Any, *, spell: Callable[[str], str] = str, path: str = "") -
         value = getattr(settings, name)
         if dataclasses.is_dataclass(value):
             check(value, spell=spell, path=f"{path}{name}.")
-        elif name in rules and not (value is None and _optional(settings, name)):
+        elif name in rules and not _is_of_another_kind(settings, name, value):
             require(spell(path + name), value, rules[name])
 
 
@@ -199,5 +200,11 @@ def nearest(word: str, words: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def _optional(settings: Any, name: str) -> bool:
-    return type(None) in typing.get_args(typing.get_type_hints(type(settings))[name])
+def _is_of_another_kind(settings: Any, name: str, value: Any) -> bool:
+    kinds = typing.get_args(typing.get_type_hints(type(settings))[name])
+    others = [kind for kind in kinds if isinstance(kind, type) and kind not in _SPOKEN_OF]
+    return isinstance(value, tuple(others))
+
+
+# What the rules above judge.
+_SPOKEN_OF = (int, float, str, bool)

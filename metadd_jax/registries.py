@@ -27,7 +27,7 @@ def claim(table: dict[str, Any], name: str, thing: Any, *, kind: str, taken: Col
       ValueError: if the name is no identifier, is the package's, or is taken by something else.
     """
     if not isinstance(name, str) or not name.isidentifier() or name in RESERVED:
-        raise ValueError(f"{name!r} is no name for a {kind}; give letters, digits and underscores, and no digit first")
+        raise ValueError(f"no {kind} can be named {name!r}; give letters, digits and underscores, and no digit first")
     if name in taken:
         raise ValueError(f"the {kind} {name!r} is one of metadd_jax; register yours under another name")
     if name in table and origin(table[name]) != origin(thing):

@@ -207,3 +207,89 @@ def test_strategy_texts():
         augment.strategy("crop_noise")
     with pytest.raises(ValueError, match="mode 'X'"):
         augment.strategy("crop", mode="X")
+
+
+def shifted(key, images, siamese):
+    """Adds one number to the batch, or one to each image."""
+    return images + jax.random.normal(key, (1 if siamese else len(images), 1, 1, 1))
+
+
+@pytest.fixture
+def own(monkeypatch):
+    monkeypatch.setattr(augment, "_OWN", {})
+    augment.register("shifted", shifted)
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize("siamese", [True, False])
+def test_an_own_op_gets_the_key_of_the_draw_and_the_mode(key, siamese):
+    images = pictures(3, 4, 4, 1)
+    seen = augment.transform(key, images, augment.strategy("shifted"), siamese=siamese)
+    draws = jax.random.normal(jax.random.split(key)[1], (1 if siamese else 3,))
+    np.testing.assert_allclose(seen, images + np.asarray(draws).reshape(-1, 1, 1, 1), rtol=1e-6)
+    assert len(np.unique(np.round(np.asarray(seen - images), 3))) == (1 if siamese else 3)
+
+
+@pytest.mark.usefixtures("own")
+def test_an_own_op_is_drawn_beside_the_others_and_differentiated():
+    images, strategy = pictures(2, 6, 6, 1), augment.strategy("cutout_shifted")
+    change = jax.jit(jax.vmap(lambda k: augment.transform(k, images, strategy) - images))
+    moved = np.asarray(change(jax.random.split(jax.random.key(0), 200))).reshape(200, -1)
+    is_shift = (np.abs(moved) > 1e-6).all(axis=1)  # a cut box leaves pixels as they are
+    assert 70 < is_shift.sum() < 130
+    slope = jax.grad(lambda x: augment.transform(jax.random.key(0), x, augment.strategy("shifted")).sum())(images)
+    np.testing.assert_array_equal(slope, np.ones_like(images))
+
+
+@pytest.mark.usefixtures("own")
+def test_what_an_own_op_may_be():
+    strategy = augment.strategy("flip_shifted")
+    assert augment.strategy(strategy) is strategy and strategy == augment.Strategy(("flip", "shifted"))
+    for token in ("my_op", "", "dc", "none", "a b", 3):
+        with pytest.raises(ValueError, match=r"is no token of|no augmentation can be named"):
+            augment.register(token, shifted)
+    with pytest.raises(ValueError, match="'flip' is one of metadd_jax"):
+        augment.register("flip", shifted)
+    with pytest.raises(ValueError, match=r"'shifted' is .*shifted already, not .*pictures"):
+        augment.register("shifted", pictures)
+    with pytest.raises(
+        ValueError, match=r"unknown augmentation 'shiftd' \(did you mean 'shifted'\?\); .*rotate, shifted"
+    ):
+        augment.strategy("shiftd")
+    with pytest.raises(
+        ValueError, match=r"the augmentation is a int; give tokens joined by '_', or an augment.Strategy"
+    ):
+        augment.strategy(3)
+    for op, shape in ((lambda key, x, siamese: x[:, 1:], "(2, 5, 6, 1)"), (lambda key, x, siamese: x > 0, "bool")):
+        augment.register("bad", op)
+        with pytest.raises(ValueError, match=r"the augmentation 'bad' gives .* return the same shape") as caught:
+            augment.transform(jax.random.key(0), pictures(2, 6, 6, 1), augment.strategy("bad"))
+        assert shape in str(caught.value)
+        augment._OWN.pop("bad")
+
+
+@pytest.mark.usefixtures("own")
+def test_a_strategy_holds_the_op_that_its_token_had():
+    """What was compiled for it never serves a changed op."""
+
+    def load(text):
+        space = {"__name__": "my_ops"}
+        exec(f"def op(key, images, siamese):\n    return {text}", space)
+        augment.register("mine", space["op"])
+        return augment.strategy("mine")
+
+    apply = jax.jit(lambda strategy, x: augment.transform(jax.random.key(0), x, strategy), static_argnums=0)
+    images = pictures(2, 4, 4, 1)
+    doubled, negated = load("2 * images"), load("-images")
+    np.testing.assert_array_equal(apply(doubled, images), 2 * images)
+    np.testing.assert_array_equal(apply(negated, images), -images)
+    assert doubled != negated == augment.strategy("mine")
+    assert dataclasses.replace(negated, mode="M").own == negated.own
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"flip_probability": 1.1}, {"scale_ratio": 0.9}, {"crop_ratio": -0.1}, {"rotate_degrees": np.nan}]
+)
+def test_a_strategy_out_of_range_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))}="):
+        augment.Strategy(("flip",), **wrong)

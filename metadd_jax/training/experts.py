@@ -8,7 +8,6 @@ it; others that want the same experts wait, and go on where the first was killed
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import os
@@ -165,7 +164,7 @@ def _facts(net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, **se
         "parameters": net.num_params(),
         "dataset": dataset.name,
         "dataset_fingerprint": dataset.fingerprint,
-        "recipe": dataclasses.asdict(recipe),
+        "recipe": recipes.facts(recipe),
         **settings,
         "code": provenance.code_of(net),
         **provenance.facts(*provenance.TRAINING),

@@ -43,7 +43,8 @@ def fit(
       shared_key: chooses the augmentation token of each step. It is apart from ``key`` so that under ``vmap`` over
         keys all networks use the same token at the same step, and only that one is computed.
       mean, std: [C], for uint8 images.
-      learning_rate: [] the step size learned with a set; None takes the recipe's. The schedule stays the recipe's.
+      learning_rate: [] the step size learned with a set; None takes the recipe's. The schedule stays the recipe's. An
+        optax transformation as optimiser has a step size of its own and takes none.
       variables: ``params`` (+ ``batch_stats``) to go on from; the optimiser starts anew.
       teacher: labels every batch anew (``labels`` is then unused), see ``relabel``. Stored labels bring the keys that
         decide order and views; ``key`` then draws the initial weights alone.
@@ -54,10 +55,17 @@ def fit(
       [epochs + 1, ...].
 
     Raises:
-      ValueError: if the recipe mixes images but there is no teacher to label the mixtures.
+      ValueError: if the recipe mixes images but there is no teacher to label the mixtures, or if a learning rate is
+        given beside an optax transformation.
     """
     if recipe.mix != "none" and teacher is None:
         raise ValueError(f"mix {recipe.mix!r} needs a teacher that labels the mixed images; pass teacher or mix='none'")
+    is_own = not isinstance(recipe.optimiser, str)
+    if is_own and learning_rate is not None:
+        raise ValueError(
+            "learning_rate is given, and the recipe's optimiser is an optax transformation, which has its own step "
+            "size; pass learning_rate=None, or optimiser='sgd'"
+        )
     images, labels = jnp.asarray(images), jnp.asarray(labels)  # NumPy arrays cannot be indexed in a scan
     batch_size = min(recipe.batch_size, images.shape[0])
     steps = -(-images.shape[0] // batch_size)
@@ -80,7 +88,8 @@ def fit(
         targets = labels[indices] if teacher is None else _opinion(teacher, net, step, batch, recipe, present)
         losses_of = functools.partial(_losses, recipe=None if teacher is None else recipe)
         gradient, batch_stats = _gradient(net, variables, batch, targets, weights, losses_of, ragged)
-        opt_state = jax.tree.map(lambda x: jnp.where(step == restart, jnp.zeros_like(x), x), opt_state)
+        if not is_own:  # which never starts anew, and whose state may hold keys
+            opt_state = jax.tree.map(lambda x: jnp.where(step == restart, jnp.zeros_like(x), x), opt_state)
         updates, opt_state = tx.update(gradient, opt_state, variables["params"])
         params = jax.tree.map(lambda p, u: p - scale * rate(step) * u, variables["params"], updates)
         return ({**variables, "params": params, **_as_collection(batch_stats)}, opt_state), None

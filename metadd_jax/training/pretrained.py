@@ -6,7 +6,6 @@ seed, this package's code, the libraries and the device (docs/caches.md).
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 import warnings
@@ -56,7 +55,7 @@ def cache_key(
     facts = {
         "net": repr(net),
         "code": provenance.code_of(net),
-        "recipe": dataclasses.asdict(recipe),
+        "recipe": recipes.facts(recipe),
         "seed": seed,
         **settings,
         **provenance.facts(*provenance.TRAINING),

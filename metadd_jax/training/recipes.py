@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metadd_jax import augment, provenance
 from metadd_jax.ranges import OneOf, Real, Text, Whole, check
 from metadd_jax.training import views
 
@@ -21,6 +22,8 @@ SCHEDULES = ("step", "cosine")
 CROPS = ("none", "shift", "resized")
 MIXES = ("none", "mixup", "cutmix")
 TEACHER_MODES = ("evaluation", "training")
+# What the optimisers of OPTIMISERS make their steps from.
+STEP = ("learning_rate", "momentum", "weight_decay", "schedule", "drop_epoch", "warmup_epochs", "decay_vectors")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,14 +33,17 @@ class Recipe:
     Attributes:
       epochs: passes over the set.
       batch_size: images per step; a smaller set is one batch, the last batch of an epoch may be ragged.
-      optimiser: "sgd" (momentum; weight decay is added to the gradient) or "adamw" (decoupled decay).
+      optimiser: "sgd" (momentum; weight decay is added to the gradient), "adamw" (decoupled decay), or any optax
+        transformation. That is the whole step, its size and schedule included (``optax.adam(1e-3)``), so what says so
+        here (``STEP``) must stand at its default beside it.
       learning_rate: at the start.
       momentum: of SGD.
       weight_decay: on all parameters, or on those that ``decay_vectors`` leaves.
       schedule: "step" (x 0.1 from epoch ``drop_epoch`` on, momentum restarted there) or "cosine" (to 0).
       drop_epoch: first epoch (from 0) of the lower rate.
       augmentation: DSA tokens joined by "_" (one token per batch, individual parameters per image), "none", or "dc_"
-        and DC's own tokens (one per image): see ``views.augmentation``.
+        and DC's own tokens (one per image): see ``views.augmentation``. An ``augment.Strategy`` serves too, and words
+        with tokens of ``augment.register`` become one.
       warmup_epochs: the rate grows linearly over these, the cosine falls over the rest.
       crop: of each image: "none", "shift" (by up to an eighth of the side, as a crop of 32 from 32 + 2 * 4 pixels; what
         is missing becomes the data's mean) or "resized" (``transforms.draw_resized_crop``).
@@ -53,13 +59,13 @@ class Recipe:
 
     epochs: Annotated[int, Whole(1)]
     batch_size: Annotated[int, Whole(1)] = 256
-    optimiser: Annotated[str, OneOf(OPTIMISERS)] = "sgd"
+    optimiser: Annotated[str | optax.GradientTransformation, OneOf(OPTIMISERS)] = "sgd"
     learning_rate: Annotated[float, Real(0, above=True)] = 0.01
     momentum: Annotated[float, Real(0, 1, below=True)] = 0.9
     weight_decay: Annotated[float, Real(0)] = 5e-4
     schedule: Annotated[str, OneOf(SCHEDULES)] = "step"
     drop_epoch: Annotated[int | None, Whole(0)] = None
-    augmentation: Annotated[str, Text("views.augmentation")] = "none"
+    augmentation: Annotated[augment.Augmentation, Text("views.augmentation")] = "none"
     warmup_epochs: Annotated[int, Whole(0)] = 0
     crop: Annotated[str, OneOf(CROPS)] = "none"
     flip: bool = False
@@ -76,10 +82,17 @@ class Recipe:
                 f"warmup_epochs={self.warmup_epochs} with schedule {self.schedule!r} and epochs={self.epochs}: give 0, "
                 "or fewer than the epochs of a cosine"
             )
-        views.augmentation(self.augmentation)
+        object.__setattr__(self, "augmentation", views.settled(self.augmentation))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(self.optimiser, str) and field.name in STEP and value != field.default:
+                raise ValueError(
+                    f"{field.name}={value!r} plays no part beside an optax transformation, which is the whole step; "
+                    f"leave it at {field.default!r} and build it into the transformation"
+                )
 
 
-def dc_evaluation(epochs: int, *, augmentation: str = "none", learning_rate: float = 0.01) -> Recipe:
+def dc_evaluation(epochs: int, *, augmentation: augment.Augmentation = "none", learning_rate: float = 0.01) -> Recipe:
     """The DC family's evaluation of a distilled set: SGD momentum 0.9, weight decay 5e-4, batch 256.
 
     The published loop runs ``epochs`` + 1 passes and multiplies the rate by 0.1 once, after pass number
@@ -95,7 +108,7 @@ def dc_evaluation(epochs: int, *, augmentation: str = "none", learning_rate: flo
     )
 
 
-def expert_training(epochs: int, *, augmentation: str) -> Recipe:
+def expert_training(epochs: int, *, augmentation: augment.Augmentation) -> Recipe:
     """How MTT and TESLA train experts: plain SGD at 0.01 (no momentum, no decay), batch 256; published: 50 epochs, DSA.
 
     Cazenavette et al., "Dataset Distillation by Matching Training Trajectories" (CVPR 2022), and its published code.
@@ -103,7 +116,7 @@ def expert_training(epochs: int, *, augmentation: str) -> Recipe:
     return Recipe(epochs=epochs, momentum=0.0, weight_decay=0.0, augmentation=augmentation)
 
 
-def short_evaluation(epochs: int, *, augmentation: str = "none") -> Recipe:
+def short_evaluation(epochs: int, *, augmentation: augment.Augmentation = "none") -> Recipe:
     """A recipe for judging on a CPU: AdamW at 2e-3, cosine to 0, batch 256.
 
     Networks without normalisation (AlexNet, LeNet) hardly leave the start in a few hundred SGD steps at 0.01; this
@@ -113,7 +126,7 @@ def short_evaluation(epochs: int, *, augmentation: str = "none") -> Recipe:
     return Recipe(epochs=epochs, optimiser="adamw", learning_rate=2e-3, schedule="cosine", augmentation=augmentation)
 
 
-def pretraining(epochs: int, *, augmentation: str = "none", learning_rate: float = 1e-3) -> Recipe:
+def pretraining(epochs: int, *, augmentation: augment.Augmentation = "none", learning_rate: float = 1e-3) -> Recipe:
     """A recipe that trains every network of the zoo on real images: AdamW, cosine to 0, batch 128."""
     return Recipe(
         epochs=epochs,
@@ -195,8 +208,25 @@ def _named(recipes: dict[str, Recipe], data: str) -> Recipe:
     return recipes[data]
 
 
+def facts(recipe: Recipe) -> dict[str, Any]:
+    """Every setting as JSON, for a cache key: of an optax transformation and of own augmentations their code.
+
+    A transformation has no name and no settings to read, but it is made of functions that hold its numbers, and these
+    have a hash that is the same at every start (``provenance.code_of``).
+
+    Raises:
+      UnknownCodeError: (a ValueError) if it cannot be told what one of them is made of.
+    """
+    values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+    if not isinstance(recipe.optimiser, str):
+        values["optimiser"] = provenance.code_of(recipe.optimiser)
+    return values | {"augmentation": views.facts(recipe.augmentation)}
+
+
 def direction(recipe: Recipe) -> optax.GradientTransformation:
-    """The optimiser without its step size: what is multiplied by -learning rate."""
+    """The optimiser without its step size: what is multiplied by -learning rate (-1 for an optax transformation)."""
+    if not isinstance(recipe.optimiser, str):
+        return optax.chain(recipe.optimiser, optax.scale(-1.0))
     mask = None if recipe.decay_vectors else _has_several_axes
     decay = optax.add_decayed_weights(recipe.weight_decay, mask)
     if recipe.optimiser == "sgd":
@@ -210,6 +240,8 @@ def _has_several_axes(params: Any) -> Any:
 
 def learning_rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[jax.Array], jax.Array]:
     """Step size as a function of the step number (from 0)."""
+    if not isinstance(recipe.optimiser, str):
+        return lambda step: jnp.ones(())
     if recipe.warmup_epochs:
         warmup = recipe.warmup_epochs * steps_per_epoch
         rest = dataclasses.replace(recipe, epochs=recipe.epochs - recipe.warmup_epochs, warmup_epochs=0)

@@ -7,7 +7,6 @@ KL(softmax(teacher / T) || softmax(student / T)); a recipe says whether it is mu
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pathlib
 import shutil
@@ -188,7 +187,7 @@ def _facts(key: jax.Array, images: ArrayLike, recipe: recipes.Recipe, shared_key
     return {
         "key": jax.random.key_data(key).tolist(),
         "shared_key": jax.random.key_data(shared_key).tolist(),
-        "recipe": dataclasses.asdict(recipe),
+        "recipe": recipes.facts(recipe),
         "images": files.hash_arrays(images),
         **provenance.facts(*provenance.TRAINING),
     }

@@ -6,6 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from metadd_jax import data, training, zoo
@@ -76,6 +77,29 @@ def test_the_dc_protocol_on_one_batch(published):
         # Each half of the rule matters: without it the outcome is another.
         assert not close(params, by_hand(every, recipe, rates=rates), 1e-4)
         assert not close(params, by_hand(every, recipe, restart=drop), 1e-4)
+
+
+def test_an_optax_transformation_is_the_whole_step():
+    """The same training as by words, built by optax: momentum 0.9 and a decay before it; then one with a key in it."""
+    by_word = training.Recipe(epochs=4, batch_size=2, learning_rate=0.2, weight_decay=0.02)
+    steps = 3 * by_word.epochs
+    halved = optax.piecewise_constant_schedule(0.2, {steps // 2: 0.5})
+    tx = optax.chain(optax.add_decayed_weights(0.02), optax.sgd(halved, momentum=0.9))
+    every = [batch[weights > 0] for epoch in range(4) for batch, weights in zip(*order_of(epoch), strict=True)]
+    own = training.Recipe(epochs=4, batch_size=2, optimiser=tx)
+    rates = [0.2] * (steps // 2) + [0.1] * (steps - steps // 2)
+    assert close(trained(own), by_hand(every, by_word, rates=rates))
+    assert not close(trained(own), by_hand(every, by_word), 1e-3)
+    noisy = training.Recipe(epochs=1, optimiser=optax.noisy_sgd(0.2, key=jax.random.key(0)))
+    assert not close(trained(noisy), START, 1e-3)
+    with pytest.raises(
+        ValueError, match="learning_rate is given, and the recipe's optimiser is an optax transformation"
+    ):
+        training.fit(jax.random.key(0), Linear(), IMAGES, LABELS, own, shared_key=None, learning_rate=0.1)
+
+
+def order_of(epoch, seed=0):
+    return (np.asarray(part) for part in batches.epoch_order(jax.random.key(seed), epoch, len(IMAGES), 2))
 
 
 def test_a_network_that_is_given_goes_on_from_where_it_is():

@@ -1,7 +1,9 @@
 """Recipes against the published loop and NumPy optimisers."""
 
 import dataclasses
+import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -139,3 +141,27 @@ def test_sre2l_settings_are_the_published_ones():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         recipes.Recipe(**{"epochs": 1} | settings)
+
+
+def test_an_optax_transformation_has_a_key_by_its_code():
+    """The same one built again has the same; another number, in whatever it is wrapped, has another."""
+
+    def facts(rate, wrap=lambda tx: tx):
+        return recipes.facts(recipes.Recipe(epochs=1, optimiser=wrap(optax.adam(rate))))
+
+    def scheduled(tx):
+        return optax.chain(optax.clip_by_global_norm(1.0), tx, optax.scale_by_schedule(optax.linear_schedule(1, 0, 9)))
+
+    def masked(tx):
+        return optax.masked(tx, lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params))
+
+    for wrap in (lambda tx: tx, scheduled, masked):
+        assert json.dumps(facts(1e-3, wrap)) == json.dumps(facts(1e-3, wrap)) != json.dumps(facts(2e-3, wrap))
+    assert len({facts(1e-3, wrap)["optimiser"] for wrap in (lambda tx: tx, scheduled, masked)}) == 3
+    hash(recipes.Recipe(epochs=1, optimiser=optax.adam(1e-3)))
+
+
+@pytest.mark.parametrize("setting", [{"learning_rate": 0.1}, {"schedule": "cosine"}, {"weight_decay": 0.0}])
+def test_settings_that_an_optax_transformation_makes_idle_are_refused(setting):
+    with pytest.raises(ValueError, match=f"^{next(iter(setting))}=.* plays no part beside an optax transformation"):
+        recipes.Recipe(epochs=2, optimiser=optax.adam(1e-3), **setting)

@@ -1,11 +1,14 @@
 """The words of a recipe choose DSA's scheme or DC's."""
 
+import dataclasses
+import json
+
 import jax
 import numpy as np
 import pytest
 
 from metadd_jax import augment, dc_augment
-from metadd_jax.training import views
+from metadd_jax.training import recipes, views
 
 DIGITS = "color_crop_cutout_scale_rotate"
 
@@ -22,3 +25,32 @@ def test_the_words_of_a_recipe_choose_the_scheme():
         views.augmentation("dc_flip")
     with pytest.raises(ValueError, match="unknown augmentation 'dc'"):  # no scheme for Siamese matching
         augment.strategy("dc_crop")
+
+
+def test_a_strategy_serves_as_words_do(key):
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
+    strategy = dataclasses.replace(augment.strategy("flip"), flip_probability=1.0)
+    np.testing.assert_array_equal(views.augmentation(strategy)(key, key, images, None), images[:, :, ::-1])
+    assert recipes.Recipe(epochs=1, augmentation=strategy).augmentation == strategy
+    facts = json.loads(json.dumps(views.facts(strategy)))
+    assert facts == json.loads(json.dumps(dataclasses.asdict(strategy) | {"own": {}}))
+    assert views.facts(strategy) != views.facts(augment.strategy("flip"))
+    for wrong in (recipes.Recipe(epochs=1), 3):
+        with pytest.raises(ValueError, match="augmentation"):
+            recipes.Recipe(epochs=1, augmentation=wrong)
+
+
+def test_recipes_of_one_word_are_equal_only_while_its_op_is_the_same(monkeypatch):
+    monkeypatch.setattr(augment, "_OWN", {})
+
+    def recipe(text, word="flip_mine"):
+        space = {"__name__": "my_ops"}
+        exec(f"SIZE = 2\ndef op(key, images, siamese):\n    return {text}", space)
+        augment.register("mine", space["op"])
+        return recipes.Recipe(epochs=1, augmentation=word)
+
+    first, again, other = recipe("SIZE * images"), recipe("SIZE * images"), recipe("SIZE + images")
+    assert len({first, again, other}) == 3  # functions are equal to themselves alone
+    assert recipes.facts(first) == recipes.facts(again) != recipes.facts(other)
+    assert recipe("images", "dc_crop").augmentation == "dc_crop"
+    assert recipe("images", "flip").augmentation == "flip"

@@ -184,7 +184,7 @@ def test_a_name_is_given_once():
     with pytest.raises(ValueError, match="'resnet18' is one of metadd_jax"):
         zoo.register("resnet18", Own)
     for name in ("my-net", "a:b", "", "none"):
-        with pytest.raises(ValueError, match="is no name for a network"):
+        with pytest.raises(ValueError, match="no network can be named"):
             zoo.register(name, Own)
 
 
