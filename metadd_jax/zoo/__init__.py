@@ -1,4 +1,4 @@
-"""The architecture zoo: networks by name, as pure functions of their variables.
+"""The architecture zoo: networks by name, as pure functions of their variables (docs/zoo.md).
 
 >>> net = create("convnet", num_classes=10, image_shape=(32, 32, 3))
 >>> variables = net.init(jax.random.key(0))

@@ -16,23 +16,26 @@ from metadd_jax.zoo import contract, initialise, layers, norms
 Variables = dict[str, Any]
 Outputs = dict[str, jax.Array]
 GEOMETRIES = ("small", "imagenet")
-COMPUTE = ("float32", "bfloat16")
+COMPUTE = ("float32", "bfloat16")  # the first is the default, which no label mentions
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """A network for images of one shape. Equal options give equal, interchangeable objects.
 
-    Your own network is an ``Architecture`` around a Linen module of yours that keeps to what follows; making it checks
-    that, and raises a ValueError that says what is broken.
+    It is static: hashable, without weights, so it may be an argument of ``jax.jit`` that selects a program. Weights
+    are a plain dict beside it, because a distillation method differentiates through updates of them.
+
+    Your own network is an ``Architecture`` around a Linen module of yours that returns what follows. The constructor
+    checks this, and raises a ValueError that says what is broken.
 
     ``out``, the second result of each apply function, holds
 
-    * ``embedding`` [B, D]: what the last Linear layer sees;
+    * ``embedding`` [B, D]: the input of the last Linear layer;
     * ``map`` [B, h, w, C]: the feature map for class activation maps (absent where ``has_map`` is False), the
       deepest stage that is fine enough (``layers.least_map_side``). ``{"perturbations": {"map": ...}}`` among
-      the variables shifts it, so the gradient with respect to zeros there is d logits / d map without touching
-      the trunk;
+      the variables is added to it. So the gradient with respect to zeros there is d logits / d map, and the layers
+      below the map are not differentiated;
     * ViT only: ``attention`` [L, B, heads, T, T] (token 0 is the class token) and
       ``patch_logits`` [B, h, w, K].
 
@@ -59,19 +62,29 @@ class Architecture:
         for field, words in (("geometry", GEOMETRIES), ("compute", COMPUTE)):
             if getattr(self, field) not in words:
                 raise ValueError(f"{self.name}: {field}={getattr(self, field)}; choose one of {', '.join(words)}")
-        shapes(self)  # a network that breaks the contract is refused here (see ``contract.trace``)
+        # Tracing checks the contract. Here, because a broken network would otherwise show only as a bad number, after
+        # it has been trained.
+        shapes(self)
 
     def init(self, key: jax.Array) -> Variables:
-        """New ``params`` (and ``batch_stats``, where the network has batch norm). Works under ``vmap``."""
+        """Draws new ``params`` (and ``batch_stats``, where the network has batch norm). Works under ``vmap``.
+
+        Args:
+          key: typed PRNG key; equal keys give equal weights.
+
+        Returns:
+          A dict of collections, all leaves float32.
+        """
         images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
-        # Lazy: no image is pushed through the network. Perturbations are left out, they are no state.
+        # Lazy, so no forward pass is computed: DM draws a new network for every update. The perturbations are left
+        # out, because an optimiser would train them and a checkpoint would store them.
         return initialise.draw(key, self.module.lazy_init(key, images, train=False, mutable=contract.COLLECTIONS))
 
     def apply(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Outputs]:
-        """Evaluation: batch norm uses its running statistics.
+        """Applies the network in evaluation mode: batch norm uses its running statistics.
 
         Args:
-          variables: what ``init`` gives, and optionally ``perturbations``.
+          variables: as ``init`` returns them, and optionally ``perturbations``.
           images: [B, H, W, C] float32 in the value space the network was trained in.
 
         Returns:
@@ -86,15 +99,21 @@ class Architecture:
     def apply_train(
         self, variables: Variables, images: jax.Array, weights: jax.Array | None = None
     ) -> tuple[jax.Array, Outputs, Variables]:
-        """Training: like ``apply``, but batch norm uses the statistics of ``images`` and updates its own.
+        """Applies the network in training mode: batch norm uses the statistics of ``images`` and updates its own.
 
         Args:
-          weights: [B], 0 for images that only fill up a batch: batch norm does not see them, so that the others give
-            what they would give alone. The rest counts alike, whatever its weight. None: all count.
+          variables: as for ``apply``.
+          images: [B, H, W, C] float32, as for ``apply``.
+          weights: [B], 0 for padding, which batch norm leaves out, so that the other images give the same result as
+            without padding. Every weight above 0 counts alike. None: all images count.
 
         Returns:
           Logits [B, K], ``out`` and the new ``batch_stats`` ({} where there are none): .9 old + .1 batch, as
           PyTorch with momentum .1, but with the biased variance of the batch (Flax), not the unbiased.
+
+        Raises:
+          ValueError: if the images have another shape than ``image_shape``, or a batch norm does not see the images on
+            its first axis although there are ``weights``.
         """
         self._check(images)
         inputs = self._inputs(variables, images)
@@ -105,9 +124,17 @@ class Architecture:
     def apply_batch(
         self, variables: Variables, images: jax.Array, weights: jax.Array | None = None
     ) -> tuple[jax.Array, Outputs]:
-        """Like ``apply``, but batch norm uses the statistics of ``images`` and stores nothing.
+        """Applies the network with the batch norm statistics of ``images``, and stores none.
 
-        For networks with random weights, whose running statistics mean nothing (DM). ``weights`` as in ``apply_train``.
+        For networks with random weights (DM): their running statistics are still the initial 0 and 1.
+
+        Args:
+          variables: as for ``apply``.
+          images: [B, H, W, C] float32, as for ``apply``.
+          weights: [B], 0 for padding, as for ``apply_train``.
+
+        Returns:
+          Logits [B, K] and ``out``.
         """
         return self.apply_train(variables, images, weights)[:2]
 
@@ -135,15 +162,17 @@ class Architecture:
         """
         if not self.has_map:
             raise ValueError(f"{self.label} has no spatial feature map; use a convolutional network or a vit")
-        return shapes(self)[1]["map"].shape[1:]
+        _, height, width, channels = shapes(self)[1]["map"].shape
+        return height, width, channels
 
     def num_params(self) -> int:
-        """Number of trained parameters (batch norm's running statistics are none). Allocates nothing."""
+        """Counts the trained parameters, without batch norm's running statistics. Allocates nothing."""
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(self)[0]["params"]))
 
     def _inputs(self, variables: Variables, images: jax.Array) -> tuple[Variables, jax.Array]:
         if self.compute == "float32":
             return variables, images
+        # Running statistics stay float32: bfloat16 would round small changes of .9 old + .1 new away.
         narrow = {name: tree for name, tree in variables.items() if name != "batch_stats"}
         narrow, images = jax.tree.map(lambda leaf: jnp.asarray(leaf, self.compute), (narrow, images))
         return {**variables, **narrow}, images
@@ -156,7 +185,8 @@ class Architecture:
             )
 
 
+# Cached: a trace takes 0.1 to 0.4 s for a deep network, and ``has_map`` and its kin are asked often.
 @functools.lru_cache(maxsize=256)
 def shapes(net: Architecture) -> tuple[Variables, Outputs]:
-    """Shapes of the variables and of ``out`` for one image: one trace per architecture, nothing allocated."""
+    """Returns the shapes of the variables and of ``out`` of ``net`` for one image; allocates nothing."""
     return contract.trace(net.label, net.module, net.num_classes, net.image_shape)

@@ -1,4 +1,4 @@
-"""What a network must keep to, checked when it is made: a broken promise would show as a bad number, not an error."""
+"""The contract of a network, checked when it is made: a broken one would give a bad number later, and no error."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from flax import errors
 from flax import linen as nn
 from jax.extend import core
 
-COLLECTIONS = ("params", "batch_stats")  # what a network may keep
+# The collections of variables that a network may have: training, caches and checkpoints know these two and no others.
+COLLECTIONS = ("params", "batch_stats")
 _DIMENSIONS = {"embedding": 2, "map": 4, "attention": 5, "patch_logits": 4}  # attention [L, B, heads, T, T]
 
 
 def trace(label: str, module: nn.Module, num_classes: int, image_shape: tuple[int, ...]) -> tuple[Any, dict[str, Any]]:
-    """Calls the module on the shape of one image and checks what it gives; nothing is computed or allocated.
+    """Traces the module on one image and checks what it returns; nothing is computed or allocated.
 
     Args:
-      label: what an error calls the network.
+      label: name of the network in error messages.
       module: see ``Architecture``.
       num_classes: K.
       image_shape: (H, W, C).
@@ -35,7 +36,7 @@ def trace(label: str, module: nn.Module, num_classes: int, image_shape: tuple[in
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     try:
-        hash(module)
+        hash(module)  # jit caches programs by it; a field that is a list or an array has no hash
         key = jax.eval_shape(jax.random.key, 0)
         given, variables = jax.eval_shape(lambda k, x: module.init_with_output(k, x, train=False), key, images)
     except TypeError as error:
@@ -55,7 +56,8 @@ def trace(label: str, module: nn.Module, num_classes: int, image_shape: tuple[in
     foreign = sorted(variables.keys() - {*COLLECTIONS, "perturbations"})
     if foreign or "params" not in variables:
         raise _broken(label, f"it keeps {foreign[0]!r}" if foreign else "it has no weights to train")
-    if not type(module).__module__.startswith(f"{__package__}."):  # tests see to the zoo's own
+    # Only networks of users: this traces again, and the zoo's own are covered by tests.
+    if not type(module).__module__.startswith(f"{__package__}."):
         _check_training(label, module, variables, images)
         if "map" in out:
             check_map(label, module, variables, out["map"], images)
@@ -73,10 +75,20 @@ def _check_training(label: str, module: nn.Module, variables: Any, images: Any) 
 
 
 def check_map(label: str, module: nn.Module, variables: Any, made: Any, images: Any) -> None:
-    """Checks that the logits are computed from what ``self.perturb`` gave and that ``out["map"]`` is it.
+    """Checks that ``out["map"]`` is what ``self.perturb`` returned, and that the logits are computed from it.
+
+    Otherwise the derivative of the logits at the map is zero or belongs to another tensor, and so are all class
+    activation maps.
+
+    Args:
+      label: name of the network in error messages.
+      module: see ``Architecture``.
+      variables: shapes of its variables, with the ``perturbations`` that ``self.perturb`` created.
+      made: shape of ``out["map"]``, [1, h, w, C].
+      images: shape of one image, [1, H, W, C].
 
     Raises:
-      ValueError: if class activation maps of the network would be zero, or those of something else.
+      ValueError: if either does not hold.
     """
     shift = variables.get("perturbations", {})
     if set(shift) != {"map"} or getattr(shift["map"], "shape", None) != made.shape:
@@ -92,7 +104,9 @@ def check_map(label: str, module: nn.Module, variables: Any, made: Any, images: 
 
 
 def _depends(function: Callable[..., Any], *arguments: Any) -> bool:
-    """Whether what a function gives is computed from its first argument."""
+    """Whether the result of a function is computed from its first argument."""
+    # By following variables through the program, and not by a gradient of zero: that may be zero for one image (a dead
+    # ReLU) and not for the next.
     program = jax.make_jaxpr(function)(*arguments).jaxpr
     reached = set(program.invars[: len(jax.tree.leaves(arguments[0]))])
 

@@ -1,10 +1,10 @@
 """Two-dimensional convolution that stays fast on CPU, inside ``lax.scan`` and under ``vmap`` over kernels.
 
-On GPU and TPU this is XLA's own convolution, but for its second derivatives (see ``_convolve``). On CPU that one is a
-trap: inside a loop its gradients run 6 to 30 times slower than outside (jax issue 12868), and ``vmap`` over kernels
-turns it into a grouped convolution, which is slower still. Its plain forward pass is good, though, and 3 times faster
-than patches and a matrix product (jax 0.10.2, 2 cores, [128,16,16,32] -> 32 channels inside a scan: 5 against 17 ms).
-So on CPU each direction takes the form that is fast there:
+On GPU and TPU this is XLA's own convolution, except for its second derivatives (see ``_convolve``). On CPU XLA's
+gradients are a trap: inside a loop they run 6 to 30 times slower than outside (jax issue 12868), and ``vmap`` over
+kernels turns the convolution into a grouped one, which is slower still. XLA's forward pass is good, though: 3 times
+faster than patches and a matrix product (jax 0.10.2, 2 cores, [128,16,16,32] -> 32 channels inside a scan: 5 against
+17 ms). So on CPU each direction takes the form that is fast there:
 
   forward            XLA's convolution; patches and a matrix product under ``vmap`` over kernels, to fewer than
                      16 channels, to maps of less than 4 pixels, and (a few images at a time) from 33 to 64 channels
@@ -24,7 +24,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
 
 # Patches of about 5 MB stay in the caches: 256 images of [16, 16, 128] take 0.13 s so and 0.25 s at once.
 _PATCH_ELEMENTS, _LEAST_ROWS = 1_200_000, 1024
@@ -36,14 +35,14 @@ _HALF_RATE = range(33, 65)
 
 
 def output_side(side: int, kernel: int, *, stride: int = 1, padding: int = 0) -> int:
-    """Length of the result along one axis: floor((side + 2 padding - kernel) / stride) + 1."""
+    """Returns the length of the result along one axis: floor((side + 2 padding - kernel) / stride) + 1."""
     return (side + 2 * padding - kernel) // stride + 1
 
 
-def convolve(images: ArrayLike, kernel: ArrayLike, *, stride: int = 1, padding: int = 0) -> jax.Array:
+def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
     """Cross-correlates images with a square kernel, zeros around the border.
 
-    The way to compute it is chosen once per call, from the default backend, while Python runs (or traces).
+    How it is computed depends on the default backend at the time of the call (or trace).
 
     Args:
       images: [B, H, W, C] float.
@@ -55,6 +54,7 @@ def convolve(images: ArrayLike, kernel: ArrayLike, *, stride: int = 1, padding: 
       [B, h, w, O], h and w as ``output_side`` says.
     """
     side = kernel.shape[0]
+    # Windows of one pixel, or that do not overlap, need no patches: one matrix product, whose derivatives are others.
     if _on_cpu() and (side == 1 or (side == stride and padding == 0)):
         return matmul_convolve(images, kernel, stride=stride, padding=padding)
     return _convolve(stride, padding, images, kernel)
@@ -205,8 +205,12 @@ _to_kernel.defvjp(
 _convolve.defvjp(_keep, _gradients)
 
 
-def xla_convolve(images: ArrayLike, kernel: ArrayLike, *, stride: int = 1, padding: int = 0) -> jax.Array:
-    """``convolve`` by XLA's convolution (cuDNN on GPU, the matrix unit on TPU)."""
+def xla_convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
+    """Computes ``convolve`` by XLA's convolution (cuDNN on GPU, the matrix unit on TPU).
+
+    Args:
+      images, kernel, stride, padding: as for ``convolve``.
+    """
     return lax.conv_general_dilated(
         images,
         kernel,
@@ -216,11 +220,14 @@ def xla_convolve(images: ArrayLike, kernel: ArrayLike, *, stride: int = 1, paddi
     )
 
 
-def matmul_convolve(images: ArrayLike, kernel: ArrayLike, *, stride: int = 1, padding: int = 0) -> jax.Array:
-    """``convolve`` by one product [B, h, w, k k C] x [k k C, O].
+def matmul_convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
+    """Computes ``convolve`` by one product [B, h, w, k k C] x [k k C, O].
 
-    The patches are k * k times as large as the images, so they are built anew in the backward pass
-    (``jax.checkpoint``) rather than kept: the copy is cheap beside the product.
+    The patches are k * k times as large as the images, so the backward pass builds them again (``jax.checkpoint``)
+    instead of storing them: the copy is cheap beside the product.
+
+    Args:
+      images, kernel, stride, padding: as for ``convolve``.
     """
     side, _, channels, features = kernel.shape
     weights = kernel.reshape(side * side * channels, features)

@@ -28,13 +28,13 @@ _POOLS = {"4": 3, "5": 2}
 # planted objects the map loses the place from block to block (docs/cams.md).
 _SMALL_MAP_BLOCK = "4a"
 _IMAGENET_EPSILON = 1e-3  # of batch norm, in torchvision's network
-# Mean and deviation of ImageNet per channel, and what the published weights were trained with.
+# Mean and deviation of each channel of ImageNet, and those that the published weights were trained with.
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _PUBLISHED_MEAN, _PUBLISHED_DEVIATION = 0.5, 0.5
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias that keeps the size (but for the stride), norm, ReLU.
+    """Convolution without bias, padded to keep the size, then norm and ReLU.
 
     Attributes:
       features: channels of the result.
@@ -61,7 +61,8 @@ class ConvNorm(nn.Module):
 class Inception(nn.Module):
     """Four branches side by side, their channels concatenated.
 
-    The third is 3x3 where the paper has 5x5: torchvision's network is so, and its published weights need it.
+    The third branch is 3x3 where the paper has 5x5: so it is in torchvision's network, whose published weights fit no
+    other.
 
     Attributes:
       channels: of the six convolutions, in the order of ``_INCEPTIONS``.
@@ -78,6 +79,7 @@ class Inception(nn.Module):
         def conv(x: jax.Array, index: int, kernel: int, name: str) -> jax.Array:
             return ConvNorm(self.channels[index], kernel, self.norm, self.imagenet, name=name)(x, train=train)
 
+        # In this order, because the published weights of the next block read the channels so.
         branches = [
             conv(x, 0, 1, "branch1"),
             conv(conv(x, 1, 1, "branch2_reduce"), 2, 3, "branch2"),
@@ -91,11 +93,11 @@ class GoogLeNet(nn.Module):
     """Stem, nine inception blocks in three stages with a max pool between, average over space, Linear.
 
     Small images: the stem is one 3x3 convolution to 192 channels, without pooling, so that the first inception
-    block sees the full resolution; the pools between the stages are torchvision's.
+    block has the full resolution; the pools between the stages are torchvision's.
 
     ``imagenet`` (torchvision's ``googlenet``, norm "batch" with eps 1e-3): 7x7 stride-2 stem, pool, 1x1 and
     3x3 convolution, pool; every pool rounds the size up. The two auxiliary heads and the dropout before the
-    Linear layer (p = .2) are left out. Weights are drawn with deviation .01.
+    Linear layer (p = .2) are left out: neither plays a part in evaluation. Weights are drawn with deviation .01.
 
     Attributes:
       num_classes: K.
@@ -114,7 +116,7 @@ class GoogLeNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, Any]]:
-        if self.transform_input:
+        if self.transform_input:  # first, so that users standardise by ImageNet's constants for every network alike
             x = _published_space(x)
         x = self._stem(x, train)
         map_block = self._last_fine_block(x) if self.imagenet else _SMALL_MAP_BLOCK
@@ -124,6 +126,7 @@ class GoogLeNet(nn.Module):
             for block, channels in blocks.items():
                 scaled = tuple(layers.scaled(count, self.width, 64) for count in channels)
                 x = Inception(scaled, self.norm, self.imagenet, name=f"inception{stage}{block}")(x, train=train)
+                # ``perturb`` adds zeros: their gradient is d logits / d map.
                 if stage + block == map_block:
                     x = maps = self.perturb("map", x)
         x = layers.global_average(x)
@@ -133,9 +136,11 @@ class GoogLeNet(nn.Module):
 
     def _last_fine_block(self, x: jax.Array) -> str:
         """The last block of the deepest stage whose map is at least 4x4, for ``x`` as the stem leaves it."""
-        sizes = [x.shape[1:3]]
+        height, width = x.shape[1:3]
+        sizes = [(height, width)]
         for kernel in _POOLS.values():
-            sizes.append(tuple(layers.pooled_side(side, kernel, 2, ceil=True) for side in sizes[-1]))
+            height, width = (layers.pooled_side(side, kernel, 2, ceil=True) for side in (height, width))
+            sizes.append((height, width))
         stage, blocks = list(_INCEPTIONS.items())[layers.map_stage(sizes, layers.MIN_MAP_SIDE)]
         return stage + list(blocks)[-1]
 
@@ -151,6 +156,7 @@ class GoogLeNet(nn.Module):
 
 
 def _published_space(x: jax.Array) -> jax.Array:
+    """Images standardised by ImageNet's constants -> by mean .5 and deviation .5, as the published weights want."""
     if x.shape[-1] != 3:
         raise layers.SizeError(f"transform_input needs 3 channels, not {x.shape[-1]}; leave it out")
     shift = (jnp.asarray(_MEAN) - _PUBLISHED_MEAN) / _PUBLISHED_DEVIATION

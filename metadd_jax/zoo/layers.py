@@ -1,6 +1,7 @@
-"""Layers that the networks of the zoo share, with PyTorch's conventions, as the field's numbers need them.
+"""Layers that the networks of the zoo share, with PyTorch's conventions.
 
-Arrays are [B, H, W, C] float. Helpers that create parameters are called inside a compact module.
+The published numbers of the field come from PyTorch programs, and its initialisation, paddings and poolings differ from
+Flax's. Arrays are [B, H, W, C] float. Helpers that create parameters are called inside a compact module.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.nn.initializers import Initializer
 
 from metadd_jax.zoo import convolution
-from metadd_jax.zoo.initialise import fan_in_uniform
+from metadd_jax.zoo.initialise import Initialiser, fan_in_uniform
 
 POOLINGS = ("avg", "max", "none")
 ACTIVATIONS = {
@@ -23,6 +23,7 @@ ACTIVATIONS = {
     "leaky": nn.leaky_relu,  # slope .01
     "swish": nn.swish,
 }
+# A class activation map needs a few places: the last maps of VGG and AlexNet at 32x32 are 1x1 and 2x2 pixels.
 MIN_MAP_SIDE = 4
 IMAGENET_SIDE = 128  # pixels, the longer side: from here on names mean torchvision's networks
 
@@ -34,9 +35,20 @@ class SizeError(ValueError):
 class Conv(nn.Module):
     """Convolution with a square kernel: params ``kernel`` [k, k, C, O] and, with ``use_bias``, ``bias`` [O].
 
-    Own and not ``nn.Conv`` because the bias is drawn by the fan-in of the kernel, and because the way to
-    compute it is ours (``convolution.convolve``). Initialised as PyTorch does unless ``kernel_init`` and
-    ``bias_init`` say otherwise.
+    Not ``nn.Conv``, because PyTorch draws the bias by the fan-in of the kernel, and because ``convolution.convolve``
+    is faster on a CPU.
+
+    Attributes:
+      features: channels O of the result.
+      kernel: side k of the window in pixels.
+      stride: step of the window in pixels.
+      padding: zeros added on each side, in pixels.
+      use_bias: whether there is a bias.
+      kernel_init: initialiser of the kernel; None is PyTorch's default.
+      bias_init: initialiser of the bias; None is PyTorch's default.
+
+    Raises:
+      SizeError: if the padded map is smaller than the kernel.
     """
 
     features: int
@@ -44,8 +56,8 @@ class Conv(nn.Module):
     stride: int = 1
     padding: int = 0
     use_bias: bool = True
-    kernel_init: Initializer | None = None
-    bias_init: Initializer | None = None
+    kernel_init: Initialiser | None = None
+    bias_init: Initialiser | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -53,10 +65,10 @@ class Conv(nn.Module):
             convolution.output_side(side, self.kernel, stride=self.stride, padding=self.padding)
             for side in x.shape[1:3]
         ]
-        if min(sides) < 1:
+        if min(sides) < 1:  # else XLA would return an empty map, and the head would be trained on nothing
             size = f"{x.shape[1]}x{x.shape[2]}"
             raise SizeError(f"a {size} feature map is too small for kernel {self.kernel}; use larger images")
-        fan_in = self.kernel * self.kernel * x.shape[-1]
+        fan_in = self.kernel * self.kernel * x.shape[-1]  # of the bias too, in PyTorch
         kernel_init = self.kernel_init or fan_in_uniform(fan_in)
         kernel = self.param("kernel", kernel_init, (self.kernel, self.kernel, x.shape[-1], self.features))
         x = convolution.convolve(x, kernel, stride=self.stride, padding=self.padding)
@@ -66,33 +78,55 @@ class Conv(nn.Module):
 
 
 def bare_conv(
-    x: jax.Array, features: int, kernel: int, *, stride: int = 1, init: Initializer | None = None, name: str
+    x: jax.Array, features: int, kernel: int, *, stride: int = 1, init: Initialiser | None = None, name: str
 ) -> jax.Array:
-    """``Conv`` without bias that keeps the size (but for the stride); the norm behind it has the bias."""
-    settings = {"stride": stride, "padding": kernel // 2, "use_bias": False, "kernel_init": init}
-    return Conv(features, kernel, **settings, name=name)(x)
+    """Applies ``Conv`` without bias, padded to keep the size. The norm behind it has the bias.
+
+    Args:
+      x: [B, H, W, C].
+      features: channels O of the result.
+      kernel: side of the window in pixels, odd.
+      stride: step of the window in pixels.
+      init: initialiser of the kernel; None is PyTorch's default.
+      name: of the submodule.
+
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), O].
+    """
+    conv = Conv(features, kernel, stride=stride, padding=kernel // 2, use_bias=False, kernel_init=init, name=name)
+    return conv(x)
 
 
-def linear(x: jax.Array, features: int, *, kernel_init: Initializer | None = None, name: str) -> jax.Array:
-    """Fully connected layer [..., D] -> [..., features], initialised as PyTorch does unless told otherwise."""
+def linear(x: jax.Array, features: int, *, kernel_init: Initialiser | None = None, name: str) -> jax.Array:
+    """Applies a fully connected layer, [..., D] -> [..., features].
+
+    Args:
+      x: [..., D].
+      features: size of the result.
+      kernel_init: initialiser of the kernel; None is PyTorch's default.
+      name: of the submodule.
+    """
     init = fan_in_uniform(x.shape[-1])
     return nn.Dense(features, kernel_init=kernel_init or init, bias_init=init, name=name)(x)
 
 
 def widen(x: jax.Array) -> jax.Array:
-    """``x`` in float32 if it is narrower: what sums over many values need."""
+    """Converts ``x`` to float32 if it is narrower: sums over many values lose digits in bfloat16."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def pool(x: jax.Array, kind: str) -> jax.Array:
     """Halves the map by 2x2 windows of stride 2; an odd last row or column is dropped, as PyTorch does.
 
-    Of equal maxima each gets an equal share of the gradient (PyTorch: the first gets all); after a ReLU the
-    usual tie is between zeros, through which nothing flows anyway.
+    Equal maxima share the gradient (PyTorch: the first gets all). After a ReLU the usual tie is between zeros, where
+    the gradient is zero anyway.
 
     Args:
       x: [B, H, W, C].
-      kind: one of ``POOLINGS``.
+      kind: one of ``POOLINGS``; "none" returns ``x``.
+
+    Returns:
+      [B, H // 2, W // 2, C].
 
     Raises:
       SizeError: if the map is less than 2 pixels high or wide.
@@ -115,6 +149,7 @@ def pool(x: jax.Array, kind: str) -> jax.Array:
 @jax.custom_vjp
 def _halve_on_cpu(x: jax.Array) -> jax.Array:
     """Mean of each 2x2 window. XLA computes the norm before it once here, and four times for four slices."""
+    # The gradient of ``reduce_window`` is slow on a CPU, so it is written out below.
     total = jax.lax.reduce_window(widen(x), 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
     return (total / 4).astype(x.dtype)
 
@@ -129,10 +164,20 @@ _halve_on_cpu.defvjp(lambda x: (_halve_on_cpu(x), None), _halve_backward)
 
 
 def window_pool(x: jax.Array, kernel: int, stride: int, *, padding: int = 0, ceil: bool = False) -> jax.Array:
-    """Largest value of each kernel x kernel window; what lies outside the map counts as -inf, as in PyTorch.
+    """Takes the largest value of each window; places outside the map count as -inf, as in PyTorch.
 
-    ``ceil`` rounds the result's size up and not down (PyTorch's ``ceil_mode``): a last window may hang over the
-    edge, but must begin inside the map or its left padding. Equal maxima share the gradient, as in ``pool``.
+    Equal maxima share the gradient, as in ``pool``.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: side of the window in pixels.
+      stride: step of the window in pixels.
+      padding: pixels added on each side.
+      ceil: round the size of the result up and not down (PyTorch's ``ceil_mode``): a last window may hang over the
+        edge, but must begin inside the map or its left padding.
+
+    Returns:
+      [B, h, w, C], h and w by ``pooled_side``.
 
     Raises:
       SizeError: if the padded map is smaller than the window.
@@ -145,6 +190,7 @@ def window_pool(x: jax.Array, kernel: int, stride: int, *, padding: int = 0, cei
         after = max(0, (count - 1) * stride + kernel - side - padding)
         edges = [(0, 0)] * x.ndim
         edges[axis] = (padding, after)
+        # -inf and not 0: behind a norm without ReLU a window may hold negative values alone.
         padded = jnp.pad(x, edges, constant_values=-jnp.inf)
         span = (count - 1) * stride + 1
         slices = (jax.lax.slice_in_dim(padded, i, i + span, stride, axis) for i in range(kernel))
@@ -153,17 +199,33 @@ def window_pool(x: jax.Array, kernel: int, stride: int, *, padding: int = 0, cei
 
 
 def pooled_side(side: int, kernel: int, stride: int, *, padding: int = 0, ceil: bool = False) -> int:
-    """Length of the result of ``window_pool`` along one axis."""
+    """Returns the length of the result of ``window_pool`` along one axis.
+
+    Args:
+      side: length of the map in pixels.
+      kernel, stride, padding, ceil: as for ``window_pool``.
+    """
     room = side + 2 * padding - kernel
     if not ceil:
         return room // stride + 1
     count = -(-room // stride) + 1
+    # PyTorch drops a last window that would begin in the right padding; GoogLeNet's sizes depend on it.
     return count - 1 if (count - 1) * stride >= side + padding else count
 
 
 def adaptive_average(x: jax.Array, side: int) -> jax.Array:
-    """[B, h, w, C] -> [B, side, side, C]: cell i of an axis is the mean of pixels floor(i h / side) to
-    ceil((i + 1) h / side) - 1, as PyTorch's ``AdaptiveAvgPool2d``; smaller maps are thereby enlarged."""
+    """Averages a map down to a fixed size, as PyTorch's ``AdaptiveAvgPool2d``. Smaller maps are enlarged.
+
+    Cell i of an axis is the mean of pixels floor(i h / side) to ceil((i + 1) h / side) - 1.
+
+    Args:
+      x: [B, h, w, C].
+      side: height and width of the result in pixels.
+
+    Returns:
+      [B, side, side, C].
+    """
+    # Axis by axis: the mean over a rectangle is the mean of its rows' means.
     for axis in (1, 2):
         length = x.shape[axis]
         if length == side:
@@ -175,20 +237,20 @@ def adaptive_average(x: jax.Array, side: int) -> jax.Array:
 
 
 def flatten(x: jax.Array) -> jax.Array:
-    """[B, h, w, C] -> [B, h w C] (PyTorch flattens C, h, w: transpose when weights are carried over)."""
+    """Flattens ``x``, [B, h, w, C] -> [B, h w C]. PyTorch's order is C, h, w: imported weights must be transposed."""
     return x.reshape(x.shape[0], -1)
 
 
 def global_average(x: jax.Array) -> jax.Array:
-    """[B, h, w, C] -> [B, C]."""
+    """Averages ``x`` over all places, [B, h, w, C] -> [B, C]."""
     return x.mean((1, 2))
 
 
 def map_stage(sizes: Sequence[tuple[int, int]], least: int) -> int:
-    """Which of a network's stages gives the class activation map: the deepest one that is fine enough.
+    """Chooses the stage of a network that gives the class activation map: the deepest one that is fine enough.
 
     Args:
-      sizes: (height, width) of the stages' maps, shallow to deep.
+      sizes: (height, width) in pixels of the stages' maps, shallow to deep.
       least: how many pixels the map must have on its shorter side.
 
     Returns:
@@ -198,26 +260,30 @@ def map_stage(sizes: Sequence[tuple[int, int]], least: int) -> int:
 
 
 def least_map_side(images: jax.Array) -> int:
-    """How fine the map must be: 4 pixels, and below 128 pixels a quarter of the image.
+    """Returns how many pixels the map must have on its shorter side: 4, and below 128 pixels a quarter of the image.
 
-    Every place of a deeper map sees the whole of a small image, and the planted-object test finds that it no longer
-    tells where things are (docs/cams.md).
+    Each place of a deeper map has the whole small image in its receptive field. The planted-object test shows that
+    such a map no longer tells where things are (docs/cams.md).
+
+    Args:
+      images: [B, H, W, C].
     """
     sides = images.shape[1:3]
     return MIN_MAP_SIDE if max(sides) >= IMAGENET_SIDE else max(MIN_MAP_SIDE, min(sides) // 4)
 
 
 def halvings(x: jax.Array, times: int, *, grow: int = 0) -> list[tuple[int, int]]:
-    """(height, width) of ``x`` grown by ``grow`` pixels, after 0, 1, ..., ``times`` floor halvings."""
+    """Lists (height, width) of ``x``, enlarged by ``grow`` pixels, after 0, 1, ..., ``times`` floor halvings."""
     height, width = x.shape[1] + grow, x.shape[2] + grow
     return [(height >> step, width >> step) for step in range(times + 1)]
 
 
 def is_grey_28(x: jax.Array) -> bool:
-    """Whether the images are 28x28x1, which the DC family pads in the first convolution to reach 32x32."""
+    """Tells whether ``x`` is 28x28x1, which the DC family pads to 32x32 in the first convolution."""
+    # DC's program pads grey images of every size; at 32x32 that would give maps of 36 pixels (docs/zoo.md).
     return x.shape[1:] == (28, 28, 1)
 
 
 def scaled(channels: int, width: int, full_width: int) -> int:
-    """Channels of a later layer when the first has ``width`` of ``full_width`` channels; at least 1."""
+    """Scales ``channels`` of a later layer to a first layer with ``width`` of ``full_width`` channels; at least 1."""
     return max(1, channels * width // full_width)

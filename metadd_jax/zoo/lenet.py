@@ -1,4 +1,4 @@
-"""LeNet-5 as the DC family uses it."""
+"""LeNet-5 (LeCun et al. 1998) as the DC family uses it: with ReLU and max pools."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from metadd_jax.zoo import layers
 class LeNet(nn.Module):
     """6 filters 5x5, max pool, 16 filters 5x5, max pool, Linear 120 and 84, head; ReLU, no norm.
 
-    Images of 28x28x1 get padding 2 in the first convolution, others none.
+    Images of 28x28x1 get padding 2 in the first convolution, others none. 62,006 parameters on CIFAR-10, 61,706 on
+    MNIST, as in DC's program.
+
+    Attributes:
+      num_classes: K.
     """
 
     num_classes: int
@@ -25,7 +29,7 @@ class LeNet(nn.Module):
         x = nn.relu(layers.Conv(6, 5, padding=padding, name="conv1")(x))
         x = layers.pool(x, "max")
         x = nn.relu(layers.Conv(16, 5, name="conv2")(x))
-        # The stages are the second convolution before and after its pooling.
+        # The stages are the second convolution before and after its pooling: the last spatial map, as fine as need be.
         on_pooled = layers.map_stage(layers.halvings(x, 1), least) == 1
         if on_pooled:
             x = layers.pool(x, "max")

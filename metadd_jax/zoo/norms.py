@@ -14,17 +14,29 @@ from metadd_jax.zoo.layers import SizeError, widen
 
 NORMS = ("instance", "batch", "layer", "group", "none")
 _OF_FEATURES = ("instance", "layer", "group")
-EPSILON = 1e-5
-_GROUPS = 4
+EPSILON = 1e-5  # PyTorch's; Flax has 1e-6
+_GROUPS = 4  # the DC family's
 
 
 def norm(x: jax.Array, kind: str, *, train: bool, name: str, epsilon: float = EPSILON) -> jax.Array:
-    """Applies one of ``NORMS``; ``epsilon`` is batch norm's.
+    """Applies one of ``NORMS``.
 
-    Batch norm: momentum .9 here is PyTorch's .1; the running variance is the biased one (Flax), where PyTorch
-    keeps the unbiased one: a factor n / (n - 1), n = B H W.
+    Batch norm: momentum .9 here is PyTorch's .1. The running variance is the biased one (Flax), where PyTorch
+    keeps the unbiased one: a factor n / (n - 1), n = B H W. The biased one is what the batch is normalised by, and
+    what Flax's users expect (docs/zoo.md).
+
+    Args:
+      x: [B, H, W, C].
+      kind: one of ``NORMS``; "none" returns ``x``.
+      train: whether batch norm uses the statistics of the batch and updates its own.
+      name: of the submodule.
+      epsilon: added to the variance by batch norm; the other norms have 1e-5.
+
+    Returns:
+      [B, H, W, C].
 
     Raises:
+      SizeError: (a ValueError) if instance, layer or group norm does not suit the size of the map.
       ValueError: for another kind.
     """
     if kind not in NORMS:
@@ -32,6 +44,7 @@ def norm(x: jax.Array, kind: str, *, train: bool, name: str, epsilon: float = EP
     if kind == "none":
         return x
     if kind == "batch":
+        # Two passes, as in ``standardise``.
         return nn.BatchNorm(
             use_running_average=not train, momentum=0.9, epsilon=epsilon, use_fast_variance=False, name=name
         )(x)
@@ -39,9 +52,14 @@ def norm(x: jax.Array, kind: str, *, train: bool, name: str, epsilon: float = EP
 
 
 def counting(weights: jax.Array | None) -> contextlib.AbstractContextManager:
-    """Within it, a batch norm that trains takes its statistics over the images of a weight above 0, [B], and no others.
+    """Makes batch norm leave padding out of its statistics, as a context manager.
 
-    It reaches every ``flax.linen.BatchNorm`` of a module that is applied there, a user's own too. None: over all.
+    Every ``flax.linen.BatchNorm`` of a module that is applied within it is reached, those of a user's module too. The
+    last batch of an epoch is padded to have one compiled shape. With padding in the statistics its gradient is not
+    that of its images alone, which PyTorch computes.
+
+    Args:
+      weights: [B]; images of weight 0 are padding. None: all images count.
 
     Raises:
       ValueError: at a batch norm whose input has another first axis than the images.
@@ -57,6 +75,7 @@ def counting(weights: jax.Array | None) -> contextlib.AbstractContextManager:
                     f"batch norm {context.module.name} sees {shape} and cannot tell which rows fill up a batch of "
                     f"{len(weights)} images; keep the images on its first axis"
                 )
+            # A mask that the module itself passes is kept.
             kwargs = {"mask": (weights > 0).reshape(-1, *[1] * (len(shape) - 1)), **kwargs}
         return layer(*args, **kwargs)
 
@@ -66,8 +85,11 @@ def counting(weights: jax.Array | None) -> contextlib.AbstractContextManager:
 class FeatureNorm(nn.Module):
     """Instance, group or layer norm of [B, H, W, C], without running statistics; eps 1e-5.
 
-    ``instance``: group norm with as many groups as channels, affine, params [C]. ``group``: 4 groups,
-    params [C]. ``layer``: over all of H, W, C, params [H, W, C] (PyTorch: (C, H, W)).
+    The DC family calls a group norm with as many groups as channels "instance norm".
+
+    Attributes:
+      kind: "instance" (over H and W, params [C]), "group" (4 groups of channels, params [C]) or "layer" (over H, W and
+        C, params [H, W, C]; PyTorch's are [C, H, W]).
 
     Raises:
       ValueError: for another kind.
@@ -84,6 +106,7 @@ class FeatureNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         shape = x.shape[1:] if self.kind == "layer" else (channels,)
+        # How many channels share their statistics. One number minus its own mean is 0 for every image.
         together = {"instance": 1, "group": max(1, channels // _GROUPS), "layer": channels}[self.kind]
         if x.shape[1] * x.shape[2] * together == 1:
             raise SizeError(
@@ -103,9 +126,14 @@ class FeatureNorm(nn.Module):
 
 
 def standardise(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Takes away the mean over ``axes`` and divides by the (biased) standard deviation, in float32 at least.
+    """Subtracts the mean over ``axes`` and divides by the (biased) standard deviation, in float32 at least.
 
-    Two passes: the one-pass E[x^2] - E[x]^2 loses every digit where the mean is large beside the deviation.
+    In two passes: the one-pass formula E[x^2] - E[x]^2 loses every digit where the mean is much larger than the
+    deviation.
+
+    Args:
+      x: array of any shape.
+      axes: what the statistics are taken over.
 
     Returns:
       The result, in the type of ``x``; the mean and 1 / sqrt(variance + eps), both with ``axes`` of length 1.
@@ -119,11 +147,19 @@ def standardise(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Arr
 
 @jax.custom_vjp
 def instance_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """[B, H, W, C] standardised image by image and channel by channel, times ``scale`` [C] plus ``bias`` [C].
+    """Standardises each channel of each image over its pixels, then scales and shifts.
 
-    The gradient is the one that differentiation gives, as a formula: with as few passes over the map as it takes, and
-    with coefficients that are computed once and not at every pixel. On a CPU what XLA makes of the plain formula took
-    half of a ConvNet's training step (docs/costs.md). It has no forward-mode derivative, so only CPUs use it.
+    The gradient is written out by hand, with few passes over the map, and with coefficients that are computed once and
+    not at every pixel. On a CPU, what XLA makes of the plain formula took half of a ConvNet's training step
+    (docs/costs.md). A custom gradient has no forward-mode derivative, so only CPUs use it.
+
+    Args:
+      x: [B, H, W, C].
+      scale: [C].
+      bias: [C].
+
+    Returns:
+      [B, H, W, C], in the type of ``x``.
     """
     return _keep(x, scale, bias)[0]
 

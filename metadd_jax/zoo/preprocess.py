@@ -1,4 +1,4 @@
-"""From the value space and size of a synthetic set to those of a network, differentiably."""
+"""A differentiable map from the value space and size of a synthetic set to those of a network."""
 
 from __future__ import annotations
 
@@ -14,15 +14,24 @@ class Preprocess:
 
     x -> ((x * source_std + source_mean) resized and repeated - target_mean) / target_std
 
+    Pass it as ``preprocess`` to ``features.make_auxiliary``, so that a network of another size or other constants
+    (torchvision's at 224 pixels) can be an auxiliary of the set (docs/zoo.md). The gradient flows back to the set's
+    own pixels.
+
     Attributes:
-      source_mean: per channel of the set, pixels in [0, 1].
-      source_std: the same.
-      target_mean: per channel of the network.
-      target_std: the same.
+      source_mean: mean of each channel of the set, of pixels in [0, 1].
+      source_std: standard deviation of each channel of the set, above 0.
+      target_mean: mean of each channel that the network was trained with.
+      target_std: standard deviation of the same, above 0.
       size: (H, W) in pixels that the network takes, or None to keep the size. Bilinear; when shrinking, with
         the kernel widened against aliasing (``jax.image.resize``), as pictures are resized on loading.
       channels: channels that the network takes where the set is grey (3: grey -> RGB by repetition), or None.
+
+    Raises:
+      ValueError: if the numbers of channels do not fit together, or a deviation is not above 0.
     """
+
+    # Tuples and not arrays: the record is a static field of ``Auxiliary`` and must be hashable.
 
     source_mean: tuple[float, ...]
     source_std: tuple[float, ...]
@@ -49,11 +58,13 @@ class Preprocess:
             raise ValueError(f"deviations {self.source_std} and {self.target_std}; give numbers above 0")
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """[B, H, W, C] float in the set's space -> [B, H', W', C'] in the network's."""
+        """Maps ``images`` [B, H, W, C] float in the set's space to [B, H', W', C'] in the network's."""
+        # Nothing is clipped to [0, 1]: distilled pixels lie outside, and a clipped one has no gradient.
         pixels = images * jnp.asarray(self.source_std) + jnp.asarray(self.source_mean)
         if self.size is not None and self.size != images.shape[1:3]:
             shape = (images.shape[0], *self.size, images.shape[3])
             pixels = jax.image.resize(pixels, shape, "bilinear")
+        # After resizing, which then works on one channel.
         if self.channels is not None:
             pixels = jnp.repeat(pixels, self.channels, axis=-1)
         return (pixels - jnp.asarray(self.target_mean)) / jnp.asarray(self.target_std)

@@ -6,13 +6,14 @@ from typing import Any
 
 import jax
 from flax import linen as nn
-from jax.nn.initializers import Initializer
 
 from metadd_jax.zoo import initialise, layers, norms
 
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut: 1x1 convolution and norm where the shape changes, else identity.
+
+    "Shortcut option B" of He et al. 2016, section 4.1, in which the projection is learned.
 
     Attributes:
       features: channels of the result.
@@ -26,17 +27,18 @@ class BasicBlock(nn.Module):
     halve: bool
     average_pooling: bool
     norm: str
-    kernel_init: Initializer | None = None
+    kernel_init: initialise.Initialiser | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         shortcut = x
         init = self.kernel_init
+        # An average reaches every pixel; a stride of 2 skips three of four places of the 1x1 shortcut.
         stride = 2 if self.halve and not self.average_pooling else 1
         pooling = "avg" if self.halve and self.average_pooling else "none"
         x = layers.bare_conv(x, self.features, 3, stride=stride, init=init, name="conv1")
         x = nn.relu(norms.norm(x, self.norm, train=train, name="norm1"))
-        x = layers.pool(x, pooling)
+        x = layers.pool(x, pooling)  # behind the ReLU on this path, before the norm on the shortcut: DC's program
         x = layers.bare_conv(x, self.features, 3, init=init, name="conv2")
         x = norms.norm(x, self.norm, train=train, name="norm2")
         if self.halve or shortcut.shape[-1] != self.features:
@@ -49,7 +51,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolution (the last four times as wide) and a shortcut, as in ``BasicBlock``.
 
-    The stride stands at the 3x3 convolution, as in torchvision's networks (He et al.: at the first 1x1).
+    The 3x3 convolution has the stride, as in torchvision's networks (He et al.: the first 1x1).
 
     Attributes:
       features: channels of the first two convolutions.
@@ -61,7 +63,7 @@ class Bottleneck(nn.Module):
     features: int
     halve: bool
     norm: str
-    kernel_init: Initializer | None = None
+    kernel_init: initialise.Initialiser | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -84,9 +86,9 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Stem, four stages of blocks, average over space, Linear.
 
-    Small images: 3x3 stride-1 stem without max pool. With ``average_pooling`` (the ``_ap`` networks, basic
-    blocks only) the maps are halved by average pooling and the head is one Linear on all pixels of the last
-    map, without a final pooling.
+    Small images: 3x3 stride-1 stem without max pool (ResNet18: 11,173,962 parameters on CIFAR-10, as in DC's program).
+    With ``average_pooling`` (the ``_ap`` networks, basic blocks only) the maps are halved by average pooling and the
+    head is one Linear on all pixels of the last map, without a final pooling.
 
     ``imagenet`` (torchvision's ``resnet*``, norm "batch"): 7x7 stride-2 stem and 3x3 stride-2 max pool;
     convolutions drawn by fan-out.
@@ -112,6 +114,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, Any]]:
         map_stage = layers.map_stage(self._sizes(x), layers.least_map_side(x))
+        # As torchvision draws it, or PyTorch's default, which the DC family keeps.
         init = initialise.fan_out_normal() if self.imagenet else None
         kernel, stride = (7, 2) if self.imagenet else (3, 1)
         x = layers.bare_conv(x, self.width, kernel, stride=stride, init=init, name="stem_conv")
@@ -120,11 +123,17 @@ class ResNet(nn.Module):
             x = layers.window_pool(x, 3, 2, padding=1)
         for stage, blocks in enumerate(self.stage_sizes):
             for index in range(blocks):
-                settings = {"halve": stage > 0 and index == 0, "norm": self.norm, "kernel_init": init}
-                if not self.bottleneck:
-                    settings["average_pooling"] = self.average_pooling
-                block = Bottleneck if self.bottleneck else BasicBlock
-                x = block(self.width << stage, **settings, name=f"stage{stage + 1}_block{index + 1}")(x, train=train)
+                features, halve = self.width << stage, stage > 0 and index == 0
+                name = f"stage{stage + 1}_block{index + 1}"  # ``torchvision_names`` reads these names
+                block: nn.Module
+                if self.bottleneck:
+                    block = Bottleneck(features, halve, self.norm, init, name=name)
+                else:
+                    block = BasicBlock(features, halve, self.average_pooling, self.norm, init, name=name)
+                x = block(x, train=train)
+            # The map is the end of a stage, behind the last ReLU: the head sees no less. ``perturb`` adds zeros, whose
+            # gradient is d logits / d map. Behind the last stage the head is average and Linear, so Grad-CAM is
+            # CAM / (h w).
             if stage == map_stage:
                 x = maps = self.perturb("map", x)
         x = layers.flatten(x) if self.average_pooling else layers.global_average(x)

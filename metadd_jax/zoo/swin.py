@@ -17,13 +17,13 @@ from flax import linen as nn
 
 from metadd_jax.zoo import layers, transformer
 
-_EPSILON = 1e-5
+_EPSILON = 1e-5  # of layer norm, as in torchvision; ViT has 1e-6
 _MLP_RATIO = 4
 _MASKED = -100.0  # added to the score of a pair that must not meet: exp(-100) is 0 beside any other
 
 
 def default_patch(side: int) -> int:
-    """Patch side in pixels: 1 below 64 pixels, 2 below 128, else the published 4.
+    """Returns the patch side for images of ``side`` pixels: 1 below 64, 2 below 128, else the published 4.
 
     Three mergings halve the grid, so the last one has side / (8 patch) tokens, rounded up: 4x4 at 28, 32, 64 and
     128 pixels, 7x7 at 224.
@@ -34,9 +34,9 @@ def default_patch(side: int) -> int:
 class Block(nn.Module):
     """x + attention within windows (norm(x)), then x + mlp(norm(x)).
 
-    The grid is padded at the bottom and right to whole windows with zeros after the norm, and the padding takes
-    part in the attention, as in torchvision. A shifted block moves the windows by half their side, on each axis
-    that has more than one window.
+    The grid is padded at the bottom and right to whole windows, with zeros after the norm. The padding takes part in
+    the attention, as in torchvision. A shifted block moves the windows by half their side, on each axis that has more
+    than one window.
 
     Attributes:
       heads: attention heads.
@@ -50,12 +50,14 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, C] -> [B, h, w, C]."""
+        """Maps ``x`` [B, h, w, C] to [B, h, w, C]."""
         sides, window = x.shape[1:3], self.window
         padded = [-(-side // window) * window for side in sides]
+        # A shift of the only window would mix tokens that the mask then keeps apart again.
         shifts = [window // 2 if self.shifted and side > window else 0 for side in padded]
         table = self.param("position_bias", transformer.normal, ((2 * window - 1) ** 2, self.heads))
         bias = table[position_index(window)].transpose(2, 0, 1)  # [heads, w w, w w]
+        # The paper's batched form: roll, so that all windows have one size, and mask the neighbours that this makes.
         if any(shifts):
             bias = bias + shift_mask(padded, shifts, window)[:, None]
         y = transformer.norm(x, _EPSILON, "norm1")
@@ -68,14 +70,14 @@ class Block(nn.Module):
 
 
 class Merging(nn.Module):
-    """Halves the grid and doubles the channels: 2x2 neighbours side by side, norm, Linear without bias.
+    """Halves the grid and doubles the channels: 2x2 neighbours concatenated, norm, Linear without bias.
 
     An odd grid is padded with a row or column of zeros at the bottom or right.
     """
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, C] -> [B, ceil(h / 2), ceil(w / 2), 2 C]."""
+        """Maps ``x`` [B, h, w, C] to [B, ceil(h / 2), ceil(w / 2), 2 C]."""
         x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
         # Down before across: the order of the published weights.
         x = jnp.concatenate([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], axis=-1)
@@ -92,10 +94,13 @@ class Swin(nn.Module):
     Attributes:
       num_classes: K.
       width: channels of the first stage; each merging doubles them.
-      depths: blocks of each stage, joined by "-", at least two stages.
+      depths: blocks of each stage, joined by "-", at least two stages. Text, so that a command line can say it.
       heads: attention heads of the first stage, a divisor of ``width``; each merging doubles them.
       patch: patch side in pixels, or None for ``default_patch``. Pixels that fill no patch are dropped.
       window: window side in tokens; 4 tiles the grids 32, 16, 8, 4 of small images, the published one is 7.
+
+    Raises:
+      SizeError: if ``depths`` has another form, or the heads do not divide the width.
     """
 
     num_classes: int
@@ -114,7 +119,7 @@ class Swin(nn.Module):
         x = layers.Conv(self.width, patch, stride=patch, name="patches")(x)
         x = transformer.norm(x, _EPSILON, "patch_norm")
         last = len(depths) - 1
-        sizes = [tuple(-(-side // 2**stage) for side in x.shape[1:3]) for stage in range(last + 1)]
+        sizes = [(-(-x.shape[1] // 2**stage), -(-x.shape[2] // 2**stage)) for stage in range(last + 1)]
         map_stage = layers.map_stage(sizes, least)
         for stage, blocks in enumerate(depths):
             if stage > 0:
@@ -124,6 +129,8 @@ class Swin(nn.Module):
                 x = Block(heads, self.window, shifted=index % 2 == 1, name=name)(x)
             if stage == last:
                 x = transformer.norm(x, _EPSILON, "norm")
+            # Behind the final norm, so that the head behind the last map is linear. ``perturb`` adds zeros, whose
+            # gradient is d logits / d map.
             if stage == map_stage:
                 x = maps = self.perturb("map", x)
         x = layers.global_average(x)
@@ -138,9 +145,16 @@ class Swin(nn.Module):
 
 
 def position_index(window: int) -> np.ndarray:
-    """Which row of the bias table belongs to each pair of tokens of a window: [w w, w w] int.
+    """Returns the row of the bias table for each pair of tokens of a window.
 
-    Row (dy + w - 1)(2 w - 1) + (dx + w - 1) for the offset (dy, dx) from the second token to the first.
+    Row (dy + w - 1)(2 w - 1) + (dx + w - 1) for the offset (dy, dx) from the second token to the first: the order of
+    the published weights.
+
+    Args:
+      window: window side w in tokens.
+
+    Returns:
+      [w w, w w] int.
     """
     places = np.stack(np.meshgrid(np.arange(window), np.arange(window), indexing="ij"), axis=-1).reshape(-1, 2)
     offsets = places[:, None] - places[None, :] + window - 1
@@ -148,12 +162,12 @@ def position_index(window: int) -> np.ndarray:
 
 
 def shift_mask(padded: list[int], shifts: list[int], window: int) -> np.ndarray:
-    """What keeps tokens apart that are neighbours only because the shifted grid wraps around.
+    """Masks pairs of tokens that share a window only because the shifted grid wraps around.
 
     Args:
-      padded: height and width of the grid, multiples of ``window``.
-      shifts: how far the grid was rolled up and left.
-      window: window side w.
+      padded: height and width of the grid in tokens, multiples of ``window``.
+      shifts: how many tokens the grid was rolled up and left.
+      window: window side w in tokens.
 
     Returns:
       [number of windows, w w, w w] float32: 0 within one region, -100 between two.

@@ -1,7 +1,7 @@
-"""Weights of torchvision's networks, there and back: state dict <-> variables of the same network of the zoo.
+"""Import and export of torchvision's weights: state dict <-> variables of the same network of the zoo.
 
 A state dict is PyTorch's: a flat mapping from names such as "layer1.0.conv1.weight" to arrays. Each family has a
-table of rules from the path of a layer here to its name there (``torchvision_names``); layouts follow from the
+table of rules from the path of a layer here to its name there (``torchvision_names``). Layouts follow from the
 kind of the array:
 
   convolution kernel   [k, k, C, O] (HWIO)   <->  weight [O, C, k, k] (OIHW)
@@ -10,11 +10,10 @@ kind of the array:
   norm scale, bias, batch mean, var          <->  weight, bias, running_mean, running_var
   anything else (tokens, position tables)    <->  the same array
 
-Known extras of torchvision's files are ignored on the way in: ``num_batches_tracked`` and Swin's
-``relative_position_index`` (both written on the way out), and GoogLeNet's auxiliary heads, which this library does not
-have: the way back lacks them, so build torchvision's network with ``aux_logits=False``. Its published weights go
-with ``googlenet:transform_input=True``. PyTorch's running variance is the unbiased one and is taken as it is; what
-training here adds to it is the biased one (``norms.norm``).
+Import ignores what has no counterpart here: ``num_batches_tracked`` and Swin's ``relative_position_index`` (export
+writes both), and GoogLeNet's auxiliary heads. Export lacks these heads, so build torchvision's network with
+``aux_logits=False``. GoogLeNet's published weights need ``googlenet:transform_input=True``. PyTorch's running variance
+is unbiased and is imported as it is; training here adds the biased variance to it (``norms.norm``).
 """
 
 from __future__ import annotations
@@ -37,15 +36,18 @@ from metadd_jax.zoo import torchvision_names as families
 from metadd_jax.zoo.architecture import Architecture, Variables, shapes
 
 State = Mapping[str, np.ndarray]
-_SHOWN = 3  # keys named in an error
+_SHOWN = 3  # keys named in an error: one line, though a wrong file may lack hundreds
 
 
 def load(net: Architecture, file: str | os.PathLike) -> Variables:
-    """Variables of ``net`` from a state dict of torchvision's network of that name.
+    """Reads the variables of ``net`` from a file with a state dict of torchvision's network of that name.
 
     Args:
       net: at ImageNet geometry, with as many classes as the file.
       file: .safetensors (needs safetensors), .pth or .pt (needs torch; read with ``weights_only=True``).
+
+    Returns:
+      ``params`` (and ``batch_stats``), float32.
 
     Raises:
       ValueError: if the library is missing, the file is missing, damaged or holds something else, or as
@@ -64,15 +66,15 @@ def dump(net: Architecture, variables: Variables, file: str | os.PathLike) -> No
     Args:
       net: at ImageNet geometry.
       variables: of ``net``.
-      file: .safetensors, .pth or .pt, as for ``load``. An existing file is never replaced: weights that were written
-        here cannot be told from those that took somebody a week.
+      file: .safetensors, .pth or .pt, as for ``load``. An existing file is never replaced: it may hold weights that
+        somebody trained for a week.
 
     Raises:
       ValueError: if the library is missing, the file exists, or as ``to_state``.
     """
     file = pathlib.Path(file)
     _, write = _format(file)
-    if os.path.lexists(file):
+    if os.path.lexists(file):  # a dangling link counts: writing would go through it
         raise ValueError(f"{file} exists already; choose another path or move it away")
     state = to_state(net, variables)
     with files.atomic_path(file) as temporary:
@@ -80,15 +82,21 @@ def dump(net: Architecture, variables: Variables, file: str | os.PathLike) -> No
 
 
 def from_state(net: Architecture, state: State) -> Variables:
-    """Variables of ``net``, float32, from a state dict of torchvision's network of that name.
+    """Converts a state dict of torchvision's network to the variables of ``net``.
 
-    Every key is used exactly once, but for the family's known extras.
+    Args:
+      net: at ImageNet geometry, with as many classes as ``state``.
+      state: key -> array. Every key is used exactly once, but for those that import ignores.
+
+    Returns:
+      ``params`` (and ``batch_stats``), float32.
 
     Raises:
       ValueError: if ``net`` is not at ImageNet geometry or has no counterpart, or if keys are missing, unknown
         or of another shape.
     """
     family = families.family(net)
+    # All faults are gathered before the error: a file of another network shows itself by all three at once.
     state = {_renamed(key, family.renamed): value for key, value in state.items()}
     leaves = {leaf.key: leaf for leaf in _leaves(net)}
     missing = [key for key in leaves if key not in state]
@@ -113,14 +121,20 @@ def from_state(net: Architecture, state: State) -> Variables:
 
 
 def to_state(net: Architecture, variables: Variables) -> dict[str, np.ndarray]:
-    """The state dict of torchvision's network, float32, with the buffers that follow from the architecture.
+    """Converts ``variables`` to the state dict of torchvision's network.
 
-    ``num_batches_tracked`` is 0: it counts only where PyTorch's momentum is None.
+    Args:
+      net: at ImageNet geometry.
+      variables: of ``net``; other dtypes are converted to float32.
+
+    Returns:
+      Key -> array, float32, with the buffers that follow from the architecture. ``num_batches_tracked`` is 0: PyTorch
+      reads it only where its momentum is None.
 
     Raises:
       ValueError: if ``net`` is not at ImageNet geometry or has no counterpart, or if ``variables`` are not its.
     """
-    state = {}
+    state: dict[str, np.ndarray] = {}
     for leaf in _leaves(net):
         value: Any = variables
         for part in leaf.path:
@@ -146,11 +160,13 @@ class _Leaf(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         if self.path[-1] != "kernel":
             return self.own_shape
+        # Two last axes to the front and swapped: OIHW of HWIO, and [O, I] of [I, O].
         return (*self.own_shape[::-1][:2], *self.own_shape[:-2])
 
     def write(self, value: np.ndarray) -> np.ndarray:
         if self.path[-1] != "kernel":
             return value
+        # Behind a flattened map rows run over h, w, C here and over C, h, w there.
         if self.grid:
             value = value.reshape(self.grid, self.grid, -1, value.shape[-1])
         turned = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
@@ -168,6 +184,7 @@ class _Leaf(NamedTuple):
 def _leaves(net: Architecture) -> Iterator[_Leaf]:
     family = families.family(net)
     rules = family.rules(net)
+    # The first name of a path is the collection (``params``), which state dicts do not have.
     for keys, leaf in jax.tree_util.tree_leaves_with_path(nn.meta.unbox(shapes(net)[0])):
         path = tuple(key.key for key in keys)
         grid = family.grids.get(path[1], 0) if path[-1] == "kernel" else 0
@@ -175,12 +192,13 @@ def _leaves(net: Architecture) -> Iterator[_Leaf]:
 
 
 def _buffers(state: State) -> Iterator[tuple[str, np.ndarray]]:
+    # Without them torchvision's ``load_state_dict`` is not strict.
     for key, value in state.items():
         layer, _, name = key.rpartition(".")
         if name == "running_mean":
             yield f"{layer}.num_batches_tracked", np.zeros((), np.int64)
         if name == "relative_position_bias_table":
-            index = swin.position_index((math.isqrt(len(value)) + 1) // 2)
+            index = swin.position_index((math.isqrt(len(value)) + 1) // 2)  # (2 w - 1)^2 rows for windows of side w
             yield f"{layer}.relative_position_index", index.reshape(-1).astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""How torchvision calls the layers of the zoo's networks: one small table of rules a family."""
+"""torchvision's names for the layers of the zoo's networks: one small table of rules per family."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import NamedTuple
 from metadd_jax.zoo import alexnet, vgg
 from metadd_jax.zoo.architecture import Architecture
 
-# An array of a layer here and there.
+# Name of an array within its layer, here and there.
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
 class Rule(NamedTuple):
-    """How layers are called there.
+    """A rule from a layer's path here to its name in torchvision.
 
     Attributes:
-      path: regular expression that fits the whole path of the layer here, names joined by "."; an array that is
-        none of ``_LEAVES`` is a layer of its own.
+      path: regular expression that matches the whole path of the layer here, names joined by "."; an array that is
+        none of ``_LEAVES`` (a class token) counts as a layer.
       name: from the groups of ``path`` to the layer's name there. The array's name is joined to it by ".", or
-        directly where it ends in "_".
+        directly where it ends in "_" (PyTorch's attention has "in_proj_weight").
     """
 
     path: str
@@ -29,13 +29,13 @@ class Rule(NamedTuple):
 
 
 class Family(NamedTuple):
-    """What the networks of one family have in common.
+    """The naming of one family of networks.
 
     Attributes:
-      rules: from the network to its rules; the first that fits counts.
-      grids: layer here whose input is a flattened map -> side of that map.
-      extras: regular expression of keys that are ignored on the way in.
-      renamed: (old, new) pieces of keys in files that older versions wrote.
+      rules: from the network to its rules; the first that matches counts.
+      grids: layer here whose input is a flattened map -> side of that map in pixels.
+      extras: regular expression of keys that import ignores.
+      renamed: (old, new) pieces of keys in files that older versions of torchvision wrote.
     """
 
     rules: Callable[[Architecture], tuple[Rule, ...]]
@@ -45,7 +45,7 @@ class Family(NamedTuple):
 
 
 def family(net: Architecture) -> Family:
-    """The family of ``net``.
+    """Finds the family of ``net``.
 
     Raises:
       ValueError: if ``net`` has no counterpart in torchvision, or is not at ImageNet geometry.
@@ -63,11 +63,14 @@ def family(net: Architecture) -> Family:
 
 
 def key(path: Sequence[str], rules: Iterable[Rule]) -> str:
-    """The key of an array there.
+    """Returns the key of an array in torchvision's state dict.
 
     Args:
       path: names of the modules here, then of the array, e.g. ("stage1_block1", "conv1", "kernel").
       rules: of its network.
+
+    Returns:
+      For that example "layer1.0.conv1.weight".
     """
     *layer, name = path
     suffix = _LEAVES.get(name)
@@ -80,6 +83,7 @@ def key(path: Sequence[str], rules: Iterable[Rule]) -> str:
 
 def _alexnet(net: Architecture) -> tuple[Rule, ...]:
     del net
+    # torchvision numbers the layers of one list, ReLUs and max pools too; the third and fourth have no pool.
     places = {"conv1": 0, "conv2": 3, "conv3": 6, "conv4": 8, "conv5": 10}
     return (Rule(r"(conv\d)", lambda conv: f"features.{places[conv]}"), *_classifier(1, 4, 6))
 
@@ -110,6 +114,7 @@ def _resnet(net: Architecture) -> tuple[Rule, ...]:
     layer = {"conv": "conv", "norm": "bn", "shortcut_conv": "downsample.0", "shortcut_norm": "downsample.1"}
     return (
         Rule(r"stem_(conv|norm)", lambda kind: f"{layer[kind]}1"),
+        # Blocks count from 0 there and from 1 here.
         Rule(
             r"stage(\d+)_block(\d+)\.([a-z_]+)(\d?)",
             lambda stage, block, kind, number: f"layer{stage}.{int(block) - 1}.{layer[kind]}{number}",
@@ -120,6 +125,7 @@ def _resnet(net: Architecture) -> tuple[Rule, ...]:
 
 def _googlenet(net: Architecture) -> tuple[Rule, ...]:
     del net
+    # A branch is a list there: the reduction (in the fourth the max pool) is its item 0.
     branch = {"1": "1", "2_reduce": "2.0", "2": "2.1", "3_reduce": "3.0", "3": "3.1", "4": "4.1"}
     kinds = {"conv": "conv", "norm": "bn"}
     return (
@@ -139,7 +145,7 @@ def _vit(net: Architecture) -> tuple[Rule, ...]:
         "qkv": "self_attention.in_proj_",
         "projection": "self_attention.out_proj",
         "norm2": "ln_2",
-        "mlp1": "mlp.0",
+        "mlp1": "mlp.0",  # 1 is the GELU, 2 a dropout
         "mlp2": "mlp.3",
     }
     outside = {
@@ -169,6 +175,7 @@ def _swin(net: Architecture) -> tuple[Rule, ...]:
         "mlp1": "mlp.0",
         "mlp2": "mlp.3",
     }
+    # features.0 embeds the patches (its item 1 permutes axes); then stages and mergings take turns.
     outside = {"patches": "features.0.0", "patch_norm": "features.0.2", "norm": "norm", "head": "head"}
     return (
         Rule(
@@ -182,10 +189,12 @@ def _swin(net: Architecture) -> tuple[Rule, ...]:
 
 # By regular expression of the network's name.
 FAMILIES = {
+    # In these two the first Linear layer of the head sees a flattened map.
     r"alexnet": Family(_alexnet, grids={"fc1": alexnet.IMAGENET_GRID}),
     r"vgg\d+(_bn)?": Family(_vgg, grids={"fc1": vgg.IMAGENET_GRID}),
     r"resnet\d+": Family(_resnet),
     r"googlenet": Family(_googlenet, extras=r".*\.num_batches_tracked|aux[12]\..*"),
+    # The published ViT files still have the older names.
     r"vit_\w+": Family(_vit, renamed=(("mlp.linear_1.", "mlp.0."), ("mlp.linear_2.", "mlp.3."))),
-    r"swin_\w+": Family(_swin, extras=r".*\.relative_position_index"),
+    r"swin_\w+": Family(_swin, extras=r".*\.relative_position_index"),  # a buffer that follows from the window
 }

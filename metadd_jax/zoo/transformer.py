@@ -1,4 +1,4 @@
-"""What the transformers of the zoo share: Linear, layer norm, self-attention and the MLP of a block.
+"""Layers that the transformers of the zoo share: Linear, layer norm, self-attention and the MLP of a block.
 
 T tokens of width D; any leading axes. The functions create parameters, so they are called inside a compact module.
 """
@@ -15,19 +15,33 @@ normal = initialise.truncated_normal(0.02)
 
 
 def dense(x: jax.Array, features: int, name: str, *, use_bias: bool = True) -> jax.Array:
-    """Linear, [..., D] -> [..., features]; weights normal, bias 0."""
+    """Applies a Linear layer, [..., D] -> [..., features]; weights normal, bias 0.
+
+    Args:
+      x: [..., D].
+      features: size of the result.
+      name: of the submodule.
+      use_bias: whether there is a bias.
+    """
     # As a matrix of tokens: with more axes XLA on a CPU takes twice as long for the weights' gradient.
     rows = nn.Dense(features, use_bias=use_bias, kernel_init=normal, name=name)(x.reshape(-1, x.shape[-1]))
     return rows.reshape(*x.shape[:-1], features)
 
 
 def norm(x: jax.Array, epsilon: float, name: str) -> jax.Array:
-    """Layer norm over the last axis."""
+    """Applies layer norm over the last axis of ``x``.
+
+    Args:
+      x: [..., D].
+      epsilon: added to the variance; torchvision's ViT and Swin differ in it.
+      name: of the submodule.
+    """
+    # Two passes: the one-pass variance loses digits where the mean is large.
     return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)(x)
 
 
 def self_attention(x: jax.Array, heads: int, *, bias: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """Multi-head attention of tokens to each other: params ``qkv`` and ``projection``.
+    """Applies multi-head self-attention: params ``qkv`` and ``projection``.
 
     Args:
       x: [..., T, D], D a multiple of ``heads``.
@@ -47,5 +61,6 @@ def self_attention(x: jax.Array, heads: int, *, bias: jax.Array | None = None) -
 
 
 def mlp(x: jax.Array, hidden: int) -> jax.Array:
-    """Linear, exact GELU, Linear, [..., D] -> [..., D]: params ``mlp1`` and ``mlp2``."""
+    """Applies Linear to ``hidden`` features, exact GELU and Linear to ``x`` [..., D]: params ``mlp1`` and ``mlp2``."""
+    # Exact, as PyTorch's default; Flax's default is the tanh approximation.
     return dense(nn.gelu(dense(x, hidden, "mlp1"), approximate=False), x.shape[-1], "mlp2")

@@ -1,4 +1,4 @@
-"""Vision transformers (Dosovitskiy et al. 2021) that also tell their attention and patch logits.
+"""Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929) that also return attention and patch logits.
 
 ``vit`` is the small one of this library; vit_ti_16, vit_s_16 and vit_b_16 have the published sizes. At ImageNet
 geometry their patches are of 16 pixels and vit_b_16 is torchvision's, weight for weight; for small images they follow
@@ -15,23 +15,31 @@ from flax import linen as nn
 
 from metadd_jax.zoo import layers, transformer
 
-_EPSILON = 1e-6
+_EPSILON = 1e-6  # of layer norm, in the paper's and torchvision's networks; Swin has 1e-5
 
 
 def default_patch(side: int) -> int:
-    """Patch side in pixels: 4 up to 40 pixels, 8 up to 80, 16 above (so 28 to 128 pixels give 7x7 or 8x8)."""
+    """Returns the patch side for images of ``side`` pixels: 4 up to 40, 8 up to 80, else 16.
+
+    So images of 28, 32, 64 and 128 pixels have 7x7 or 8x8 patches, which is also how fine their maps are.
+    """
     return 4 if side <= 40 else 8 if side <= 80 else 16
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)); GELU (exact)."""
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)); GELU (exact).
+
+    Attributes:
+      heads: attention heads.
+      mlp_width: hidden features of the MLP.
+    """
 
     heads: int
     mlp_width: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[B, T, D] -> [B, T, D] and the attention [B, heads, T, T], rows summing to 1."""
+        """Maps ``x`` [B, T, D] to [B, T, D] and the attention [B, heads, T, T], rows summing to 1."""
         mixed, attention = transformer.self_attention(transformer.norm(x, _EPSILON, "norm1"), self.heads)
         x = x + mixed
         return x + transformer.mlp(transformer.norm(x, _EPSILON, "norm2"), self.mlp_width), attention
@@ -41,8 +49,8 @@ class ViT(nn.Module):
     """Patch embedding, class token, learned positions, pre-norm blocks, norm, Linear on the class token.
 
     The map is the grid of patch tokens that enter the last block. ``patch_logits`` are the final norm and the
-    head applied to the patch tokens at the end (WeakTr, arXiv 2304.01184, uses such maps); a head on the
-    class token does not train them.
+    head applied to the patch tokens at the end (WeakTr, arXiv 2304.01184, uses such maps). They are untrained: the
+    loss is on the class token alone.
 
     Attributes:
       num_classes: K.
@@ -51,6 +59,9 @@ class ViT(nn.Module):
       heads: attention heads.
       patch: patch side in pixels, or None for ``default_patch``; divides both sides of the image.
       mlp_ratio: hidden width of the MLP as a multiple of ``width``.
+
+    Raises:
+      SizeError: if the patches do not tile the image, or the heads do not divide the width.
     """
 
     num_classes: int
@@ -67,6 +78,7 @@ class ViT(nn.Module):
         patch = self.patch or default_patch(max(height, width))
         self._check(height, width, patch)
         grid = (height // patch, width // patch)
+        # A patch embedding is a convolution whose windows do not overlap; on a CPU it runs as one matrix product.
         x = layers.Conv(self.width, patch, stride=patch, kernel_init=transformer.normal, name="patches")(x)
         x = x.reshape(batch, -1, self.width)
         token = self.param("class_token", transformer.normal, (1, 1, self.width))
@@ -74,6 +86,7 @@ class ViT(nn.Module):
         x = x + self.param("positions", transformer.normal, (1, x.shape[1], self.width))
         attention = []
         for block in range(self.depth):
+            # Before the last block: behind it no gradient of the class token reaches the patch tokens.
             if block == self.depth - 1:
                 maps = self.perturb("map", x[:, 1:].reshape(batch, *grid, self.width))
                 x = jnp.concatenate([x[:, :1], maps.reshape(batch, -1, self.width)], axis=1)
