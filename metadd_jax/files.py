@@ -32,7 +32,8 @@ _TEMPORARY = re.compile(r"\..*-metadd\.(?P<machine>[0-9a-f]{8})\.(?P<pid>\d+)\.(
 
 @functools.cache
 def kernel() -> str:
-    """What names the running kernel, the same in all containers on it: its boot's number, else the host's name."""
+    """Names the running kernel, the same in all containers on it: by its boot's number, else by the host's name."""
+    # Not by the host's name where it can be helped: containers have names of their own, and clones the same one.
     try:
         return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -52,7 +53,8 @@ def _machine() -> str:
 def _start_of(pid: int) -> int:
     """When a process started, in the kernel's ticks (a number is given again to later processes); 0 if unknown."""
     try:
-        # The second field is the program's name in parentheses, which may hold anything.
+        # Field 22 of proc(5), counted from behind field 2: that is the program's name in parentheses and may hold
+        # anything, spaces and parentheses too.
         return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, IndexError, ValueError):
         return 0
@@ -61,29 +63,36 @@ def _start_of(pid: int) -> int:
 def _runs(pid: int, start: int) -> bool:
     """Whether the process of this machine that started then is still there."""
     try:
-        os.kill(pid, 0)
+        os.kill(pid, 0)  # signal 0 only asks
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        pass
+        pass  # it lives, as another user's
     now = _start_of(pid)
     return not (start and now) or start == now
 
 
 def temporary_path(path: pathlib.Path) -> pathlib.Path:
-    """A hidden sibling of ``path`` for this process to write, of a name that is given once."""
+    """Names a hidden sibling for this process to write: renaming it gives a whole file.
+
+    Args:
+      path: the file or folder in the making.
+
+    Returns:
+      A path in the same folder, of a name that is given once.
+    """
     pid = os.getpid()
     owner = f"metadd.{_machine()}.{pid}.{_start_of(pid)}.{secrets.token_hex(4)}"
     return path.with_name(f".{path.name}-{owner}{path.suffix}")
 
 
 def is_temporary(path: pathlib.Path) -> bool:
-    """Whether a path is named by ``temporary_path``."""
+    """Tells whether ``path`` was named by ``temporary_path``."""
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def is_left_behind(path: pathlib.Path) -> bool:
-    """Whether ``path`` is a temporary one whose process is gone; of another machine: untouched for a day."""
+    """Tells whether ``path`` is a temporary one whose process is gone; of another machine: untouched for a day."""
     found = _TEMPORARY.fullmatch(path.name)
     if found is None:
         return False
@@ -100,7 +109,8 @@ def _last_change(path: pathlib.Path) -> float:
 
 
 def discard(path: pathlib.Path) -> None:
-    """Deletes a file, a link or a whole folder, if it is there."""
+    """Deletes ``path``, a file, a link or a whole folder, if it is there."""
+    # Of a link only the link: what it points to is not ours.
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -108,7 +118,12 @@ def discard(path: pathlib.Path) -> None:
 
 
 def remove_left_behind(folder: pathlib.Path, *, pattern: str = "*") -> None:
-    """Deletes what killed processes were writing in ``folder`` (names after the dot match ``pattern``)."""
+    """Deletes what killed processes were writing.
+
+    Args:
+      folder: where to look; not in folders inside it.
+      pattern: which names were being written, as ``glob`` reads it.
+    """
     for path in folder.glob(f".{pattern}-metadd.*"):
         if is_left_behind(path):
             discard(path)
@@ -116,7 +131,14 @@ def remove_left_behind(folder: pathlib.Path, *, pattern: str = "*") -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary sibling of ``path`` that replaces it only when the block ends without an error."""
+    """Gives a block a file to write that takes the place of ``path`` only when the block ends without an error.
+
+    Args:
+      path: the file; its folder is made.
+
+    Yields:
+      An empty file beside it.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_left_behind(path.parent, pattern=glob.escape(path.name))
@@ -124,7 +146,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     try:
         temporary.touch(exist_ok=False)
         yield temporary
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o644)  # some writers make files that only their owner may read
+        # One step, also where ``path`` is there: a reader sees the old file or the new one.
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -137,7 +160,12 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes ``value`` as indented JSON, whole or not at all."""
+    """Writes ``value`` to ``path`` as indented JSON, whole or not at all.
+
+    Args:
+      path: the file.
+      value: JSON's own kinds, arrays (written as lists) and paths (as text).
+    """
     write_text(path, json.dumps(value, indent=2, sort_keys=False, default=_plain) + "\n")
 
 
@@ -154,27 +182,31 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON gives it back: dictionaries, lists, numbers and text."""
+    """Brings ``value`` to what JSON gives back: dictionaries, lists, numbers and text.
+
+    So a record just made compares equal to the same one read from a file, where a tuple has become a list.
+    """
     return json.loads(json.dumps(value, default=_plain))
 
 
 def hash_arrays(*arrays: Any, text: str = "") -> str:
-    """SHA-256 (hex) over the bytes, shapes and types of ``arrays`` and over ``text``."""
+    """Hashes arrays: SHA-256 (hex) over ``text``, and over type, shape and bytes of each of ``arrays``."""
     digest = hashlib.sha256(text.encode())
     for array in arrays:
         plain = np.ascontiguousarray(array)
+        # Type and shape too: zeros of every type, and [2, 3] and [3, 2], have the same bytes.
         digest.update(f"{plain.dtype.str}{plain.shape}".encode())
         digest.update(plain.tobytes())
     return digest.hexdigest()
 
 
 def hash_json(value: Any) -> str:
-    """SHA-256 (hex) of a JSON value, whatever the order of its names."""
+    """Hashes a JSON ``value``: SHA-256 (hex), whatever the order of its names."""
     return hash_arrays(text=json.dumps(value, sort_keys=True))
 
 
 def hash_file(path: str | os.PathLike) -> str:
-    """SHA-256 (hex) of a file's bytes."""
+    """Hashes the bytes of the file at ``path``: SHA-256 (hex)."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(1 << 20):
@@ -183,12 +215,16 @@ def hash_file(path: str | os.PathLike) -> str:
 
 
 def array_head(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type that the head of a .npy claims; the stream then stands at the numbers.
+    """Reads the shape and type that the head of a .npy claims, before anybody makes room for them.
+
+    Args:
+      stream: bytes at the start of a .npy; they then stand at its numbers.
 
     Raises:
       ValueError: if there is no such head.
     """
     version = np.lib.format.read_magic(stream)
+    # Version 3.0 is laid out as 2.0, but for names of fields, which no array here has.
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
         shape, _, dtype = read(stream)
@@ -198,12 +234,16 @@ def array_head(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def memory() -> int | None:
-    """Bytes of this machine's memory; None where the system does not say."""
+    """Asks for the bytes of this machine's memory; None where the system does not say."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
 
 
 def require_space(directory: str | os.PathLike, size: float) -> None:
-    """Proves that ``size`` bytes are free where ``directory`` lies, or will lie once it is made.
+    """Proves that there is room on the disk.
+
+    Args:
+      directory: where it is needed; it need not exist yet.
+      size: bytes.
 
     Raises:
       ValueError: with both numbers.
@@ -219,7 +259,13 @@ def require_space(directory: str | os.PathLike, size: float) -> None:
 
 
 def require_writable(directory: str | os.PathLike) -> pathlib.Path:
-    """Makes ``directory`` and proves that a file can be written there; returns its absolute path.
+    """Makes a folder and proves that a file can be written there, before long work begins.
+
+    Args:
+      directory: the folder; parents are made too.
+
+    Returns:
+      Its absolute path.
 
     Raises:
       ValueError: if it cannot be made or written to.
@@ -239,6 +285,7 @@ def require_writable(directory: str | os.PathLike) -> pathlib.Path:
 
 
 def _plain(value: Any) -> Any:
+    # By tolist: JAX's arrays, which are not named here, so that this file needs no JAX.
     if isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "tolist"):
         return np.asarray(value).tolist()
     if isinstance(value, pathlib.PurePath):

@@ -27,7 +27,7 @@ def named(key: jax.Array, domain: str) -> jax.Array:
     """Derives the key of one purpose.
 
     Args:
-      key: typed PRNG key, which may serve other purposes as well, each under its name.
+      key: [] typed PRNG key, which may serve other purposes as well, each under its name.
       domain: one of ``DOMAINS``.
 
     Raises:
@@ -37,21 +37,36 @@ def named(key: jax.Array, domain: str) -> jax.Array:
 
 
 def root(seed: int, domain: str) -> jax.Array:
-    """The first key of a whole job: that of ``seed`` (0 to 2^32 - 1), named for ``domain``."""
+    """Makes the first key of a whole job.
+
+    Args:
+      seed: 0 to 2^32 - 1.
+      domain: one of ``DOMAINS``: jobs of one seed, such as distilling and judging, then share no draw.
+    """
     return named(jax.random.key(seed), domain)
 
 
 def generator(domain: str, *counts: int) -> np.random.Generator:
-    """NumPy's generator for host code: its stream depends on the purpose and on each of ``counts`` (all >= 0)."""
+    """Makes NumPy's generator, for draws of host code.
+
+    Args:
+      domain: one of ``DOMAINS``.
+      *counts: seed, step and whatever else tells this stream from others of the purpose; all at least 0.
+    """
     return np.random.default_rng([number(domain), *counts])
 
 
 def number(domain: str) -> int:
-    """The 32-bit number of a purpose.
+    """Gives the number of a purpose, in [0, 2^32).
+
+    Args:
+      domain: one of ``DOMAINS``.
 
     Raises:
       ValueError: if ``domain`` is not one of ``DOMAINS``.
     """
     if domain not in DOMAINS:
         raise ValueError(f"no random domain {domain!r}; use one of {', '.join(DOMAINS)} or add it to keys.DOMAINS")
+    # Of the word and not of its place: an entry added to DOMAINS changes no number that was measured. Not Python's own
+    # hash, which differs from start to start.
     return zlib.crc32(domain.encode())

@@ -43,11 +43,15 @@ class UnknownCodeError(ValueError):
 
 @functools.cache
 def sources(*places: str) -> str:
-    """SHA-256 (hex) of the code of this package under ``places``, without comments and docstrings.
+    """Hashes the code of this package under ``places``, without comments and docstrings.
 
     Args:
-      places: folders ("zoo") and files ("augment.py", "data/decoding.py") of the package.
+      *places: folders ("zoo") and files ("augment.py", "data/decoding.py") of the package.
+
+    Returns:
+      SHA-256 (hex).
     """
+    # Python's minor version decides what a tree is compiled to.
     digest = hashlib.sha256(f"{sys.version_info[:2]}".encode())
     for place in places:
         path = PACKAGE / place
@@ -58,7 +62,7 @@ def sources(*places: str) -> str:
 
 @functools.cache
 def machine() -> dict[str, Any]:
-    """Versions and device, as JSON: what else the last bits of a computation depend on."""
+    """Collects versions and device, as JSON: what else the last bits of a computation depend on."""
     device = jax.devices()[0]
     return {
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
@@ -67,25 +71,29 @@ def machine() -> dict[str, Any]:
 
 
 def settings() -> dict[str, Any]:
-    """The switches of JAX and XLA that decide numbers, as JSON."""
+    """Collects the switches of JAX and XLA that decide numbers, as JSON."""
+    # Not cached, unlike the machine: a program may turn them while it runs.
     flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(_IDLE_FLAGS)]
     return {name: str(getattr(jax.config, name)) for name in _SETTINGS} | {"xla_flags": sorted(flags)}
 
 
 def facts(*places: str) -> dict[str, Any]:
-    """``sources(*places)``, ``machine`` and ``settings`` in one JSON value."""
+    """Collects ``sources(*places)``, ``machine`` and ``settings`` in one JSON value."""
     return {"sources": sources(*places), **machine(), **settings()}
 
 
 def code_of(thing: Any) -> str:
-    """SHA-256 (hex) of what ``thing`` is made of: its class and values, and the functions and classes these name.
+    """Hashes what ``thing`` is made of: its class and values, and the functions and classes that these name.
 
-    It follows whatever is not this package (see ``sources``) and no installed library; of a library's functions the
-    name counts and what they close over. A library other than those of ``LIBRARIES`` counts with its version. What
-    code reaches only by a computed name (``getattr(module, name)``) is not seen.
+    Code of the user's own is followed, however many steps away. Of this package (see ``sources``) and of installed
+    libraries a function counts by its name and by what it closes over, a library other than those of ``LIBRARIES`` by
+    its version too. What code reaches by a computed name only (``getattr(module, name)``) is not seen.
 
     Args:
       thing: a network's module, a function, or any value.
+
+    Returns:
+      SHA-256 (hex).
 
     Raises:
       UnknownCodeError: (a ValueError) for something that cannot be told from another of its kind.
@@ -97,11 +105,12 @@ def code_of(thing: Any) -> str:
 
 
 def _bare(file: pathlib.Path) -> str:
+    """The code of ``file`` as a tree without texts that stand alone: comments are not in it, docstrings go."""
     tree = ast.parse(file.read_bytes())
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [line for line in body if not _is_text(line)]
+            body[:] = [line for line in body if not _is_text(line)]
     return ast.dump(tree)
 
 
@@ -109,16 +118,18 @@ def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-# What its text describes.
+# Described by their type and text: equal ones have the same text at every start.
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), np.dtype, np.generic, logging.Logger)
 
 
 def _words(thing: Any, seen: dict[int, Any]) -> Iterable[str]:
     """The description of ``thing``, word by word; what was described before is named by its number."""
     if isinstance(thing, _PLAIN):
+        # The type as well: 1, 1.0 and True are equal and trace to different programs.
         yield f"{type(thing).__name__} {thing!r}"
         return
     if id(thing) in seen:
+        # Also what ends the walk: a function that calls itself names itself.
         yield f"again {list(seen).index(id(thing))}"
         return
     seen[id(thing)] = thing  # kept, so that its id stays its own
@@ -138,7 +149,7 @@ def _words(thing: Any, seen: dict[int, Any]) -> Iterable[str]:
 
 
 def _parts(thing: Any) -> Iterable[Any]:
-    """What decides ``thing``, of a kind that holds other things."""
+    """What decides ``thing``, of a kind that holds other things: by the first of ``_KINDS`` that fits."""
     return next((parts for kinds, parts in _KINDS if isinstance(thing, kinds)), _object)(thing)
 
 
@@ -148,6 +159,8 @@ def _function(function: types.FunctionType) -> Iterable[Any]:
     home = function.__globals__.get("__name__")  # functools.wraps gives a wrapper the __module__ of what it wraps
     if _is_library(home):
         return [_named(home), function.__code__.co_qualname, *settled]
+    # Compiled code says which names it looks up and not where, so each is looked for among the module's values, and
+    # then in every module found there: "torch.nn" is the names torch and nn.
     names = sorted(_names(function.__code__))
     found = {name: function.__globals__[name] for name in names if name in function.__globals__}
     for module in [value for value in found.values() if isinstance(value, types.ModuleType)]:
@@ -173,6 +186,7 @@ def _class(kind: type) -> Iterable[Any]:
     if _is_library(kind.__module__):
         return [_named(kind.__module__), kind.__qualname__]
     parts: list[Any] = [kind.__bases__]
+    # Sorted: to move a method within its class changes nothing.
     for name, value in sorted(vars(kind).items()):
         is_made = isinstance(value, types.FunctionType) and value.__code__.co_filename == "<string>"  # by dataclasses
         if name not in _OF_A_CLASS and not (is_made and name.startswith("__")):
@@ -197,12 +211,14 @@ def _object(thing: Any) -> Iterable[Any]:
     if dataclasses.is_dataclass(thing):
         held = [(field.name, getattr(thing, field.name, None)) for field in dataclasses.fields(thing)]
         return [kind, [item for item in held if item[0] != "parent"]]
+    # All that is left is its text, and one that names an address is another at every start.
     if not hasattr(thing, "__dict__") and _ADDRESS in repr(thing):
         raise UnknownCodeError(f"a {kind.__module__}.{kind.__qualname__} tells nothing of what it holds")
     return [kind, held if hasattr(thing, "__dict__") else repr(thing)]
 
 
 _ADDRESS = " at 0x"  # in the text of what has no better one
+# In this order: a property or a bound method has attributes of its own, which say less than the functions in it.
 _KINDS = (
     (list | tuple, lambda thing: thing),
     (dict | types.MappingProxyType, lambda thing: [part for item in thing.items() for part in item]),
@@ -218,6 +234,7 @@ _KINDS = (
 
 
 def _code(code: types.CodeType, seen: dict[int, Any]) -> Iterable[str]:
+    # No file names and line numbers: a function that moved down its file is the same.
     yield f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {code.co_freevars} {code.co_argcount}"
     for constant in code.co_consts:
         yield from _words(constant, seen)

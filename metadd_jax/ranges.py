@@ -28,15 +28,18 @@ class Whole:
     high: int | None = None
 
     def holds(self, value: Any) -> bool:
-        """Whether ``value`` is one of them."""
-        return isinstance(value, numbers.Integral) and self.low <= value and (self.high is None or value <= self.high)
+        """Tells whether ``value`` is one of them."""
+        # NumPy's integers are numbers.Integral and no int.
+        if not isinstance(value, numbers.Integral):
+            return False
+        return self.low <= int(value) and (self.high is None or int(value) <= self.high)
 
     def __str__(self) -> str:
         return f"a whole number{f', at least {self.low}' if self.high is None else f' from {self.low} to {self.high}'}"
 
     def outside(self) -> list[Any]:
-        """Values that are none of them, for tests."""
-        return [self.low - 1, self.low + 0.5] + ([] if self.high is None else [self.high + 1])
+        """Lists values that are none of them, for tests."""
+        return [self.low - 1, self.low + 0.5, *([] if self.high is None else [self.high + 1])]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +52,13 @@ class Real:
     below: bool = False
 
     def holds(self, value: Any) -> bool:
-        """Whether ``value`` is one of them when it is float32."""
+        """Tells whether ``value`` is one of them when it is float32."""
         try:
             with np.errstate(over="ignore"):
                 single = np.float32(value)
         except (TypeError, ValueError, OverflowError):
             return False
+        # NaN before the comparisons, which it fails silently; an array passes np.float32 and is no setting.
         if single.shape or not np.isfinite(single):
             return False
         low = single > self.low if self.above else single >= self.low
@@ -69,7 +73,7 @@ class Real:
         return f"a finite float32 number{', ' if ends else ''}{' and '.join(ends)}"
 
     def outside(self) -> list[Any]:
-        """Values that are none of them, for tests."""
+        """Lists values that are none of them, for tests."""
         low = [self.low if self.above else self.low - 1] if np.isfinite(self.low) else []
         high = [self.high if self.below else self.high + 1] if np.isfinite(self.high) else []
         return [np.nan, np.inf, -np.inf, 1e39, *low, *high]
@@ -82,14 +86,14 @@ class OneOf:
     words: tuple[str, ...]
 
     def holds(self, value: Any) -> bool:
-        """Whether ``value`` is one of them."""
+        """Tells whether ``value`` is one of them."""
         return isinstance(value, str) and value in self.words
 
     def __str__(self) -> str:
         return f"one of {', '.join(self.words)}"
 
     def outside(self) -> list[Any]:
-        """Values that are none of them, for tests."""
+        """Lists values that are none of them, for tests."""
         return ["", self.words[0] + "x"]
 
 
@@ -98,7 +102,7 @@ class Ordered:
     """A pair of whole numbers (low, high), low at most high."""
 
     def holds(self, value: Any) -> bool:
-        """Whether ``value`` is such a pair."""
+        """Tells whether ``value`` is such a pair."""
         pair = isinstance(value, Sequence) and len(value) == 2 and all(isinstance(x, numbers.Integral) for x in value)
         return pair and value[0] <= value[1]
 
@@ -106,7 +110,7 @@ class Ordered:
         return "two whole numbers, the lower one first"
 
     def outside(self) -> list[Any]:
-        """Values that are none of them, for tests."""
+        """Lists values that are none of them, for tests."""
         return [(4, 0), (0.5, 1)]
 
 
@@ -117,14 +121,14 @@ class Text:
     by: str
 
     def holds(self, value: Any) -> bool:
-        """Whether ``value`` is text, or a row of texts."""
+        """Tells whether ``value`` is text, or a row of texts."""
         return isinstance(value, str) or (isinstance(value, tuple) and all(isinstance(word, str) for word in value))
 
     def __str__(self) -> str:
         return "text"
 
     def outside(self) -> list[Any]:
-        """Values that are no text, for tests."""
+        """Lists values that are no text, for tests."""
         return [1]
 
 
@@ -135,14 +139,14 @@ class Each:
     rule: Whole | Real
 
     def holds(self, value: Any) -> bool:
-        """Whether ``value`` is such a row."""
+        """Tells whether ``value`` is such a row."""
         return isinstance(value, tuple | list) and all(map(self.rule.holds, value))
 
     def __str__(self) -> str:
         return f"a row whose every entry is {self.rule}"
 
     def outside(self) -> list[Any]:
-        """Values that are none of them, for tests."""
+        """Lists values that are none of them, for tests."""
         return [(wrong,) for wrong in self.rule.outside()]
 
 
@@ -150,14 +154,22 @@ Range = Whole | Real | OneOf | Ordered | Text | Each
 
 
 def of(settings: type) -> dict[str, Range]:
-    """The ranges that the fields of a dataclass declare."""
+    """Collects the ranges that the fields of a dataclass declare.
+
+    Args:
+      settings: the class, whose fields may be ``Annotated[type, Range]``.
+
+    Returns:
+      The ranges by field; a field without one is left out.
+    """
+    # Resolved, since annotations are text under "from __future__ import annotations".
     hints = typing.get_type_hints(settings, include_extras=True)
     declared = {name: getattr(hints[name], "__metadata__", ()) for name in field_names(settings)}
     return {name: rule for name, rules in declared.items() for rule in rules if isinstance(rule, Range)}
 
 
 def field_names(settings: type) -> list[str]:
-    """The fields of a dataclass."""
+    """Lists the fields of ``settings``, a dataclass."""
     return [field.name for field in dataclasses.fields(settings)]
 
 
@@ -176,6 +188,7 @@ def check(settings: Any, *, spell: Callable[[str], str] = str, path: str = "") -
     rules = of(type(settings))
     for name in field_names(type(settings)):
         value = getattr(settings, name)
+        # By the value: a field that may be None or one of several records says so by what stands in it.
         if dataclasses.is_dataclass(value):
             check(value, spell=spell, path=f"{path}{name}.")
         elif name in rules and not _is_of_another_kind(settings, name, value):
@@ -184,6 +197,11 @@ def check(settings: Any, *, spell: Callable[[str], str] = str, path: str = "") -
 
 def require(name: str, value: Any, rule: Range) -> None:
     """Refuses a value outside its range.
+
+    Args:
+      name: what the message calls it: the argument, or the option as the user writes it.
+      value: what was given.
+      rule: what may be given.
 
     Raises:
       ValueError: with the name, the value and the range.
@@ -195,7 +213,15 @@ def require(name: str, value: Any, rule: Range) -> None:
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """What an error adds for a misspelt word: " (did you mean 'dm'?)", or nothing where none of ``words`` is near."""
+    """Finds what a misspelt word may have meant, for the end of an error's first half.
+
+    Args:
+      word: what was given.
+      words: what may be given.
+
+    Returns:
+      " (did you mean 'dm'?)", or "" where none is near.
+    """
     near = difflib.get_close_matches(word, list(words), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 

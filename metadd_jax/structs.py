@@ -17,6 +17,10 @@ from flax import struct
 Array = jax.Array | np.ndarray
 
 
+# Frozen dataclasses that JAX takes apart as trees: a state goes through jit, scan, pmap and a checkpoint as one value.
+# What decides shapes or code (sizes, networks) is static: it is part of the compiled program's key, and no array.
+
+
 @struct.dataclass
 class SyntheticSet:
     """A distilled set.
@@ -72,6 +76,7 @@ class Whitening(NamedTuple):
     inverse: np.ndarray
 
 
+# No tree: it stays on the host and holds names; eq=False, since arrays have no single truth of equality.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """A real image-classification data set.
@@ -101,11 +106,14 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
+        """K, counted by the names: a class may be absent from a split."""
         return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return tuple(self.train.images.shape[1:])
+        """(H, W, C)."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
 
 
 @struct.dataclass
