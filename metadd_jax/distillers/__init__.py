@@ -1,5 +1,6 @@
 """Distillation methods: pure functions behind one contract, and MetaDD, which wraps any of them."""
 
+from metadd_jax.distillers import networks
 from metadd_jax.distillers.condition import Condition, MeaninglessError, examine
 from metadd_jax.distillers.contract import Distiller, init_state, make_update
 from metadd_jax.distillers.distances import gradient_distance
@@ -32,6 +33,7 @@ __all__ = [
     "make_update",
     "metadd",
     "mtt",
+    "networks",
     "parameterise",
     "pixels",
     "recover_optimiser",

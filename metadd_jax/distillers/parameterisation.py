@@ -116,6 +116,7 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
         return base.decode(shown(synthetic, frozen), aux, frozen["base"])
 
     def report(key: jax.Array, synthetic: dict, aux: Any, arrays: ImageArrays) -> dict[str, jax.Array]:
+        assert base.report is not None  # else it is not asked
         return base.report(key, shown(synthetic, {"decoder": parameterisation.frozen}), aux, arrays)
 
     return base._replace(
@@ -125,7 +126,7 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
         refresh=refresh,
         decode=as_set,
         frozen={"base": base.frozen, "decoder": parameterisation.frozen},
-        report=base.report and report,
+        report=report if base.report else None,
     )
 
 

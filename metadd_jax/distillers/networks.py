@@ -1,0 +1,149 @@
+"""What a method draws its random networks from: one architecture, or a pool of several.
+
+``dm(networks.pool([...]))`` embeds under another architecture at every step, dc and dsa take one at each new network. A
+pool is what ModelPool distils with (ICMSSP 2024): the main network with probability 0.9, else one of 32 similar ones;
+pools of foreign architectures were reported not to converge there (docs/methods.md).
+
+>>> similar = [zoo.create("convnet", 10, shape, activation=word) for word in ("sigmoid", "swish")]
+>>> method = dc(networks.pool([net, *similar], probabilities=[0.9, 0.05, 0.05]), ipc=10)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from metadd_jax import zoo
+from metadd_jax.ranges import Real
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """Architectures for the same images and classes, each with its probability; see ``one`` and ``pool``.
+
+    A *drawn* network is what ``init`` gives, a pytree whose structure is the same whichever was drawn: of one
+    architecture its variables; of a pool the number of the architecture, ``which`` [] int32, and the weights as a
+    vector padded to the largest, ``vector`` [P] float32. The state then holds one network and not one of each, and the
+    functions below compile one branch for each architecture, of which a step runs the drawn one.
+
+    Attributes:
+      nets: the architectures.
+      probabilities: one each, 1 in all.
+    """
+
+    nets: tuple[zoo.Architecture, ...]
+    probabilities: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.nets or len(self.nets) != len(self.probabilities):
+            raise ValueError(
+                f"a pool of {len(self.nets)} networks with {len(self.probabilities)} probabilities; give one each"
+            )
+        first = self.nets[0]
+        for net in self.nets[1:]:
+            if (net.image_shape, net.num_classes) != (first.image_shape, first.num_classes):
+                raise ValueError(
+                    f"{first.label} takes {first.image_shape} images of {first.num_classes} classes, but {net.label} "
+                    f"{net.image_shape} and {net.num_classes}; a pool needs networks for the same data"
+                )
+        total = sum(self.probabilities)
+        if not all(map(Real(0).holds, self.probabilities)) or not np.isclose(total, 1):
+            raise ValueError(
+                f"the probabilities of a pool are {self.probabilities}; give numbers from 0 that add up to 1"
+            )
+
+    @property
+    def first(self) -> zoo.Architecture:
+        """The first one, which speaks for all where only the images and classes matter."""
+        return self.nets[0]
+
+    @property
+    def with_batch_norm(self) -> zoo.Architecture | None:
+        """The first one that has batch norm, or None."""
+        return next((net for net in self.nets if net.has_batch_stats), None)
+
+    def init(self, key: jax.Array) -> Any:
+        """Draws an architecture and new random weights for it: a drawn network."""
+        if len(self.nets) == 1:
+            return self.first.init(key)
+        which_key, weights_key = jax.random.split(key)
+        which = jax.random.choice(which_key, len(self.nets), p=jnp.asarray(self.probabilities)).astype(jnp.int32)
+        vector = jax.lax.switch(which, [lambda net=net: self._vector(net.init(weights_key)) for net in self.nets])
+        return {"which": which, "vector": vector}
+
+    def use(self, drawn: Any, function: Callable[[zoo.Architecture, Any], Any]) -> Any:
+        """Returns ``function(net, variables)`` of the drawn network.
+
+        Args:
+          drawn: a drawn network.
+          function: is traced once for each architecture; its results must have the same structure, shapes and types
+            for all. It may close over arrays, and be differentiated in them.
+        """
+        if len(self.nets) == 1:
+            return function(self.first, drawn)
+        branches = [lambda vector, net=net: function(net, self._variables(net, vector)) for net in self.nets]
+        return jax.lax.switch(drawn["which"], branches, drawn["vector"])
+
+    def change(self, drawn: Any, function: Callable[[zoo.Architecture, Any], tuple[Any, Any]]) -> tuple[Any, Any]:
+        """Like ``use`` with a function that trains: it returns (variables, result).
+
+        Returns:
+          The drawn network with these variables, and the result.
+        """
+        if len(self.nets) == 1:
+            return function(self.first, drawn)
+
+        def packed(net: zoo.Architecture, variables: Any) -> tuple[jax.Array, Any]:
+            variables, result = function(net, variables)
+            return self._vector(variables), result
+
+        vector, result = self.use(drawn, packed)
+        return {**drawn, "vector": vector}, result
+
+    def _vector(self, variables: Any) -> jax.Array:
+        vector, _ = ravel_pytree(variables)
+        return jnp.pad(vector, (0, max(map(_size, self.nets)) - len(vector)))
+
+    def _variables(self, net: zoo.Architecture, vector: jax.Array) -> Any:
+        leaves, structure = jax.tree.flatten(_shapes(net))
+        pieces = jnp.split(vector, np.cumsum([leaf.size for leaf in leaves]))  # the last one is padding
+        return jax.tree.unflatten(structure, [x.reshape(leaf.shape) for x, leaf in zip(pieces, leaves, strict=False)])
+
+
+def one(net: zoo.Architecture) -> Networks:
+    """The same architecture always, each time with new weights: what a bare ``net`` means to a method."""
+    return Networks((net,), (1.0,))
+
+
+def pool(nets: Sequence[zoo.Architecture], *, probabilities: Sequence[float] | None = None) -> Networks:
+    """Several architectures, of which one is drawn each time, with new weights.
+
+    Args:
+      nets: M architectures for the same images and classes.
+      probabilities: M numbers that add up to 1; None draws all alike.
+
+    Raises:
+      ValueError: if there is none, if they are for other images or classes than each other, or if the probabilities are
+        not one each, from 0, and 1 in all.
+    """
+    count = len(nets)
+    return Networks(tuple(nets), (1 / max(count, 1),) * count if probabilities is None else tuple(probabilities))
+
+
+def as_networks(net: zoo.Architecture | Networks) -> Networks:
+    """What a method was given, as ``Networks``: an architecture is ``one`` of it."""
+    return net if isinstance(net, Networks) else one(net)
+
+
+def _shapes(net: zoo.Architecture) -> Any:
+    return jax.eval_shape(net.init, jax.random.key(0))
+
+
+def _size(net: zoo.Architecture) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(_shapes(net)))
