@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -45,6 +46,12 @@ def room_of(path):
 
 def test_every_room_has_a_floor():
     assert {room_of(path) for path in SOURCES} - {"__init__"} == set(FLOORS)
+
+
+def test_the_guide_has_the_floors():
+    rows = re.findall(r"^\| (\d) \| ([^|]*) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    told = {room.rstrip("/"): int(floor) for floor, rooms in rows for room in re.findall(r"`([^`]+)`", rooms)}
+    assert told == FLOORS
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
