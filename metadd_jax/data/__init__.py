@@ -3,6 +3,7 @@
 from metadd_jax.data.arrays import channel_statistics, from_arrays, stratified_split, to_device
 from metadd_jax.data.cache import cache_folder
 from metadd_jax.data.catalog import CLASS_NAMES, CONSTANTS, IMAGENET_SUBSETS, Constants, augmentation
+from metadd_jax.data.registry import register
 from metadd_jax.data.sampling import (
     class_indices,
     draw_class,
@@ -32,6 +33,7 @@ __all__ = [
     "images_per_class",
     "load",
     "random_per_class",
+    "register",
     "split_of",
     "standardise",
     "stratified_split",

@@ -104,6 +104,15 @@ NOT_FLIPPED = frozenset({"mnist", "mnist5k", "svhn", "svhn_cropped"})
 """Sets in which a mirrored image may mean something else."""
 
 
+OWN: dict[str, str | None] = {}
+"""The sets of ``data.register``, each with the tokens of its augmentation "auto" where they were given."""
+
+
+def names() -> frozenset[str]:
+    """All names that mean something here, without those of ``data.register``."""
+    return frozenset().union(CONSTANTS, CLASS_NAMES, IMAGENET_SUBSETS, TFDS_NAMES, TFDS_NAMES.values())
+
+
 def augmentation(name: str) -> str:
     """Chooses the differentiable augmentation of a set: DSA's tokens, with flips except for digits.
 
@@ -116,8 +125,10 @@ def augmentation(name: str) -> str:
     Returns:
       The strategy's tokens, joined by "_" (see ``metadd_jax.augment``).
     """
-    known = NOT_FLIPPED | CONSTANTS.keys() | IMAGENET_SUBSETS.keys() | CLASS_NAMES.keys()
-    if name not in known:
+    own = OWN.get(name)
+    if own is not None:
+        return own
+    if name not in names():
         warnings.warn(
             f'augmentation "auto" of {name}, which is not in the catalog, is {_UPRIGHT}: no mirror images, which may '
             f'mean something else; where they do not, name {_FLIPPED} instead of "auto"',

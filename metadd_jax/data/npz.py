@@ -6,6 +6,7 @@ import math
 import pathlib
 import warnings
 import zipfile
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from metadd_jax.data.cache import UNREADABLE, RawSet
 _TEST_FRACTION = 0.2
 _TEST_SEED = 0
 _IMAGES, _TEST = ("images", "labels"), ("test_images", "test_labels")
-_FIELDS = (*_IMAGES, *_TEST, "class_names", "mean", "std")
+FIELDS = (*_IMAGES, *_TEST, "class_names", "mean", "std")
 # No pictures are packed 200-fold, but for blank ones; a bomb of zeros is packed 1000-fold.
 _PACKED, _LARGE = 200, 1 << 28
 _SHOWN = 10
@@ -56,12 +57,48 @@ def read(path: pathlib.Path) -> Contents:
         if isinstance(error, _RefusedError):
             raise
         raise ValueError(f"{path} is no readable .npz of plain arrays ({error!s:.200}); save it again") from error
+    return contents(path, arrays)
+
+
+def contents(source: object, arrays: Mapping[str, np.ndarray]) -> Contents:
+    """Makes a set of named arrays.
+
+    Args:
+      source: what to call the set in an error.
+      arrays: those of ``FIELDS`` that there are, all that ``required`` names among them.
+
+    Returns:
+      The set; without test images a fifth of each class is the test split, by a fixed seed.
+
+    Raises:
+      ValueError: see ``split_off_test``; or if the class names are no list of texts.
+    """
     names = arrays.get("class_names")
+    if names is not None and (names.ndim != 1 or names.dtype.kind not in "US"):
+        raise ValueError(f"class_names of {source} are {names.dtype} of shape {names.shape}; save a list of texts")
     if "test_images" in arrays:
         raw = RawSet(arrays["images"], arrays["labels"], arrays["test_images"], arrays["test_labels"], names)
     else:
-        raw = RawSet(*split_off_test(path, arrays["images"], arrays["labels"]), names)
+        raw = RawSet(*split_off_test(source, arrays["images"], arrays["labels"]), names)
     return Contents(raw, arrays.get("mean"), arrays.get("std"))
+
+
+def required(source: object, found: Collection[str]) -> list[str]:
+    """Lists the arrays that a set must have, given the names of those that it has.
+
+    Raises:
+      ValueError: if one of them is missing.
+    """
+    wanted = list(_IMAGES)
+    # Half of a pair is a slip that must not pass: test images without labels would be left out in silence.
+    for pair in (_TEST, ("mean", "std")):
+        wanted += pair if set(found) & set(pair) else ()
+    if missing := [field for field in wanted if field not in found]:
+        raise _RefusedError(
+            f"{source} holds {sorted(found)[:_SHOWN]} but not {', '.join(missing)}; save images and labels (and both "
+            "of test_images and test_labels, of mean and std, or neither)"
+        )
+    return wanted
 
 
 def split_off_test(
@@ -97,27 +134,15 @@ class _RefusedError(ValueError):
 
 def _arrays(path: pathlib.Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-    wanted = list(_IMAGES)
-    # Half of a pair is a slip that must not pass: test images without labels would be left out in silence.
-    for pair in (_TEST, ("mean", "std")):
-        wanted += pair if members.keys() & set(pair) else ()
-    if missing := [field for field in wanted if field not in members]:
-        raise _RefusedError(
-            f"{path} holds {sorted(members)[:_SHOWN]} but not {', '.join(missing)}; save images and labels (and both "
-            "of test_images and test_labels, of mean and std, or neither)"
-        )
+    wanted = required(path, members)
     # A misspelt "class_name" would otherwise be without effect and without a word.
-    if unused := sorted(members.keys() - set(_FIELDS)):
+    if unused := sorted(members.keys() - set(FIELDS)):
         warnings.warn(
-            f"{path}: {len(unused)} arrays are not used: {', '.join(unused[:_SHOWN])}; used are {', '.join(_FIELDS)}",
+            f"{path}: {len(unused)} arrays are not used: {', '.join(unused[:_SHOWN])}; used are {', '.join(FIELDS)}",
             stacklevel=5,
         )
     wanted += ["class_names"] if "class_names" in members else []
-    arrays = {field: _array(path, archive, members[field], field) for field in wanted}
-    names = arrays.get("class_names")
-    if names is not None and (names.ndim != 1 or names.dtype.kind not in "US"):
-        raise _RefusedError(f"class_names of {path} are {names.dtype} of shape {names.shape}; save a list of texts")
-    return arrays
+    return {field: _array(path, archive, members[field], field) for field in wanted}
 
 
 def _array(path: pathlib.Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, field: str) -> np.ndarray:

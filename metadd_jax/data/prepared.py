@@ -241,7 +241,7 @@ def _absent(name: str, tfds_name: str, root: pathlib.Path) -> str:
             f"{name} is not under {root} and not among the sets that TensorFlow Datasets publishes; give the "
             "--data-dir of a prepared copy, or a folder with train/CLASS/ and test/CLASS/"
         )
-    known = {"mnist5k", *catalog.CONSTANTS, *published, *(path.name for path in root.glob("[!.]*"))}
+    known = {"mnist5k", *catalog.OWN, *catalog.CONSTANTS, *published, *(path.name for path in root.glob("[!.]*"))}
     close = difflib.get_close_matches(name, sorted(known))
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""
     return (

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from metadd_jax import files
-from metadd_jax.data import catalog, folders, npz, prepared
+from metadd_jax.data import catalog, folders, npz, prepared, registry
 from metadd_jax.data.arrays import from_arrays, to_device
 from metadd_jax.data.cache import RawSet, cached
 from metadd_jax.data.whitening import whiten
@@ -104,6 +104,8 @@ def _read(
     progress: bool,
 ) -> npz.Contents:
     """Finds out what ``name`` is and reads it, pictures by way of the cache."""
+    if name in catalog.OWN:
+        return registry.read(name, data_dir=data_dir, cache_dir=cache_dir, image_size=image_size, progress=progress)
     path = pathlib.Path(name).expanduser()
     is_npz = path.suffix.lower() == ".npz"
     if image_size < 0 or (image_size and (name == "mnist5k" or is_npz)):
