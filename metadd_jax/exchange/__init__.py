@@ -2,15 +2,18 @@
 
 from metadd_jax.exchange.arrays import export_npz, is_set_file, load_npz
 from metadd_jax.exchange.belongs import check_belongs
+from metadd_jax.exchange.latents import export_latents, load_latents
 from metadd_jax.exchange.pixels import export_png_folder, to_pixels, value_space
 from metadd_jax.exchange.pytorch import export_torch, load_torch
 
 __all__ = [
     "check_belongs",
+    "export_latents",
     "export_npz",
     "export_png_folder",
     "export_torch",
     "is_set_file",
+    "load_latents",
     "load_npz",
     "load_torch",
     "to_pixels",
