@@ -1,5 +1,8 @@
 """Files as the peers' programs write them, and ours as their programs read them."""
 
+import pathlib
+import re
+
 import numpy as np
 import pytest
 from example_sets import MEAN, NAMES, STD, make_set, metadata
@@ -8,6 +11,7 @@ from metadd_jax import exchange, structs
 from metadd_jax.exchange import pytorch
 
 torch = pytest.importorskip("torch")
+DOCS = pathlib.Path(__file__).parents[2] / "docs" / "files.md"
 CONSTANTS = {"mean": MEAN, "std": STD, "class_names": NAMES}
 
 
@@ -129,3 +133,16 @@ def test_what_our_file_says_of_itself_must_agree(tmp_path, changes, words):
     exchange.export_torch(tmp_path / "res.pt", make_set(), metadata())
     with pytest.raises(ValueError, match=words):
         exchange.load_torch(tmp_path / "res.pt", **CONSTANTS | changes)
+
+
+def test_the_example_of_the_docs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    home = pathlib.Path("runs/mnist5k/dm/seed0")
+    home.mkdir(parents=True)
+    made = make_set()
+    exchange.export_npz(home / "synthetic.npz", made, metadata())
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    found = {}
+    exec(compile(code, DOCS.name, "exec"), found)
+    np.testing.assert_array_equal(found["peers"].images, made.images)
+    np.testing.assert_allclose(found["pixels"], made.images * np.array(STD) + np.array(MEAN), rtol=1e-6)
