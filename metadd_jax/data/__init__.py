@@ -1,6 +1,6 @@
 """Real data: loading, checking, caching, and drawing from it on the device."""
 
-from metadd_jax.data.arrays import channel_statistics, from_arrays, stratified_split, to_device
+from metadd_jax.data.arrays import from_arrays, stratified_split, to_device
 from metadd_jax.data.cache import cache_folder
 from metadd_jax.data.catalog import CLASS_NAMES, CONSTANTS, IMAGENET_SUBSETS, Constants, augmentation
 from metadd_jax.data.registry import register
@@ -15,7 +15,7 @@ from metadd_jax.data.sampling import (
 )
 from metadd_jax.data.sources import load
 from metadd_jax.data.splits import split_of
-from metadd_jax.data.whitening import fit_whitening, unwhiten_images, whiten, whiten_images
+from metadd_jax.data.whitening import whiten
 
 __all__ = [
     "CLASS_NAMES",
@@ -24,10 +24,8 @@ __all__ = [
     "Constants",
     "augmentation",
     "cache_folder",
-    "channel_statistics",
     "class_indices",
     "draw_class",
-    "fit_whitening",
     "from_arrays",
     "gather",
     "images_per_class",
@@ -39,7 +37,5 @@ __all__ = [
     "stratified_split",
     "stream_pool",
     "to_device",
-    "unwhiten_images",
     "whiten",
-    "whiten_images",
 ]

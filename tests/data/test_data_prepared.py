@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 from metadd_jax import data
-from metadd_jax.data import prepared
+from metadd_jax.data import arrays, prepared
 
 CIFAR = pathlib.Path(__file__).parents[3] / "shared" / "tfds"
 NAMES = ("ant", "bee", "cow")
@@ -224,5 +224,5 @@ def test_real_cifar10_reads_as_published():
     np.testing.assert_array_equal(images[7], builder.as_data_source("test[:300]")[7]["image"])
     assert images.shape == (300, 32, 32, 3) and images.dtype == np.uint8
     np.testing.assert_array_equal(np.unique(labels), np.arange(10))
-    mean, _ = data.channel_statistics(images)
+    mean, _ = arrays.channel_statistics(images)
     np.testing.assert_allclose(mean, data.CONSTANTS["cifar10"].mean, atol=0.02)

@@ -35,7 +35,7 @@ def white(dataset):
 def test_the_transform_is_numpys_inverse_root_of_the_unbiased_covariance(monkeypatch):
     images = pictures()
     monkeypatch.setattr(whitening, "_CHUNK", 13)  # several chunks and a remainder
-    fitted = data.fit_whitening(images)
+    fitted = whitening.fit_whitening(images)
     x = images.reshape(90, SIZE) / 255
     np.testing.assert_allclose(fitted.mean, x.mean(axis=0), rtol=1e-6)
     wanted = np.cov(x, rowvar=False) + 0.1 * np.eye(SIZE)  # unbiased; eps on the diagonal = on the eigenvalues
@@ -46,25 +46,25 @@ def test_the_transform_is_numpys_inverse_root_of_the_unbiased_covariance(monkeyp
     assert (np.linalg.eigvalsh(matrix) > 0).all()  # the positive root, not another one
     assert not np.allclose(matrix @ (wanted - 0.05 * np.eye(SIZE)) @ matrix, np.eye(SIZE), atol=1e-2)
     assert {array.dtype.name for array in fitted} == {"float32"}
-    white = data.whiten_images(images, fitted)
+    white = whitening.whiten_images(images, fitted)
     np.testing.assert_allclose(white.reshape(90, SIZE), (x - x.mean(axis=0)) @ matrix, atol=1e-5)
 
 
 def test_two_pixels_by_hand():
     """Pixels (0, 0) and (1, 1): variance 1/2 and covariance 1/2, eigenvalues 1 along (1, 1) and 0 across."""
     images = np.array([0, 255], np.uint8)[:, None, None, None] * np.ones((1, 1, 2, 1), np.uint8)
-    fitted = data.fit_whitening(images)
+    fitted = whitening.fit_whitening(images)
     along, across = 1 / np.sqrt(1.1), 1 / np.sqrt(0.1)
     np.testing.assert_allclose(np.diag(fitted.matrix), (along + across) / 2, rtol=1e-6)
     np.testing.assert_allclose(fitted.matrix[0, 1], (along - across) / 2, rtol=1e-6)
-    white = data.whiten_images(images, fitted).ravel()
+    white = whitening.whiten_images(images, fitted).ravel()
     np.testing.assert_allclose(white, np.array([-0.5, -0.5, 0.5, 0.5]) * along, rtol=1e-5)
 
 
 def test_there_and_back():
     images = pictures()
-    fitted = data.fit_whitening(images)
-    back = data.unwhiten_images(data.whiten_images(images, fitted), fitted.mean, fitted.inverse)
+    fitted = whitening.fit_whitening(images)
+    back = whitening.unwhiten_images(whitening.whiten_images(images, fitted), fitted.mean, fitted.inverse)
     error = np.abs(back - images / 255).max()
     print(f"\nlargest error of the round trip {error:.1e}")
     assert error < 1e-5
@@ -73,18 +73,18 @@ def test_there_and_back():
 def test_the_order_of_flattening_does_not_matter():
     """Channels first or last: the matrix is permuted, the whitened image is the same."""
     images = pictures()
-    last = data.whiten_images(images, data.fit_whitening(images))
+    last = whitening.whiten_images(images, whitening.fit_whitening(images))
     turned = images.transpose(0, 3, 1, 2)
-    first = data.whiten_images(turned, data.fit_whitening(turned))
+    first = whitening.whiten_images(turned, whitening.fit_whitening(turned))
     np.testing.assert_allclose(first.transpose(0, 2, 3, 1), last, atol=1e-5)
 
 
 def test_a_whitened_set_keeps_everything_but_its_pixels(dataset, white):
-    fitted = data.fit_whitening(dataset.train.images)
+    fitted = whitening.fit_whitening(dataset.train.images)
     for split in ("arrays", "test", "validation"):
         before, after = getattr(dataset, split), getattr(white, split)
         assert after.images.dtype == np.float32
-        np.testing.assert_allclose(after.images, data.whiten_images(before.images, fitted), atol=1e-6)
+        np.testing.assert_allclose(after.images, whitening.whiten_images(before.images, fitted), atol=1e-6)
         np.testing.assert_array_equal(after.labels, before.labels)
         np.testing.assert_array_equal([after.mean, after.std], [[0] * 3, [1] * 3])
         np.testing.assert_array_equal(after.counts, before.counts)
@@ -105,9 +105,9 @@ def test_draws_are_the_whitened_pixels_themselves(white):
 
 def test_what_cannot_be_whitened_is_refused(white):
     with pytest.raises(ValueError, match="not 1 of uint8"):
-        data.fit_whitening(pictures(1))
+        whitening.fit_whitening(pictures(1))
     with pytest.raises(ValueError, match="eps=0; whiten a set once"):
-        data.fit_whitening(pictures(), eps=0)
+        whitening.fit_whitening(pictures(), eps=0)
     with pytest.raises(ValueError, match="not 72 of float32"):
         data.whiten(white)
 
