@@ -22,11 +22,11 @@ from metadd_jax.zoo.swin import Swin
 from metadd_jax.zoo.vgg import STAGES, VGG
 from metadd_jax.zoo.vit import ViT
 
-Option = int | float | str
+Option = int | float | str  # what a command line can say
 
 
 class _Entry(NamedTuple):
-    """What makes a module, and the arguments that its name settles; the other arguments are options."""
+    """A builder of modules, and those of its arguments that the network's name settles; the others are options."""
 
     build: Callable[..., nn.Module]
     fixed: dict[str, Any]
@@ -45,6 +45,7 @@ def _imagenet(fixed: dict[str, Any], norm: str = "batch") -> dict[str, Any]:
 
 
 _BATCH = {"norm": "batch"}
+# Blocks per stage: He et al. 2016, table 1.
 _RESNETS = {
     "resnet18": _resnet(2, 2, 2, 2),
     "resnet34": _resnet(3, 4, 6, 3),
@@ -52,16 +53,19 @@ _RESNETS = {
     "resnet101": _resnet(3, 4, 23, 3, bottleneck=True),
 }
 _VGGS = {f"vgg{depth}": {"stages": stages, "imagenet": False} for depth, stages in STAGES.items()}
+# Dosovitskiy et al. 2021 (B) and DeiT (Ti, S); the last number of a name is the patch side at ImageNet geometry.
 _VITS = {
     "vit_ti_16": _vit(width=192, heads=3),
     "vit_s_16": _vit(width=384, heads=6),
     "vit_b_16": _vit(width=768, heads=12),
 }
-_SWINS = {
+# Liu et al. 2021, section 3.3; Swin's own defaults are those of swin_t.
+_SWINS: dict[str, dict[str, Any]] = {
     "swin_t": {},
     "swin_s": {"depths": "2-2-18-2"},
     "swin_b": {"width": 128, "depths": "2-2-18-2", "heads": 4},
 }
+# What a name settles is no option: ``transform_input`` belongs to torchvision's weights, which small networks have not.
 _GOOGLENET = {"imagenet": False, "transform_input": False}
 # The field's networks: of any size, made for small images.
 _SMALL = {
@@ -89,6 +93,7 @@ _IMAGENET = {
     **{f"{name}_bn": _Entry(VGG, _imagenet(fixed)) for name, fixed in _VGGS.items()},
     **{name: _Entry(ResNet, _imagenet(fixed)) for name, fixed in _RESNETS.items()},
     "googlenet": _Entry(GoogLeNet, {"imagenet": True, "norm": "batch"}),
+    # Settled, because another patch or window would be another network than the published weights fit.
     **{name: _Entry(ViT, {**fixed, "patch": 16}) for name, fixed in _VITS.items()},
     **{name: _Entry(Swin, {**fixed, "patch": 4, "window": 7}) for name, fixed in _SWINS.items()},
 }
@@ -100,28 +105,28 @@ _WORDS = {"norm": norms.NORMS, "activation": tuple(layers.ACTIVATIONS), "pooling
 
 
 def names() -> tuple[str, ...]:
-    """The networks that ``create`` knows: the zoo's, then those of ``register``."""
+    """Lists the networks that ``create`` knows: the zoo's, then those of ``register``."""
     return (*_SMALL, *_OWN)
 
 
 def register(name: str, build: Callable[..., nn.Module]) -> None:
-    """Gives a network of your own a name, good wherever a network is named: ``create``, ``parse``, the scripts.
+    """Registers a network of your own under a name, for ``create``, ``parse`` and the command line.
 
     >>> def build(num_classes, image_shape, *, width=16):
     ...     return MyNet(num_classes, width)
     >>> register("mynet", build)
     >>> net = parse("mynet:width=8", 10, (28, 28, 1))
 
-    A changed ``build`` registered again under its name replaces the old one; networks made before stay what they were,
-    and nothing that was compiled or cached for them serves the new ones, since their modules differ.
+    Registering a changed ``build`` under the same name replaces the old one. Networks made before stay as they were.
+    Nothing that was compiled or cached for them is used for the new ones, since their modules differ.
 
     Args:
       name: letters, digits and underscores; no name of the zoo.
-      build: ``build(num_classes, image_shape, **options)`` gives a Linen module that keeps to the contract of
-        ``Architecture``; called with keywords, and equal ones must give equal modules. It may do without
-        ``image_shape``, and a module class whose fields are these serves too. Its arguments with a number, a truth
-        value, text or None as default are the options of the network, of the type of their default. It raises
-        ``SizeError`` for images that do not suit the network.
+      build: ``build(num_classes, image_shape, **options)`` returns a Linen module that keeps to the contract of
+        ``Architecture``. It is called with keywords; equal ones must give equal modules. ``image_shape`` may be left
+        out, and a module class with these fields is a ``build`` too. Arguments whose default is a number, a truth
+        value, text or None are the options of the network, with the type of the default. It raises ``SizeError`` for
+        images that do not suit the network.
 
     Raises:
       ValueError: if the name is no word or taken, or if ``build`` has other arguments.
@@ -167,7 +172,8 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
             f"{name}: num_classes={num_classes}, image_shape={tuple(image_shape)}: give a positive number of "
             "classes and (height, width, channels)"
         )
-    usual = "imagenet" if name in _IMAGENET and max(image_shape[:2]) >= layers.IMAGENET_SIDE else "small"
+    height, width, channels = image_shape
+    usual = "imagenet" if name in _IMAGENET and max(height, width) >= layers.IMAGENET_SIDE else "small"
     geometry = options.pop("geometry", usual) if name in _IMAGENET else usual
     if geometry not in _GEOMETRIES:
         raise ValueError(f"{name}: geometry={geometry}; choose one of {', '.join(_GEOMETRIES)}")
@@ -176,7 +182,8 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
         raise ValueError(f"{name}: compute={compute}; choose one of {', '.join(COMPUTE)}")
     entry = _entry(name, geometry)
     chosen = _chosen(name, entry, options)
-    shown = {} if geometry == usual else {"geometry": geometry}
+    # The label holds what is not default, so that equal networks have equal labels: rows of a table are matched by it.
+    shown: dict[str, Option] = {} if geometry == usual else {"geometry": geometry}
     shown |= {} if compute == COMPUTE[0] else {"compute": compute}
     shown |= chosen
     text = ",".join(f"{option}={value}" for option, value in shown.items())
@@ -187,23 +194,28 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
             label=label,
             module=_module(label, entry, num_classes, image_shape, chosen),
             num_classes=num_classes,
-            image_shape=tuple(image_shape),
+            image_shape=(height, width, channels),
             geometry=geometry,
             compute=compute,
         )
+        # jit compares static arguments by ``==``; one more call of build shows whether it would ever hit its cache.
         if name in _OWN and net.module != _module(label, entry, num_classes, image_shape, chosen):
             raise ValueError(
                 f"{label}: build gives another module at each call, so that everything would be compiled again and "
                 "again; define its class outside of build, and keep functions made in build out of its fields"
             )
         return net
-    except layers.SizeError as error:
-        height, width, channels = image_shape
+    except layers.SizeError as error:  # the layer that raised it knows neither the network nor the images
         raise layers.SizeError(f"{label} on {height}x{width}x{channels} images: {error}") from error
 
 
 def parse(spec: str, num_classes: int, image_shape: Sequence[int]) -> Architecture:
-    """``create`` from text: "vgg11" or "resnet18:width=16,norm=batch".
+    """Makes a network from text: "vgg11" or "resnet18:width=16,norm=batch".
+
+    Args:
+      spec: the name and the options of ``create``, as a command line gives them.
+      num_classes: K, at least 1.
+      image_shape: (H, W, C) in pixels and channels.
 
     Raises:
       ValueError: as ``create``, and if the text has another form.
@@ -213,10 +225,13 @@ def parse(spec: str, num_classes: int, image_shape: Sequence[int]) -> Architectu
 
 
 def check(spec: str) -> None:
-    """Finds a typo in the text of a network before there are any images.
+    """Checks the text of a network before any images are loaded, so that a typo costs no waiting.
+
+    Args:
+      spec: as for ``parse``.
 
     Raises:
-      ValueError: as ``parse``, but for what only the images' shape and the classes decide.
+      ValueError: as ``parse``, except for what the images' shape and the classes decide.
     """
     name, options = _read(spec)
     if name in _OWN:  # which may suit one shape alone, so none is tried
@@ -229,6 +244,7 @@ def check(spec: str) -> None:
 
 def _read(spec: str) -> tuple[str, dict[str, Option]]:
     name, _, rest = spec.partition(":")
+    # A list with commas would otherwise be read as options of its first network.
     if {part.partition(":")[0].strip() for part in spec.split(",")[1:]} & set(names()):
         raise ValueError(f"{spec!r} names several networks; put spaces between them, no commas")
     options = {}
@@ -251,7 +267,7 @@ def _entry(name: str, geometry: str = "small") -> _Entry:
 
 
 def _arguments(build: Callable[..., nn.Module]) -> list[inspect.Parameter]:
-    """What ``build`` takes; of a module class its fields, without those that Flax adds."""
+    """The arguments of ``build``; of a module class its fields, without those that Flax adds."""
     hidden = ("parent", "name") if inspect.isclass(build) else ()
     return [argument for argument in inspect.signature(build).parameters.values() if argument.name not in hidden]
 
@@ -269,6 +285,7 @@ def _module(
 
 def _chosen(name: str, entry: _Entry, options: dict[str, Option]) -> dict[str, Option]:
     """The options that differ from their defaults, checked, in the order of the module's fields."""
+    # An option written out with its default value is dropped, so that it makes no other label.
     plain = bool | int | float | str | None
     defaults = {
         argument.name: argument.default
@@ -306,7 +323,7 @@ def _check_value(name: str, option: str, value: Option, default: Option | None) 
 
 
 def _check_own(name: str, option: str, value: Option, default: Option | None) -> None:
-    """The type alone: what range an own option has, its author knows."""
+    """Checks the type of an own option; its range is checked by the network itself."""
     # A float may be written as 1, a truth value may not.
     kinds = (int, float) if isinstance(default, float) else type(default)
     if default is not None and not (isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)):
@@ -316,10 +333,11 @@ def _check_own(name: str, option: str, value: Option, default: Option | None) ->
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1  # True is an int in Python
 
 
 def _number_or_word(text: str) -> Option:
+    # The option's own check decides whether this type is right; here only the shape of the text counts.
     if text in {"True", "False"}:
         return text == "True"
     for convert in (int, float):
