@@ -1,7 +1,7 @@
-"""Resized crops and mixing of images: draw the parameters, then apply a pure op (the SRe2L line's views).
+"""Resized crops and mixing of images, as SRe2L and its successors use them: draw the parameters, then apply a pure op.
 
 Images are [B, H, W, C] float. Every op takes its parameters explicitly, as arrays of shape [P]: P = 1 for one
-transform of the whole batch, P = B for one an image. Ops are linear in the images, so gradients are exact.
+transform of the whole batch, P = B for one per image. Ops are linear in the images, so gradients are exact.
 
 Sources: crops as torchvision's ``RandomResizedCrop``; MixUp, Zhang et al., arXiv 1710.09412; CutMix, Yun et al., arXiv
 1905.04899, both one draw a batch as SRe2L makes them. Flips and shifts are in ``augment``.
@@ -15,13 +15,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+# torchvision's defaults, which the published programs keep.
 SCALE = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 
 
 class Box(NamedTuple):
-    """Part of an image in pixels: each [P] int32."""
+    """A rectangle of an image, in pixels.
+
+    Attributes:
+      top: [P] int32, first row.
+      left: [P] int32, first column.
+      height: [P] int32, number of rows.
+      width: [P] int32, number of columns.
+    """
 
     top: jax.Array
     left: jax.Array
@@ -30,14 +38,22 @@ class Box(NamedTuple):
 
 
 def draw_resized_crop(key: jax.Array, count: int, size: tuple[int, int]) -> Box:
-    """``count`` random boxes in an image of ``size`` (H, W).
+    """Draws boxes as torchvision's ``RandomResizedCrop`` does.
 
-    The area is U(0.08, 1) of the image's, the aspect (width / height) log-uniform in [3/4, 4/3]. Of up to 10 draws the
-    first that fits the image counts; if none does, the largest central box with an aspect in that range.
+    The area is U(0.08, 1) of the image's, the aspect (width / height) log-uniform in [3/4, 4/3]. The first of up to 10
+    draws that fits into the image is taken; if none does, the largest central box with an aspect in that range.
+
+    Args:
+      key: typed PRNG key.
+      count: number of boxes P.
+      size: (H, W) of the image in pixels.
+
+    Returns:
+      ``Box`` of [P] arrays.
     """
     height, width = size
     area_key, ratio_key, place_key = jax.random.split(key, 3)
-    shape = (count, _ATTEMPTS)
+    shape = (count, _ATTEMPTS)  # all attempts at once: a loop until one fits has no fixed length under jit
     area = height * width * jax.random.uniform(area_key, shape, minval=SCALE[0], maxval=SCALE[1])
     aspect = jnp.exp(jax.random.uniform(ratio_key, shape, minval=math.log(RATIO[0]), maxval=math.log(RATIO[1])))
     rows = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
@@ -57,15 +73,23 @@ def draw_resized_crop(key: jax.Array, count: int, size: tuple[int, int]) -> Box:
 
 
 def resized_crop(images: jax.Array, box: Box) -> jax.Array:
-    """Enlarges ``box`` to the size of the images, bilinear.
+    """Crops ``box`` and resizes it to the size of the images, bilinear.
 
-    Output row i reads input row top + (i + .5) height / H - .5, held inside the box (``align_corners=False``). A box
-    is never larger than the image, so no question of anti-aliasing arises.
+    Output row i reads input row top + (i + .5) height / H - .5, clipped to the box (``align_corners=False``). A box
+    is never larger than the image, so anti-aliasing would change nothing.
+
+    Args:
+      images: [B, H, W, C].
+      box: [P], P = 1 or B.
+
+    Returns:
+      [B, H, W, C].
     """
     _, height, width, _ = images.shape
     rows, columns = _spread(height, box.top, box.height), _spread(width, box.left, box.width)
     rows, columns, p = (rows[0], columns[0], "") if len(rows) == 1 else (rows, columns, "b")
-    # Products, because the gradient of a gather is a scatter; in full precision on a GPU or TPU too.
+    # Matrix products, because the gradient of a gather is a scatter, which is slow. In full precision on a GPU or TPU
+    # too: TF32 or bfloat16 would round the pixels.
     high = jax.lax.Precision.HIGHEST
     images = jnp.einsum(f"{p}yh,bhwc->bywc", rows, images, precision=high)
     return jnp.einsum(f"{p}xw,bywc->byxc", columns, images, precision=high)
@@ -84,22 +108,40 @@ class Mix(NamedTuple):
 
 
 def partners(key: jax.Array, count: int, *, weights: jax.Array | None = None) -> jax.Array:
-    """A random permutation [count] of a batch; with ``weights`` [count] those above 0 are permuted among themselves."""
+    """Draws a random permutation of a batch, in which padding is no image's partner.
+
+    Args:
+      key: typed PRNG key.
+      count: batch size B.
+      weights: [B], 0 for padding: images with a weight above 0 are permuted among themselves. None: all count.
+
+    Returns:
+      [B] int32.
+    """
     order = jax.random.permutation(key, count)
     if weights is None:
         return order
 
     def first(indices: jax.Array) -> jax.Array:
-        """Those of a weight above 0 come first, and keep their order."""
+        """Moves those of a weight above 0 to the front, in their order."""
         return indices[jnp.argsort(weights[indices] <= 0, stable=True)]
 
+    # The k-th image that counts gets the k-th of the permutation that counts.
     return first(order)[jnp.argsort(first(jnp.arange(count)))]
 
 
 def draw_mixup(
     key: jax.Array, count: int, size: tuple[int, int], alpha: float, *, weights: jax.Array | None = None
 ) -> Mix:
-    """One share ~ Beta(alpha, alpha) for the batch and all pixels; partners are drawn as ``partners`` does."""
+    """Draws MixUp: one share ~ Beta(alpha, alpha) for the whole batch and all pixels.
+
+    Args:
+      key: typed PRNG key.
+      count: batch size B.
+      size: (H, W) in pixels.
+      alpha: parameter of the Beta distribution, above 0.
+      weights: [B], 0 for padding, see ``partners``.
+    """
     share_key, order_key = jax.random.split(key)
     share = jax.random.beta(share_key, alpha, alpha)
     return Mix(partners(order_key, count, weights=weights), jnp.full(size, share))
@@ -108,10 +150,17 @@ def draw_mixup(
 def draw_cutmix(
     key: jax.Array, count: int, size: tuple[int, int], alpha: float, *, weights: jax.Array | None = None
 ) -> Mix:
-    """One box for the batch, of about 1 - Beta(alpha, alpha) of the area, is the partner's.
+    """Draws CutMix: one box for the whole batch, about 1 - Beta(alpha, alpha) of the area, shows the partner.
 
-    From its centre, any pixel, it reaches int(side * sqrt(1 - beta)) // 2 both ways; it is clipped at the border.
-    Partners are drawn as ``partners`` does.
+    The centre is any pixel. The box reaches int(side * sqrt(1 - beta)) // 2 pixels to both sides of it, and is clipped
+    at the border, so its area is often smaller.
+
+    Args:
+      key: typed PRNG key.
+      count: batch size B.
+      size: (H, W) in pixels.
+      alpha: parameter of the Beta distribution, above 0.
+      weights: [B], 0 for padding, see ``partners``.
     """
     share_key, order_key, *centre_keys = jax.random.split(key, 4)
     cut = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
@@ -125,7 +174,17 @@ def draw_cutmix(
 
 
 def mix(images: jax.Array, how: Mix) -> jax.Array:
-    """share * images + (1 - share) * partners."""
+    """Computes share * images + (1 - share) * partners.
+
+    The labels of the mixture are not mixed: a teacher labels it (``training.relabel``).
+
+    Args:
+      images: [B, H, W, C].
+      how: the drawn partners and shares.
+
+    Returns:
+      [B, H, W, C].
+    """
     share = how.share[:, :, None]
     return share * images + (1 - share) * images[how.partner]
 
@@ -133,5 +192,6 @@ def mix(images: jax.Array, how: Mix) -> jax.Array:
 def _spread(side: int, start: jax.Array, length: jax.Array) -> jax.Array:
     """[P, side, side] weights of input pixels (last) in the outputs when ``length`` pixels are spread over ``side``."""
     inner = (jnp.arange(side) + 0.5) * length[:, None] / side - 0.5
+    # Clipped to the box and not to the image: torchvision crops first, so no pixel outside of the box bleeds in.
     places = start[:, None] + jnp.clip(inner, 0, length[:, None] - 1)
     return jnp.maximum(0.0, 1.0 - jnp.abs(places[:, :, None] - jnp.arange(side)))
