@@ -4,17 +4,15 @@ from metadd_jax.data.splits import split_of
 from metadd_jax.evaluation.baselines import kmeans_real, random_real
 from metadd_jax.evaluation.judging import Row, cross_architecture
 from metadd_jax.evaluation.map_agreement import agreement, map_stack
-from metadd_jax.evaluation.statistics import correlation, paired, summary
+from metadd_jax.evaluation.statistics import paired
 
 __all__ = [
     "Row",
     "agreement",
-    "correlation",
     "cross_architecture",
     "kmeans_real",
     "map_stack",
     "paired",
     "random_real",
     "split_of",
-    "summary",
 ]

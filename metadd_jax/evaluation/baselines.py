@@ -16,17 +16,26 @@ from metadd_jax import keys, ranges, structs
 from metadd_jax.data import sampling
 
 _MOST_IMAGES = 5_000  # of a class, drawn by seed: bounds the time and memory of k-means
-_RESTARTS = 10
+_RESTARTS = 10  # k-means keeps the best of them; one start may end in a poor local minimum
 _EMBED_BATCH = 500
 
 
 def random_real(
     key: jax.Array, dataset: structs.Dataset, ipc: int | Sequence[int], *, repeat: bool = False
 ) -> structs.SyntheticSet:
-    """``ipc`` distinct real images of each class, drawn uniformly; one number for all classes or one a class.
+    """Draws ``ipc`` distinct real images of each class, uniformly.
+
+    Args:
+      key: typed PRNG key.
+      dataset: real images; the training split is used.
+      ipc: images of each class, one number for all classes or one per class in the order of the labels.
+      repeat: whether a class with fewer images gives all of them, again and again.
+
+    Returns:
+      A set of K * ipc standardised images, class-major, with hard labels.
 
     Raises:
-      ValueError: if a class has fewer than ``ipc`` images and ``repeat`` does not let it give them again.
+      ValueError: if a class has fewer than ``ipc`` images and may not repeat them.
     """
     images, labels = sampling.random_per_class(key, dataset.train, ipc, repeat=repeat)
     return structs.SyntheticSet(images, labels)
@@ -40,17 +49,18 @@ def kmeans_real(
     repeat: bool = False,
     embed: Callable[[jax.Array], ArrayLike] | None = None,
 ) -> structs.SyntheticSet:
-    """The distinct real images nearest to ``ipc`` k-means centres of each class.
+    """Takes the distinct real images nearest to ``ipc`` k-means centres of each class.
 
     Args:
-      seed: of the starting centres, and of the 5,000 images taken from a larger class.
+      seed: of the starting centres, and of the 5,000 images taken from a larger class; 0 to 2^32 - 1.
       dataset: real images; the training split is used.
-      ipc: centres of each class, one number for all or one a class.
+      ipc: centres of each class, one number for all classes or one per class in the order of the labels.
       repeat: whether a class with fewer images gives all of them, again and again.
-      embed: maps standardised images [B, H, W, C] to the embeddings [B, D] to cluster; default: the pixels.
+      embed: maps standardised images [B, H, W, C] to the embeddings [B, D] to cluster; default: the pixels, so that
+        the baseline depends on no network.
 
     Returns:
-      A set of K * ipc images, class-major; inside a class in the order of the centres.
+      A set of K * ipc standardised images, class-major; inside a class in the order of the centres.
 
     Raises:
       ValueError: if a class has fewer than ``ipc`` images and may not repeat them.
@@ -62,6 +72,7 @@ def kmeans_real(
     chosen = []
     for label, (offset, count, own) in enumerate(zip(offsets, counts, wanted, strict=True)):
         rows = offset + np.arange(count)
+        # Sorted, so that the images reach k-means in the order of the data set, whatever the draw.
         if count > max(_MOST_IMAGES, own):
             generator = keys.generator("kmeans", seed, label)
             rows = np.sort(generator.choice(rows, max(_MOST_IMAGES, own), replace=False))
@@ -72,7 +83,7 @@ def kmeans_real(
 
 
 def _features(arrays: structs.ImageArrays, rows: np.ndarray, embed: Callable | None) -> np.ndarray:
-    """What is clustered: [len(rows), D] float32, made in batches to bound the memory of ``embed``."""
+    """The features to cluster, [len(rows), D] float32, computed in batches to bound the memory of ``embed``."""
     batches = []
     for start in range(0, len(rows), _EMBED_BATCH):
         images = arrays.images[rows[start : start + _EMBED_BATCH]]
@@ -83,7 +94,7 @@ def _features(arrays: structs.ImageArrays, rows: np.ndarray, embed: Callable | N
 
 
 def _nearest_to_centres(seed: int, features: np.ndarray, ipc: int) -> np.ndarray:
-    """[ipc] distinct rows of ``features``: for each centre in turn the nearest that is not taken yet."""
+    """[ipc] distinct rows of ``features``: for each centre in turn the nearest row that is not taken yet."""
     import threadpoolctl  # a dependency of scikit-learn
     from sklearn.cluster import KMeans
 
@@ -91,7 +102,8 @@ def _nearest_to_centres(seed: int, features: np.ndarray, ipc: int) -> np.ndarray
     # work on the machine made it 10 times slower (500 digits, 10 centres: 4.3 against 0.5 s).
     with threadpoolctl.threadpool_limits(1):
         distances = KMeans(ipc, n_init=_RESTARTS, random_state=seed).fit(features).transform(features)  # [n, ipc]
-    chosen = []
+    # Greedy, so that no image stands for two centres: at one image per cluster the nearest may be shared.
+    chosen: list[int] = []
     for centre in range(ipc):
         distances[chosen, centre] = np.inf
         chosen.append(int(distances[:, centre].argmin()))

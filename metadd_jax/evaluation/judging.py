@@ -1,4 +1,4 @@
-"""Training many networks on distilled sets: the accuracy of every set under every architecture.
+"""Cross-architecture evaluation: networks trained on distilled sets, and their accuracy on real images.
 
 All sets of one size and all training seeds of one architecture train in one program, divided over all devices: one
 compilation and one dispatch per architecture (``parallel.each``: under ``vmap``, on a CPU one after the other).
@@ -29,8 +29,8 @@ class Row:
 
     Attributes:
       network: label of the architecture.
-      accuracies: one per training seed, in [0, 1], at the last epoch; NaN where the training diverged, so that a weight
-        or a logit of the network is not finite: no number stands for that.
+      accuracies: one per training seed, in [0, 1], at the last epoch. NaN where the training diverged (a weight or a
+        logit of the network is not finite): such a network has no accuracy.
     """
 
     network: str
@@ -49,15 +49,22 @@ def train_and_test(
     at_once: int = 32,
     teacher: Auxiliary | None = None,
 ) -> np.ndarray:
-    """Trains ``net`` from scratch ``seeds`` times on each set; accuracies [S, seeds] on ``arrays`` (NaN: diverged).
+    """Trains ``net`` from scratch ``seeds`` times on each set and tests it.
 
     Args:
       key: typed PRNG key. Set s and training seed j start from ``fold_in(fold_in(key, draws[s]), j)``.
       sets: S sets of the same shape.
-      draws: S counts. Sets of the same count share the luck of training seed j (initial weights, shuffles,
-        augmentation) and are compared in pairs; sets of different counts share none of it. Default: all of count 0.
-      at_once: networks that train together on a device; less needs less memory.
+      net: the architecture.
+      arrays: real images to test on.
+      seeds: number of trainings on each set.
+      recipe: how to train.
+      draws: S integers from 0 on. Sets with the same integer share the randomness of training seed j (initial weights,
+        shuffles, augmentation), which pairs them for a comparison; others share none of it. Default: all 0.
+      at_once: networks that train together on one device; fewer need less memory.
       teacher: labels every batch of every set in place of the sets' own labels (see ``training.relabel``).
+
+    Returns:
+      [S, seeds] float32 accuracies in [0, 1]; NaN where a training diverged.
     """
     draws = [0] * len(sets) if draws is None else list(draws)
     images = jnp.stack([jnp.asarray(s.images) for s in sets])
@@ -65,8 +72,8 @@ def train_and_test(
     rates = _learning_rates(sets, recipe)
     train = _accuracies(net, recipe)
     found = np.zeros((len(sets), seeds), np.float32)
-    # One draw after the other: networks that train together share their augmentation tokens (see ``fit``), and that is
-    # luck too.
+    # One draw after the other: networks that train together share their augmentation tokens (see ``fit``), and sets of
+    # different draws must share no randomness.
     for draw in dict.fromkeys(draws):
         own = [index for index, other in enumerate(draws) if other == draw]
         jobs = np.array([(index, seed) for index in own for seed in range(seeds)])
@@ -78,7 +85,8 @@ def train_and_test(
 
 
 def _groups(jobs: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Even groups of at most ``most`` jobs, each also filled up so that all have one compiled shape."""
+    """Even groups of at most ``most`` jobs, and each padded so that all have one compiled shape."""
+    # Even, because padding is work thrown away: 33 jobs in groups of 32 are 17 and 16, not 32 and 1.
     size = -(-len(jobs) // -(-len(jobs) // most))
     for start in range(0, len(jobs), size):
         group = jobs[start : start + size]
@@ -87,14 +95,20 @@ def _groups(jobs: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.ndarra
 
 @functools.lru_cache(maxsize=64)
 def _accuracies(net: zoo.Architecture, recipe: recipes.Recipe) -> Callable[..., np.ndarray]:
-    """Kept, so that judging again (another seed's set, another split) compiles nothing."""
+    """The compiled trainings of one architecture and recipe.
+
+    Cached, so that judging again (the set of another seed, another split) compiles nothing.
+    """
 
     def one(
         seed: jax.Array, index: jax.Array, key: Any, images: Any, labels: Any, rates: Any, arrays: Any, teacher: Any
     ) -> jax.Array:
-        settings = {"learning_rate": None if rates is None else rates[index], "teacher": teacher}
+        rate = None if rates is None else rates[index]
         own = jax.random.fold_in(key, seed)
-        variables = fit(own, net, images[index], labels[index], recipe, shared_key=key, **settings)
+        # ``shared_key`` is the same for all networks of a group, so that each step computes one augmentation token.
+        variables = fit(
+            own, net, images[index], labels[index], recipe, shared_key=key, learning_rate=rate, teacher=teacher
+        )
         right, total = count_correct(net, variables, arrays)
         return right / total
 
@@ -112,6 +126,7 @@ def _labels(sets: Sequence[SyntheticSet], num_classes: int) -> jax.Array:
 def _learning_rates(sets: Sequence[SyntheticSet], recipe: recipes.Recipe) -> jax.Array | None:
     """[len(sets)] step sizes: the learned one of a set that has it, else the recipe's; None if all are the recipe's."""
     learned = [s.learning_rate for s in sets]
+    # MTT and TESLA learn a step size of plain SGD; it would mean nothing to another optimiser.
     if recipe.optimiser != "sgd" or all(rate is None for rate in learned):
         return None
     return jnp.asarray([recipe.learning_rate if rate is None else rate for rate in learned], jnp.float32)
@@ -131,20 +146,27 @@ def cross_architecture(
     teacher: Auxiliary | None = None,
     on_network: Callable[[str], None] | None = None,
 ) -> list[Row] | list[list[Row]]:
-    """The cross-architecture table of one set (a list of rows) or of several (a list of lists).
+    """Trains every architecture on every set from scratch and measures its accuracy on real images.
 
     Args:
+      key: typed PRNG key; see ``train_and_test`` for what is drawn from it.
       synthetic: a set, or a sequence of sets of the same shape that are evaluated together.
-      networks: architectures, each trained from scratch ``seeds`` times.
+      dataset: the real data; its classes and image shape must be those of the sets.
+      networks: architectures, each trained ``seeds`` times.
+      seeds: number of trainings of each architecture on each set, at least 1.
       recipe: default: the DC family's protocol at 300 epochs without augmentation. A set with a learned step size (MTT,
         TESLA) trains with it in place of an SGD recipe's, as published; AdamW keeps its own.
-      draws: a count for each set, e.g. its distillation seed: sets of the same count share the luck of their trainings,
-        which pairs them; sets of different counts must not, or their spread lacks it (see ``train_and_test``). Default:
-        all sets share it.
+      draws: an integer from 0 on for each set, such as its distillation seed. Sets with the same integer share the
+        randomness of their trainings, which pairs them. Sets of different distillation seeds must not share it:
+        otherwise the spread over seeds lacks the spread of trainings. Default: all sets share it.
       split: "test", or "validation" for choosing settings.
+      at_once: networks that train together on one device, at least 1; fewer need less memory.
       teacher: labels every batch of every set in place of the sets' own labels, baselines included (SRe2L's
         post-training, with ``recipes.sre2l_evaluation``).
       on_network: called with each architecture's label when it is done.
+
+    Returns:
+      One ``Row`` per network; of a sequence of sets a list of such lists.
 
     Raises:
       ValueError: if a set is unfit (not finite, labels out of range, soft labels that are no probabilities, a learning
@@ -163,6 +185,7 @@ def cross_architecture(
         raise ValueError(f"sets of shapes {sorted(sizes)} cannot train together; evaluate each shape in its own call")
     if draws is not None and (len(draws) != len(sets) or min(draws) < 0):
         raise ValueError(f"draws are {list(draws)} for {len(sets)} sets; give one count from 0 on for each set")
+    # All checks before the first training, which may take hours.
     for number, candidate in enumerate(sets):
         name = "the set" if len(sets) == 1 else f"set {number}"
         checks.check_arrays(name, candidate, dataset.num_classes)

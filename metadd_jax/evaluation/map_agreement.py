@@ -1,7 +1,7 @@
-"""How much several trained networks agree on where the evidence in a set lies: the meta ratio as a number.
+"""The agreement of trained networks on where the evidence in a set lies: the meta ratio as a number.
 
-The raw meta ratio can be gamed (two networks that look everywhere agree), and MetaDD optimises it on the networks it
-sees; the figure that counts is the chance-corrected ratio on networks it has *not* seen (method notes, section 2).
+The raw meta ratio can be gamed: two networks with maps that are high everywhere agree. And MetaDD optimises it on its
+auxiliaries. The figure that counts is the chance-corrected ratio on networks that were *not* auxiliaries.
 """
 
 from __future__ import annotations
@@ -9,25 +9,34 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from metadd_jax import features, parallel, split
-from metadd_jax.structs import Auxiliary, SyntheticSet
+from metadd_jax.structs import Array, Auxiliary, SyntheticSet
 
 
 def map_stack(
-    images: jax.Array,
-    labels: jax.Array,
+    images: Array,
+    labels: Array,
     auxiliaries: Sequence[Auxiliary],
     *,
     config: features.CamConfig | None = None,
     batch_size: int = 500,
 ) -> np.ndarray:
-    """Maps [M, N, H, W] of a whole set under M trained networks, made in batches of images.
+    """Computes the class activation maps of a whole set under trained networks, in batches of images.
 
-    ``config`` says how maps are made; give that of the run whose loss the maps shall explain.
+    Args:
+      images: [N, H, W, C] float32 in the set's value space.
+      labels: [N] int, the class whose map is computed.
+      auxiliaries: M frozen networks with a spatial map.
+      config: how maps are computed; take that of the run whose loss the maps should explain.
+      batch_size: images per batch; fewer need less memory.
+
+    Returns:
+      [M, N, H, W] float32 in [0, 1], on the host.
     """
+    # One program for all batches (the last one, if shorter, is a second).
     observe = parallel.jit(functools.partial(features.stack_maps, config=config))
     batches = [
         np.asarray(observe(tuple(auxiliaries), images[start : start + batch_size], labels[start : start + batch_size]))
@@ -41,21 +50,30 @@ def agreement(
     auxiliaries: Sequence[Auxiliary],
     *,
     threshold: float = 0.5,
+    area: float | None = None,
     config: features.CamConfig | None = None,
 ) -> dict[str, float | list[float]]:
-    """``split.measure`` of a set under trained networks, as plain numbers.
+    """Applies ``split.measure`` to a set under trained networks.
 
     Args:
       synthetic: the set.
       auxiliaries: at least two frozen networks with a spatial map.
-      threshold: a place counts as seen where the map reaches this (0..1).
-      config: how maps are made; sets can only be compared under one and the same.
+      threshold: a pixel is high where the map reaches this (0..1).
+      area: compare at equal high areas: in each map this share of the pixels is high, (0, 1], the highest ones,
+        whatever ``threshold``. Sets whose maps differ in size of their high area can only be compared so. ``entropy``
+        and ``dead_share`` are then those of the chosen pixels. None: by ``threshold``.
+      config: how maps are computed; sets can only be compared under the same.
+
+    Returns:
+      The numbers of ``split.measure``, as plain floats and lists.
 
     Raises:
-      ValueError: for fewer than two networks: one alone agrees with nobody.
+      ValueError: for fewer than two networks, since one alone agrees with nobody, or an ``area`` outside (0, 1].
     """
     if len(auxiliaries) < 2:
         raise ValueError(f"agreement needs at least 2 networks with activation maps, got {len(auxiliaries)}")
-    stack = map_stack(synthetic.images, synthetic.labels, auxiliaries, config=config)
+    stack = jnp.asarray(map_stack(synthetic.images, synthetic.labels, auxiliaries, config=config))
+    if area is not None:  # ones and zeros, which every threshold splits alike
+        stack = split.at_matched_area(stack, area)
     facts = split.measure(stack, threshold=threshold)
     return {name: np.asarray(value).tolist() for name, value in facts.items()}

@@ -1,4 +1,4 @@
-"""From accuracies to what a reader needs: rows, paired statistics, ``results.json`` and ``results.md``."""
+"""Reports of a run: rows of accuracies, paired statistics, ``results.json`` and ``results.md``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,22 @@ from metadd_jax.evaluation import statistics
 from metadd_jax.evaluation.judging import Row
 from metadd_jax.structs import SyntheticSet
 
+# The network that distilled, the auxiliaries, and those that the set has never met: what a method is compared on.
 ROLES = ("same", "seen", "unseen")
 
 
 def rows_of(set_name: str, distill_seed: int, table: Sequence[Row], roles: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The rows of ``results.json`` for one set: ``{set, distill_seed, network, role, accuracies}``."""
+    """Makes the rows of ``results.json`` for one set.
+
+    Args:
+      set_name: what was distilled ("dm", "dm+metadd", "random").
+      distill_seed: the seed that distilled it.
+      table: what ``cross_architecture`` returned for it.
+      roles: label of a network -> one of ``ROLES``.
+
+    Returns:
+      Dicts ``{set, distill_seed, network, role, accuracies}``.
+    """
     return [
         {
             "set": set_name,
@@ -31,7 +42,15 @@ def rows_of(set_name: str, distill_seed: int, table: Sequence[Row], roles: Mappi
 
 
 def accuracies(rows: Sequence[Mapping[str, Any]], set_name: str, *, roles: Sequence[str] = ROLES) -> np.ndarray:
-    """Accuracies [distillation seeds, networks, training seeds] of one set over the networks with these roles.
+    """Collects the accuracies of one set under the networks with these roles.
+
+    Args:
+      rows: of ``rows_of``, for all sets.
+      set_name: the set.
+      roles: of ``ROLES``.
+
+    Returns:
+      [distillation seeds, networks, training seeds] in [0, 1], NaN where a training diverged.
 
     Raises:
       ValueError: for a role that is none of ``ROLES``, or where no row is of this set.
@@ -49,43 +68,54 @@ def accuracies(rows: Sequence[Mapping[str, Any]], set_name: str, *, roles: Seque
 
 
 def compare(rows: Sequence[Mapping[str, Any]], first: str, second: str) -> dict[str, Any]:
-    """Paired differences second - first for each role and over all networks but the backbone ("foreign").
+    """Computes paired differences second - first for each role, and over all networks but the backbone ("foreign").
 
-    A role in which a training diverged gets ``{"diverged": "2 of 6 trainings"}`` instead: there is no such difference.
+    Args:
+      rows: of ``rows_of``, for all sets.
+      first: name of a set, say without a component.
+      second: name of the set with it.
+
+    Returns:
+      ``{first, second, by_role}``, by_role from a role to the numbers of ``statistics.paired``, or to
+      ``{"diverged": "2 of 6 trainings"}`` where a training diverged, so that there is no difference.
     """
     present = {row["role"] for row in rows}
-    groups = {role: (role,) for role in ROLES if role in present}
+    groups: dict[str, tuple[str, ...]] = {role: (role,) for role in ROLES if role in present}
     if {"seen", "unseen"} <= present:
         groups["foreign"] = ("seen", "unseen")
     by_role = {}
     for name, roles in groups.items():
-        pair = [accuracies(rows, which, roles=roles) for which in (first, second)]
-        lost = _diverged(np.stack(pair)) if pair[0].shape == pair[1].shape else ""
-        by_role[name] = {"diverged": lost} if lost else statistics.paired(*pair)
+        before, after = (accuracies(rows, which, roles=roles) for which in (first, second))
+        # Of unequal shapes ``paired`` says what is wrong.
+        lost = _diverged(np.stack([before, after])) if before.shape == after.shape else ""
+        by_role[name] = {"diverged": lost} if lost else statistics.paired(before, after)
     return {"first": first, "second": second, "by_role": by_role}
 
 
 def _diverged(values: np.ndarray) -> str:
-    """How many of these accuracies are none, "" for none."""
+    """How many of these accuracies are NaN, as text; "" if none is."""
     lost = int(np.isnan(values).sum())
     return f"{lost} of {values.size} trainings" if lost else ""
 
 
 def repeats(sets: Mapping[str, Sequence[SyntheticSet]], seeds: Sequence[int]) -> dict[str, list[list[int]]]:
-    """Which distillation seeds gave the very same images: groups of two or more seeds, by the name of the set.
+    """Finds distillation seeds that gave the very same images.
 
-    Such a group is one draw and not several: its spread holds the luck of the trainings alone (k-means at one image a
-    class finds the same centre from every start).
+    Such seeds are one draw and not several: the spread over them is that of the trainings alone. k-means at one image
+    per class finds the same centre from every start.
 
     Args:
       sets: for each name the sets of ``seeds``, in that order.
       seeds: the distillation seeds.
+
+    Returns:
+      Groups of two or more seeds, by the name of the set; sets without such a group are left out.
     """
     found: dict[str, list[list[int]]] = {}
     for name, group in sets.items():
         by_content: dict[str, list[int]] = {}
         for seed, synthetic in zip(seeds, group, strict=True):
-            # Signed zeros are one number, though not one bit pattern.
+            # + 0.0, because -0.0 and 0.0 are one number but not one bit pattern.
             by_content.setdefault(files.hash_arrays(np.asarray(synthetic.images) + 0.0), []).append(seed)
         if same := [members for members in by_content.values() if len(members) > 1]:
             found[name] = same
@@ -95,10 +125,13 @@ def repeats(sets: Mapping[str, Sequence[SyntheticSet]], seeds: Sequence[int]) ->
 def table_lines(
     rows: Sequence[Mapping[str, Any]], *, repeats: Mapping[str, Sequence[Sequence[int]]] | None = None
 ) -> list[str]:
-    """A Markdown table: sets down, networks across; mean +- spread in percent.
+    """Writes the accuracies as a Markdown table: one row per set, one column per network, mean ± spread in percent.
 
-    The spread is the standard deviation over distillation seeds of the mean over training seeds. A set that came out
-    the same for several seeds (``repeats``) says so beside its name.
+    The spread is the standard deviation over distillation seeds of the mean over training seeds.
+
+    Args:
+      rows: of ``rows_of``, for all sets.
+      repeats: of ``repeats``; a set that came out the same for several seeds says so beside its name.
     """
     networks = list(dict.fromkeys((row["network"], row["role"]) for row in rows))
     present = {role for _, role in networks}
@@ -119,13 +152,14 @@ def _repeated(groups: Sequence[Sequence[int]]) -> str:
 def _cell(values: np.ndarray) -> str:
     if lost := _diverged(values):
         return f"diverged ({lost})"
+    # The spread is that of sets, so training seeds are averaged first; one set has none.
     by_seed = 100 * values.mean(axis=(1, 2))
     spread = f" ± {by_seed.std(ddof=1):.1f}" if len(by_seed) > 1 else ""
     return f"{by_seed.mean():.1f}{spread}"
 
 
 def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
-    """One Markdown row a role: difference in points, intervals, sign test."""
+    """Writes ``comparison`` (of ``compare``) as a Markdown table: one row per role, differences in points."""
     lines = [
         f"Paired difference {comparison['second']} - {comparison['first']}, in points of accuracy "
         "(95 % intervals over distillation seeds):",
@@ -134,7 +168,7 @@ def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for role, facts in comparison["by_role"].items():
-        if "diverged" in facts:
+        if "diverged" in facts:  # no number stands for a training that has no accuracy
             lines.append(f"| {role} | none: {facts['diverged']} diverged | . | . | . | . | . |")
             continue
         t = "one seed" if facts["t_interval"] is None else _interval(facts["t_interval"])
@@ -147,8 +181,13 @@ def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def spread_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the spread of each set's accuracy is made of; nothing where a set was trained on once."""
+    """Writes the components of each set's spread (``statistics.components``); [] if every set was trained on once.
+
+    Args:
+      rows: of ``rows_of``, for all sets.
+    """
     lines = [
+        # Readers ask whether a gain is luck of the set or of the training: more seeds of the other kind do not help.
         "What the spread of an accuracy is made of, in points: standard deviation from one distilled set to the next, "
         "and from one training on a set to the next (means over the networks of a role; see statistics.components):",
         "",
@@ -176,7 +215,11 @@ def _interval(pair: Sequence[float]) -> str:
 
 
 def agreement_lines(agreement: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """Meta ratios: ``agreement[set][role]`` as from ``evaluation.agreement`` averaged over distillation seeds."""
+    """Writes meta ratios as a Markdown table.
+
+    Args:
+      agreement: set -> role -> numbers of ``evaluation.agreement``, averaged over distillation seeds.
+    """
     lines = [
         "What trained networks agree on (high area: map >= 0.5; 1 = perfect, 0 = chance for the corrected ratio):",
         "",
@@ -193,7 +236,11 @@ def agreement_lines(agreement: Mapping[str, Mapping[str, Mapping[str, Any]]]) ->
 
 
 def pull_lines(pulls: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> list[str]:
-    """How the added terms pull: ``pulls[set]["start" | "end"][term]`` with ``norm`` and ``cosine``."""
+    """Writes how the added terms pull as a Markdown table.
+
+    Args:
+      pulls: set -> "start" or "end" -> term -> ``norm`` (of its mean gradient over the base's) and ``cosine``.
+    """
     lines = [
         "How the added terms pull at the images, at the start and at the end: mean gradient (weighted) over the base "
         "method's, by norm, and cosine of the two:",
@@ -212,11 +259,16 @@ def pull_lines(pulls: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]
 
 
 def write(directory: str | pathlib.Path, results: Mapping[str, Any]) -> str:
-    """Writes ``results.json`` (with its own hash, ``sha256``) and ``results.md``; returns the Markdown.
+    """Writes ``results.json`` (with its own hash, ``sha256``) and ``results.md``.
 
-    ``results`` is what ``markdown`` takes; accuracies of trainings that diverged are null in the file.
+    Args:
+      directory: the run's folder.
+      results: as for ``markdown``; accuracies of trainings that diverged are null in the file.
+
+    Returns:
+      The Markdown.
     """
-    text = markdown(results)
+    text = markdown(results)  # first, so that incomplete results write no file
     plain = files.plain({**results, "rows": _without_nan(results["rows"])})
     files.write_json(pathlib.Path(directory) / "results.json", plain | {"sha256": files.hash_json(plain)})
     files.write_text(pathlib.Path(directory) / "results.md", text)
@@ -224,7 +276,8 @@ def write(directory: str | pathlib.Path, results: Mapping[str, Any]) -> str:
 
 
 def read(directory: str | pathlib.Path) -> dict[str, Any] | None:
-    """What ``write`` wrote into ``results.json``; None where the file is absent or not what was written."""
+    """Reads ``results.json`` of ``directory``; None if the file is absent or is not as ``write`` left it."""
+    # No error: results that cannot be read are made again.
     try:
         results = files.read_json(pathlib.Path(directory) / "results.json")
     except (FileNotFoundError, ValueError):
@@ -235,11 +288,13 @@ def read(directory: str | pathlib.Path) -> dict[str, Any] | None:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The results as Markdown.
+    """Writes the results as Markdown.
 
-    ``results`` holds ``rows``, ``comparisons``, ``agreement``, ``whole_data`` (network -> accuracy on the split
-    ``evaluated_on``), ``notes`` (lines on protocol, seeds and machine), ``repeats`` (see ``repeats``) and, where they
-    were measured, ``seconds`` (set -> seconds a step) and ``pulls`` (see ``pull_lines``).
+    Args:
+      results: a dict of ``rows``, ``comparisons`` (of ``compare``), ``agreement`` (see ``agreement_lines``),
+        ``whole_data`` (network -> accuracy on the split ``evaluated_on``), ``notes`` (lines on protocol, seeds and
+        machine), ``repeats`` (see ``repeats``) and, where they were measured, ``seconds`` (set -> seconds per step) and
+        ``pulls`` (see ``pull_lines``).
     """
     parts = ["# Results", "", *results["notes"], "", *table_lines(results["rows"], repeats=results.get("repeats", {}))]
     if results["whole_data"]:
@@ -261,7 +316,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def _without_nan(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """JSON has no NaN."""
+    """Replaces NaN by None: JSON has no NaN, and ``json`` would write a word that other readers refuse."""
     return [{**row, "accuracies": [None if np.isnan(x) else x for x in row["accuracies"]]} for row in rows]
 
 

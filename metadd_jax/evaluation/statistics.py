@@ -1,42 +1,28 @@
-"""Statistics of accuracies: seeds are few and nested, so what counts as one observation is said every time.
+"""Statistics of accuracies from few and nested seeds.
 
 A comparison is *paired*: the same distillation seed, network and training seed with and without a component.
-The independent observation is the **distillation seed** (a cluster): networks and training seeds of one
-distillation seed judge the same set.
+The independent observation is the **distillation seed** (a cluster): all networks and training seeds of one
+distillation seed judge the same set, so they are repeated measurements and no further observations.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 _CONFIDENCE = 0.95
-_DRAWS = 10_000
+_DRAWS = 10_000  # the 2.5 % quantile then rests on 250 of them
 # n seeds have n^n resamples: 46,656 for six, all of them enumerated; 823,543 for seven.
 _MOST_ENUMERATED = 6
 # Equal means of accuracies may differ by rounding (1e-16); unequal ones differ by about 1e-6 or more.
 _TIE = 1e-9
 
 
-def summary(values: ArrayLike) -> dict[str, Any]:
-    """Mean, standard deviation (ddof = 1; None for one value) and number of ``values`` of any shape.
-
-    Raises:
-      ValueError: if there are none or one is not finite.
-    """
-    values = np.asarray(values, np.float64).ravel()
-    if not len(values) or not np.isfinite(values).all():
-        raise ValueError(f"cannot summarise {len(values)} values, some not finite; drop failed runs first")
-    std = float(values.std(ddof=1)) if len(values) > 1 else None
-    return {"mean": float(values.mean()), "std": std, "n": len(values)}
-
-
 def paired(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
-    """Paired differences b - a of accuracies, clustered on distillation seeds.
+    """Computes paired differences b - a of accuracies, clustered on distillation seeds.
 
     Args:
       a: [distillation seeds, networks, training seeds] accuracies in [0, 1], say without a component.
@@ -89,18 +75,18 @@ def paired(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
 
 
 def components(values: ArrayLike) -> dict[str, float | None]:
-    """Splits the spread of nested runs into that of the sets and that of the trainings on one set.
+    """Splits the spread of nested runs into that between sets and that between trainings on one set.
 
     The usual estimate for y_dt = mean + set_d + training_dt (one-way analysis of variance with random effects):
-    sd_trainings^2 is the mean over sets of the variance within one, sd_sets^2 what the variance of the sets' means
-    exceeds its share sd_trainings^2 / T of luck in training, or 0 where it does not. A mean over D sets of T trainings
-    has standard error sqrt(sd_sets^2 / D + sd_trainings^2 / (D T)).
+    sd_trainings^2 is the mean over sets of the variance within a set; sd_sets^2 is the variance of the sets' means,
+    less sd_trainings^2 / T, the part that trainings contribute to it, and 0 where that would be negative. A mean over D
+    sets of T trainings has standard error sqrt(sd_sets^2 / D + sd_trainings^2 / (D T)).
 
     Args:
       values: [D, T], D distillation seeds (D sets), T training seeds each.
 
     Returns:
-      sd_sets, sd_trainings, in the unit of ``values``; None where D or T is 1 and says nothing of it.
+      sd_sets, sd_trainings, in the unit of ``values``; None where D or T is 1, so that it cannot be estimated.
 
     Raises:
       ValueError: if ``values`` is not two-dimensional or not finite.
@@ -120,34 +106,9 @@ def components(values: ArrayLike) -> dict[str, float | None]:
     return {"sd_sets": float(np.sqrt(max(between, 0.0))), "sd_trainings": float(np.sqrt(within))}
 
 
-def correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
-    """Pearson's and Spearman's correlation of two equally long sequences, with two-sided p values.
-
-    Returns:
-      {pearson, pearson_p, spearman, spearman_p, n}; the p values take the points for independent.
-
-    Raises:
-      ValueError: if there are fewer than three points, or one side is constant or not finite.
-    """
-    from scipy import stats
-
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if x.shape != y.shape or x.ndim != 1 or len(x) < 3:
-        raise ValueError(f"cannot correlate shapes {x.shape} and {y.shape}; give at least 3 pairs of numbers")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(x) == 0 or np.ptp(y) == 0:
-        raise ValueError(f"one of the two sides of {len(x)} points is constant or not finite; nothing to correlate")
-    pearson, spearman = stats.pearsonr(x, y), stats.spearmanr(x, y)
-    return {
-        "pearson": float(pearson.statistic),
-        "pearson_p": float(pearson.pvalue),
-        "spearman": float(spearman.statistic),
-        "spearman_p": float(spearman.pvalue),
-        "n": len(x),
-    }
-
-
 def _bootstrap(clusters: np.ndarray, seed: int) -> list[float]:
     n = len(clusters)
+    # All resamples where they are few: the interval is then exact and depends on no seed.
     if n <= _MOST_ENUMERATED:
         resamples = np.array(list(itertools.product(range(n), repeat=n)))
     else:
@@ -168,7 +129,7 @@ def _t_interval(clusters: np.ndarray) -> list[float] | None:
 
 def _sign_test(differences: np.ndarray) -> dict[str, Any]:
     """Two-sided exact binomial test of gains against losses; ties are dropped, p = 1 if nothing is left."""
-    from scipy import stats
+    from scipy import stats  # here, because the package imports without scipy
 
     positive, negative = int((differences > _TIE).sum()), int((differences < -_TIE).sum())
     p = float(stats.binomtest(positive, positive + negative).pvalue) if positive + negative else 1.0

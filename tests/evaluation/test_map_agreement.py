@@ -64,6 +64,17 @@ def test_the_maps_are_of_the_kind_that_is_asked_for(synthetic, auxiliaries, whol
     assert facts["meta_ratio"] == pytest.approx((stack >= 0.5).all(axis=0).mean(), abs=1e-6)
 
 
+@pytest.mark.parametrize("threshold", [0.5, 0.9])
+def test_at_equal_areas_each_map_counts_its_highest_pixels(synthetic, auxiliaries, whole, threshold):
+    facts = evaluation.agreement(synthetic, auxiliaries, threshold=threshold, area=1 / 8)
+    flat = whole.reshape(2, 7, 64)
+    ranked = np.sort(flat)
+    assert (ranked[:, :, -8] > ranked[:, :, -9]).all()  # no ties at the edge, which would be broken at random
+    both = [set(np.argsort(first)[-8:]) & set(np.argsort(second)[-8:]) for first, second in zip(*flat, strict=True)]
+    assert facts["meta_ratio"] == pytest.approx(np.mean([len(pixels) for pixels in both]) / 64, abs=1e-6)
+    assert facts["high_area"] == pytest.approx([1 / 8, 1 / 8])
+
+
 def test_one_network_agrees_with_nobody(synthetic, auxiliaries):
     with pytest.raises(ValueError, match="at least 2 networks with activation maps, got 1"):
         evaluation.agreement(synthetic, auxiliaries[:1])

@@ -18,14 +18,6 @@ def runs(per_seed_and_network, training_seeds=2):
     return a, a + wanted + noise
 
 
-def test_summary_by_hand():
-    assert statistics.summary([1, 2, 3, 6]) == pytest.approx({"mean": 3, "std": math.sqrt(14 / 3), "n": 4})
-    assert statistics.summary([[0.25]]) == {"mean": 0.25, "std": None, "n": 1}
-    for bad in ([], [1.0, math.nan]):
-        with pytest.raises(ValueError, match="finite"):
-            statistics.summary(bad)
-
-
 def test_means_of_the_paired_differences():
     facts = statistics.paired(*runs([[0.1, 0.0], [0.2, 0.04], [-0.05, 0.01]]))
     assert facts["per_seed"] == pytest.approx([0.05, 0.12, -0.02])
@@ -109,27 +101,3 @@ def test_paired_refuses_what_is_no_pair_of_accuracies():
     ):
         with pytest.raises(ValueError, match=text):
             statistics.paired(first, second)
-
-
-def test_correlations_by_hand():
-    # Ranks 1 2 3 4 against 1 3 2 4: Spearman 1 - 6 * 2 / (4 * 15) = 0.8.
-    facts = statistics.correlation([1, 2, 3, 10], [0.1, 0.5, 0.4, 0.6])
-    assert facts["spearman"] == pytest.approx(0.8)
-    x, y = np.array([1, 2, 3, 10.0]) - 4, np.array([0.1, 0.5, 0.4, 0.6]) - 0.4
-    r = (x @ y) / math.sqrt((x @ x) * (y @ y))
-    assert facts["pearson"] == pytest.approx(r)
-    # Two degrees of freedom: the t distribution has the closed form p = 1 - t / sqrt(2 + t^2).
-    t = r * math.sqrt(2 / (1 - r * r))
-    assert facts["pearson_p"] == pytest.approx(1 - t / math.sqrt(2 + t * t))
-    assert facts["n"] == 4
-
-
-def test_correlation_refuses_what_has_none():
-    for x, y in (
-        ([1, 2], [1, 2]),
-        ([1, 2, 3], [1, 1, 1]),
-        ([1, 2, math.inf], [1, 2, 3]),
-        ([1, 2, 3], [1, 2]),
-    ):
-        with pytest.raises(ValueError, match="correlate"):
-            statistics.correlation(x, y)
