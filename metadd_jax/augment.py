@@ -25,6 +25,9 @@ from jax.typing import ArrayLike
 from metadd_jax import ranges, registries
 from metadd_jax.ranges import Real
 
+NATURAL = "color_crop_cutout_flip_scale_rotate"
+"""The published tokens for natural images; digits are not flipped."""
+
 Op = Callable[[jax.Array, jax.Array, bool], jax.Array]
 _OWN: dict[str, Op] = {}
 

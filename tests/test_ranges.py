@@ -8,7 +8,6 @@ from typing import Annotated
 import numpy as np
 import pytest
 
-import metadd_jax as mdd
 from metadd_jax import distillers, features, invariant, ranges
 from metadd_jax.ranges import Each, OneOf, Ordered, Real, Whole
 from metadd_jax.training import recipes
@@ -18,6 +17,7 @@ RECORDS = {
     invariant.InvariantConfig: {},
     distillers.RunConfig: {"steps": 1},
     recipes.Recipe: {"epochs": 2},
+    **{type(distillers.get(name)): {} for name in distillers.names()},
 }
 
 
@@ -78,17 +78,7 @@ def test_every_setting_of_a_record_has_a_range_that_it_refuses_to_leave(record):
                 record(**(RECORDS[record] | {name: value}))
 
 
-NETS = {"net": mdd.zoo.parse("mlp:width=4", 3, (8, 8, 1)), "ipc": 2}
-TEACHER = mdd.zoo.parse("convnet_bn:width=4,depth=1", 3, (8, 8, 1))
-STEPS = NETS | {"syn_steps": 2, "expert_epochs": 1, "max_start_epoch": 1}
-STEPS["experts"] = np.zeros((1, 2, NETS["net"].num_params()), np.float32)
 FACTORIES = {
-    distillers.dm: NETS,
-    distillers.dc: NETS,
-    distillers.dsa: NETS,
-    distillers.mtt: STEPS,
-    distillers.tesla: STEPS,
-    distillers.sre2l: {"teacher_net": TEACHER, "teacher_variables": {"batch_stats": {}}, "ipc": 2},
     distillers.trajectory_optimiser: {"image_lr": 1.0, "lr_lr": 1e-5, "lr_teacher": 0.01},
     distillers.recover_optimiser: {"learning_rate": 0.1, "steps": 3, "mean": [0.5], "std": [0.5]},
 }

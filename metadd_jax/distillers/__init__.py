@@ -4,21 +4,32 @@ from metadd_jax.distillers import networks
 from metadd_jax.distillers.condition import Condition, MeaninglessError, examine
 from metadd_jax.distillers.contract import Distiller, init_state, make_update
 from metadd_jax.distillers.distances import gradient_distance
-from metadd_jax.distillers.distribution_matching import dm
-from metadd_jax.distillers.gradient_matching import dc, dsa
+from metadd_jax.distillers.distribution_matching import DM, dm
+from metadd_jax.distillers.gradient_matching import DC, DSA, GradientMatching, dc, dsa
 from metadd_jax.distillers.meta import freeze, metadd
 from metadd_jax.distillers.parameterisation import Parameterisation, budget, factor, parameterise, pixels
+from metadd_jax.distillers.registry import Method, get, names, register
 from metadd_jax.distillers.run import NotFiniteError, RunConfig, compile_chunks, distil
-from metadd_jax.distillers.squeeze_recover import recover_optimiser, sre2l
-from metadd_jax.distillers.trajectory_matching import mtt, tesla, trajectory_optimiser
+from metadd_jax.distillers.squeeze_recover import SqueezeRecover, recover_optimiser, sre2l
+from metadd_jax.distillers.student import TrajectoryMatching, trajectory_optimiser
+from metadd_jax.distillers.trajectory_matching import MTT, TESLA, mtt, tesla
 
 __all__ = [
+    "DC",
+    "DM",
+    "DSA",
+    "MTT",
+    "TESLA",
     "Condition",
     "Distiller",
+    "GradientMatching",
     "MeaninglessError",
+    "Method",
     "NotFiniteError",
     "Parameterisation",
     "RunConfig",
+    "SqueezeRecover",
+    "TrajectoryMatching",
     "budget",
     "compile_chunks",
     "dc",
@@ -28,15 +39,18 @@ __all__ = [
     "examine",
     "factor",
     "freeze",
+    "get",
     "gradient_distance",
     "init_state",
     "make_update",
     "metadd",
     "mtt",
+    "names",
     "networks",
     "parameterise",
     "pixels",
     "recover_optimiser",
+    "register",
     "sre2l",
     "tesla",
     "trajectory_optimiser",

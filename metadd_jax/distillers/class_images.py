@@ -2,35 +2,95 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metadd_jax import parallel, zoo
+from metadd_jax import augment, parallel, zoo
 from metadd_jax.data import sampling
-from metadd_jax.ranges import OneOf, Whole, require
+from metadd_jax.distillers.registry import Method
+from metadd_jax.ranges import OneOf, Text, Whole
 from metadd_jax.structs import Dataset, ImageArrays, SyntheticSet
 
 INITS = ("real", "noise")
-
-
 Counts = tuple[int, ...]  # images of each class
 
 
-def check_settings(*, batch_size: int, class_batch: int, micro_batch: int | None, init: str) -> None:
-    """Refuses settings that no data could serve.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassWise(Method):
+    """Settings that all methods share which match real images class by class.
 
-    Raises:
-      ValueError: naming the setting and what it may be.
+    Attributes:
+      batch_size: real images per class and step; a class with fewer gives all of its images.
+      init: what the images start from, "real" (random real images) or "noise" (standard normal); None as published.
+      augmentation: DSA tokens joined by "_", "none", or a whole ``Strategy``; None as published (a job takes those of
+        its data set: digits are not flipped).
+      class_batch: classes at once; None for all of them (a job: as many as half of a device's memory holds). Memory
+        grows with it, and on accelerators so does speed.
+      micro_batch: real images of a class that pass a network at once, see ``training.batches.sum_in_parts``; None for
+        all, on a CPU for 32.
     """
-    for name, value in (("batch_size", batch_size), ("class_batch", class_batch)):
-        require(name, value, Whole(1))
-    if micro_batch is not None:
-        require("micro_batch", micro_batch, Whole(1))
-    require("init", init, OneOf(INITS))
+
+    batch_size: Annotated[int, Whole(1)] = 256
+    init: Annotated[str | None, OneOf(INITS)] = None
+    augmentation: Annotated[augment.Augmentation | None, Text("augment.strategy")] = None
+    class_batch: Annotated[int | None, Whole(1)] = 1
+    micro_batch: Annotated[int | None, Whole(1)] = None
+
+    published_init: ClassVar[str] = "real"
+    published_augmentation: ClassVar[str] = augment.NATURAL
+    scratch_fields: ClassVar[tuple[str, ...]] = ("class_batch", "micro_batch", "batch_size")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.strategy  # refuses unknown tokens
+
+    @property
+    def start(self) -> str:
+        """What the images start from, "real" or "noise"."""
+        return self.init or self.published_init
+
+    @property
+    def views(self) -> augment.Augmentation:
+        """The augmentation, published or chosen."""
+        return self.published_augmentation if self.augmentation is None else self.augmentation
+
+    @property
+    def strategy(self) -> augment.Strategy:
+        """``views`` as the record that ``augment.transform`` takes."""
+        return augment.strategy(self.views)
+
+    def for_data(self, augmentation: str) -> ClassWise:
+        """Takes the data set's own tokens where the published ones depend on it."""
+        if self.augmentation is None and self.published_augmentation != "none":
+            return dataclasses.replace(self, augmentation=augmentation)
+        return self
+
+    def for_memory(self, scratch: Callable[[Method], float], limit: float | None, classes: int) -> ClassWise:
+        """Takes as many classes at once as half of ``limit`` holds; one where there is no limit."""
+        if self.class_batch is not None:
+            return self
+        one = dataclasses.replace(self, class_batch=1)
+        if limit is None:
+            return one
+        return dataclasses.replace(one, class_batch=min(classes, max(1, int(limit / 2 / scratch(one)))))
+
+    def check_devices(self, net: zoo.Architecture, devices: int, *, pmap: bool) -> None:
+        """Refuses a batch that the devices cannot share."""
+        del net, pmap
+        if self.batch_size % devices:
+            raise ValueError(
+                f"batch_size={self.batch_size} does not split over {devices} devices; use a multiple of {devices}, or "
+                "device_mode='jit'"
+            )
+
+    def describe(self) -> str:
+        """How many real images a step reads."""
+        return f"{self.batch_size} real images a class"
 
 
 def initial(

@@ -1,37 +1,64 @@
 """DM: match the mean embedding of each class under a fresh random network at every step.
 
-Zhao and Bilen, "Dataset Condensation with Distribution Matching" (WACV 2023). Per class the squared distance of the
-mean embeddings of real and synthetic images, summed (not averaged) over the feature dimension and over classes; both
-sides pass the same Siamese augmentation; the real side is a constant; the network is never trained.
+Zhao and Bilen, "Dataset Condensation with Distribution Matching" (WACV 2023). With psi_theta(x) the embedding that a
+network of random weights theta gives, A(x, w) the Siamese augmentation with parameters w, T_c the real and S_c the
+synthetic images of class c, the set is trained to make small
+
+    sum_c | mean_{x in T_c} psi_theta(A(x, w_c)) - mean_{s in S_c} psi_theta(A(s, w_c)) |^2,
+
+summed, not averaged, over the D features. The real side is a constant and theta is never trained.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from metadd_jax import augment, keys, parallel, zoo
 from metadd_jax.data import sampling
-from metadd_jax.distillers import class_images
+from metadd_jax.distillers import class_images, registry
 from metadd_jax.distillers.contract import Distiller
-from metadd_jax.structs import ImageArrays
+from metadd_jax.structs import Dataset, ImageArrays
 from metadd_jax.training import batches
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DM(class_images.ClassWise):
+    """Settings of distribution matching: those of ``ClassWise`` and no others.
+
+    Published: 256 real images a class, a start from real images, all of DSA's tokens, 20,001 steps of
+    ``optax.sgd(1.0, momentum=0.5)`` (10.0 on CIFAR-10 from 100 images per class on).
+    """
+
+    group: ClassVar[str] = "dm"
+
+    def make(
+        self, net: zoo.Architecture, counts: class_images.Counts, given: Any = None, *, repeat: bool = False
+    ) -> Distiller:
+        """The method as a ``Distiller``; it takes nothing that is made beforehand."""
+        del given
+        return _distiller(self, net, counts, repeat)
+
+    def check_devices(self, net: zoo.Architecture, devices: int, *, pmap: bool) -> None:
+        """Refuses a batch that the devices cannot share, and batch norm under pmap."""
+        super().check_devices(net, devices, pmap=pmap)
+        if pmap and devices > 1:
+            _refuse_shared_statistics(net)
+
+    def flops(self, forward: float, counts: class_images.Counts) -> float:
+        """f K b + 3 f N: the real images forwards, the synthetic ones forwards and backwards."""
+        return forward * len(counts) * self.batch_size + 3 * forward * sum(counts)
+
+
+registry.register("dm", DM)
+
+
 def dm(
-    net: zoo.Architecture,
-    *,
-    ipc: int | Sequence[int],
-    batch_size: int = 256,
-    augmentation: str = "color_crop_cutout_flip_scale_rotate",
-    init: str = "real",
-    class_batch: int = 1,
-    micro_batch: int | None = None,
-    repeat: bool = False,
+    net: zoo.Architecture, *, ipc: int | Sequence[int], settings: DM | None = None, repeat: bool = False, **changes: Any
 ) -> Distiller:
     """Distribution matching as a ``Distiller``.
 
@@ -39,110 +66,104 @@ def dm(
       net: the backbone, drawn anew at every step; with batch norm all classes share one embedding pass, so that its
         statistics are over all of them.
       ipc: images per class, one number for all classes or one a class.
-      batch_size: real images per class and step; a class with fewer gives all of its images.
-      augmentation: DSA tokens joined by "_", or "none".
-      init: "real" (random real images) or "noise" (standard normal).
-      class_batch: how many classes are embedded at once: memory grows with it, and so does speed on accelerators.
-      micro_batch: how many real images of a class are embedded at once, see ``training.batches.sum_in_parts``; without
-        effect on a batch-norm network.
+      settings: the method's settings; None for the defaults.
       repeat: whether a class with fewer real images than its ``ipc`` starts from them again and again.
+      changes: fields of ``DM`` to be other than in ``settings``: ``batch_size=64``.
 
     Raises:
       ValueError: for a setting out of range, or (in ``init``, from real images without ``repeat``) a class with fewer
         than ``ipc`` images.
     """
-    class_images.check_settings(batch_size=batch_size, class_batch=class_batch, micro_batch=micro_batch, init=init)
     counts = sampling.per_class(ipc, net.num_classes)
-    matching = _Matching(net, counts, batch_size, augment.strategy(augmentation), class_batch, micro_batch)
+    return dataclasses.replace(settings or DM(), **changes).make(net, counts, repeat=repeat)
+
+
+def _distiller(settings: DM, net: zoo.Architecture, counts: class_images.Counts, repeat: bool) -> Distiller:
+    classes = net.num_classes
+
+    def init(key: jax.Array, dataset: Dataset) -> tuple[dict[str, jax.Array], tuple]:
+        return class_images.initial(key, dataset, net, counts=counts, init=settings.start, repeat=repeat), ()
+
+    def sample(key: jax.Array, data: ImageArrays, step: jax.Array, *, axis_name: str | None = None) -> dict[str, Any]:
+        del step
+        if axis_name is not None:
+            _refuse_shared_statistics(net)
+        size = settings.batch_size
+        return class_images.draw(key, data, num_classes=classes, batch_size=size, axis_name=axis_name)
+
+    def view(w: jax.Array, images: jax.Array) -> jax.Array:
+        """A(images, w): equal for batches of any size, so that real and synthetic images and parts share one draw."""
+        return augment.transform(w, images, settings.strategy, siamese=True)
+
+    def loss(
+        key: jax.Array, synthetic: dict, aux: Any, batch: dict, frozen: Any, *, axis_name: str | None = None
+    ) -> tuple[jax.Array, tuple[Any, dict]]:
+        del frozen
+        theta = net.init(keys.named(key, "network"))
+        w = jax.random.split(keys.named(key, "views"), classes)
+        distances_of = all_classes_together if net.has_batch_stats else class_by_class
+        return distances_of(theta, w, batch, synthetic["images"], axis_name), (aux, {})
+
+    def class_by_class(theta: Any, w: jax.Array, batch: dict, images: jax.Array, axis_name: str | None) -> jax.Array:
+        """Keeps the activations of ``class_batch`` classes at a time."""
+
+        def psi(theta: Any, images: jax.Array) -> jax.Array:
+            return net.apply_batch(theta, images)[1]["embedding"]
+
+        def class_distance(synthetic: jax.Array, item: tuple, shared: tuple) -> jax.Array:
+            (w, real, weights, share), (theta, mean, std) = item, shared
+
+            def weighted_sum(part: tuple) -> jax.Array:
+                real, weights = part
+                return weights @ psi(theta, view(w, sampling.standardise(real, mean, std)))
+
+            total = batches.sum_in_parts(weighted_sum, (real, weights), micro_batch=settings.micro_batch)
+            own = class_images.mean(psi(theta, view(w, synthetic)), share)
+            return _squared_distance(total, weights.sum(), own, axis_name)
+
+        return class_images.sum_over_classes(
+            class_distance,
+            class_images.by_class(images, counts),
+            (w, batch["images"], batch["weights"], class_images.shares(counts)),
+            (theta, batch["mean"], batch["std"]),
+            class_batch=settings.class_batch or classes,
+        )
+
+    def all_classes_together(
+        theta: Any, w: jax.Array, batch: dict, images: jax.Array, axis_name: str | None
+    ) -> jax.Array:
+        """One pass of each side, as published for batch norm: its statistics are over all classes."""
+        weights = batch["weights"]
+        real = jax.vmap(lambda w, x: view(w, sampling.standardise(x, batch["mean"], batch["std"])))(w, batch["images"])
+        seen = jax.vmap(view)(w, class_images.by_class(images, counts))
+        # What fills up a small class must not enter the statistics.
+        real = net.apply_batch(theta, real.reshape(-1, *net.image_shape), weights.ravel())[1]["embedding"]
+        own = net.apply_batch(theta, class_images.in_a_row(seen, counts))[1]["embedding"]
+        totals = jnp.einsum("kb,kbd->kd", weights, real.reshape(*weights.shape, -1))
+        means = jax.vmap(class_images.mean)(class_images.by_class(own, counts), class_images.shares(counts))
+        distance = jax.vmap(lambda total, count, own: _squared_distance(total, count, own, axis_name))
+        return distance(totals, weights.sum(axis=1), means).sum()
+
     return Distiller(
         name="dm",
-        init=lambda key, dataset: (
-            class_images.initial(key, dataset, net, counts=counts, init=init, repeat=repeat),
-            (),
-        ),
-        sample=matching.sample,
-        loss=matching.loss,
+        init=init,
+        sample=sample,
+        loss=loss,
         refresh=lambda key, synthetic, aux, step, frozen: aux,
         decode=lambda synthetic, aux, frozen: class_images.as_set(synthetic["images"], counts),
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Matching:
-    """The settings of ``dm`` and the functions that they close over."""
-
-    net: zoo.Architecture
-    counts: class_images.Counts
-    batch_size: int
-    strategy: augment.Strategy
-    class_batch: int
-    micro_batch: int | None
-
-    def sample(
-        self, key: jax.Array, data: ImageArrays, step: jax.Array, *, axis_name: str | None = None
-    ) -> dict[str, Any]:
-        del step
-        if self.net.has_batch_stats and axis_name is not None:
-            raise ValueError(f"dm with batch-norm network {self.net.name} runs on one device; use its instance norm")
-        return class_images.draw(
-            key, data, num_classes=self.net.num_classes, batch_size=self.batch_size, axis_name=axis_name
-        )
-
-    def loss(
-        self, key: jax.Array, synthetic: dict, aux: Any, batch: dict, frozen: Any, *, axis_name: str | None = None
-    ) -> tuple[jax.Array, tuple[Any, dict]]:
-        del frozen
-        variables = self.net.init(keys.named(key, "network"))
-        view_keys = jax.random.split(keys.named(key, "views"), self.net.num_classes)
-        distances_of = self._all_classes_together if self.net.has_batch_stats else self._class_by_class
-        return distances_of(variables, view_keys, batch, synthetic["images"], axis_name), (aux, {})
-
-    def _class_by_class(
-        self, variables: Any, keys: jax.Array, batch: dict, images: jax.Array, axis_name: str | None
-    ) -> jax.Array:
-        def class_distance(synthetic: jax.Array, item: tuple, shared: tuple) -> jax.Array:
-            (view_key, real, weights, share), (variables, constants) = item, shared
-
-            def weighted_sum(part: tuple) -> jax.Array:
-                real, weights = part
-                return weights @ self._embed(variables, self._real_view(view_key, real, constants))
-
-            total = batches.sum_in_parts(weighted_sum, (real, weights), micro_batch=self.micro_batch)
-            own = class_images.mean(self._embed(variables, self._view(view_key, synthetic)), share)
-            return _distance(total, weights.sum(), own, axis_name)
-
-        constants = {name: batch[name] for name in ("mean", "std")}
-        items = (keys, batch["images"], batch["weights"], class_images.shares(self.counts))
-        own, shared = class_images.by_class(images, self.counts), (variables, constants)
-        return class_images.sum_over_classes(class_distance, own, items, shared, class_batch=self.class_batch)
-
-    def _all_classes_together(
-        self, variables: Any, keys: jax.Array, batch: dict, images: jax.Array, axis_name: str | None
-    ) -> jax.Array:
-        real = jax.vmap(lambda key, x: self._real_view(key, x, batch))(keys, batch["images"])
-        seen = jax.vmap(self._view)(keys, class_images.by_class(images, self.counts))
-        # What fills up a small class must not enter the statistics.
-        real = self._embed(variables, real.reshape(-1, *self.net.image_shape), batch["weights"].ravel())
-        seen = self._embed(variables, class_images.in_a_row(seen, self.counts))
-        totals = jnp.einsum("kb,kbd->kd", batch["weights"], real.reshape(*batch["weights"].shape, -1))
-        own = class_images.by_class(seen, self.counts)
-        means = jax.vmap(class_images.mean)(own, class_images.shares(self.counts))
-        distance = jax.vmap(lambda *items: _distance(*items, axis_name))
-        return distance(totals, batch["weights"].sum(axis=1), means).sum()
-
-    def _view(self, key: jax.Array, images: jax.Array) -> jax.Array:
-        """The same for real and synthetic images, whole batches and parts: one draw for all."""
-        return augment.transform(key, images, self.strategy, siamese=True)
-
-    def _real_view(self, key: jax.Array, images: jax.Array, constants: dict) -> jax.Array:
-        return self._view(key, sampling.standardise(images, constants["mean"], constants["std"]))
-
-    def _embed(self, variables: Any, images: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-        return self.net.apply_batch(variables, images, weights)[1]["embedding"]
-
-
-def _distance(total: jax.Array, count: jax.Array, own: jax.Array, axis_name: str | None) -> jax.Array:
+def _squared_distance(total: jax.Array, count: jax.Array, own: jax.Array, axis_name: str | None) -> jax.Array:
     """|total / count - own|^2: the sum [D] of the real embeddings of all devices, and the synthetic mean [D]."""
     total, count = parallel.psum_if((total, count), axis_name)
     target = jax.lax.stop_gradient(total / count)
     return jnp.sum((target - own) ** 2)
+
+
+def _refuse_shared_statistics(net: zoo.Architecture) -> None:
+    # Each device would take the statistics of its own share of the real images.
+    if net.has_batch_stats:
+        raise ValueError(
+            f"dm with batch-norm network {net.label} runs on one device; use its instance norm, or device_mode='jit'"
+        )

@@ -1,15 +1,23 @@
 """SRe2L, the recover step: images that a trained network classifies and whose statistics are those of its training.
 
 Yin, Xing and Shen, "Squeeze, Recover and Relabel: Dataset Condensation at ImageNet Scale From A New Perspective"
-(NeurIPS 2023, arXiv 2306.13092). Squeeze is the training of the teacher (``training.recipes.sre2l_squeeze``, or
-published weights); relabelling and post-training are ``fit`` and ``cross_architecture`` with ``teacher=``.
+(NeurIPS 2023, arXiv 2306.13092). A group of images x with labels y, seen through one draw of crop, flip and roll, has
+the loss
+
+    mean CE(teacher(x), y) + r_bn sum_l w_l (|var_l - running_var_l|_2 + |mean_l - running_mean_l|_2)
+        + tv TV(x) + l2 mean_i |x_i|_2,
+
+with the statistics at the input of every batch norm l of the teacher in evaluation mode, w_1 = ``first_multiplier`` and
+all others 1. Squeeze is the training of the teacher (``training.recipes.sre2l_squeeze``, or published weights);
+relabelling and post-training are ``fit`` and ``cross_architecture`` with ``teacher=``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,46 +25,23 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from metadd_jax import augment, parallel, ranges, transforms, zoo
+from metadd_jax import augment, parallel, ranges, training, transforms, zoo
 from metadd_jax.data import sampling
-from metadd_jax.distillers import class_images
+from metadd_jax.distillers import class_images, registry
 from metadd_jax.distillers.contract import Distiller
 from metadd_jax.distillers.distances import norm
-from metadd_jax.ranges import Ordered, Real, Whole
+from metadd_jax.distillers.registry import Method, Progress
+from metadd_jax.ranges import OneOf, Ordered, Real, Text, Whole
 from metadd_jax.structs import Dataset
 
+SQUEEZES = ("cifar", "tiny", "short")
 
-def sre2l(
-    teacher_net: zoo.Architecture,
-    teacher_variables: Any,
-    *,
-    ipc: int | Sequence[int],
-    r_bn: float = 0.01,
-    first_multiplier: float = 10.0,
-    tv: float = 0.0,
-    l2: float = 0.0,
-    crop: bool = True,
-    flip: bool = True,
-    roll: tuple[int, int] = (0, 32),
-    group_size: int = 100,
-    group_ipc: int = 1,
-) -> Distiller:
-    """SRe2L's recovery as a ``Distiller``; give it the optimiser that ``recover_optimiser`` makes.
 
-    The loss of a group of images x with labels y, seen through one draw of crop, flip and roll:
-    mean CE(teacher(x), y) + r_bn * sum_l w_l (|var_l - running_var_l|_2 + |mean_l - running_mean_l|_2) + tv * TV(x)
-    + l2 * mean_i |x_i|_2, with the statistics at the input of every batch norm l of the teacher in evaluation mode,
-    w_1 = ``first_multiplier`` and all others 1. As published, a group is up to ``group_size`` different classes of one
-    pass over the classes (the k-th image of each); ``group_ipc`` passes can share one. The groups' losses are added, so
-    each image's gradient, and with Adam its whole course, is that of its group alone.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SqueezeRecover(Method):
+    """Settings of SRe2L: of its loss, and of how its teacher, the backbone, comes about.
 
-    One update therefore works on all groups, one after the other, each with its gradient: it needs the memory of one
-    group's activations and of the set (images, gradient, Adam's two moments and copies on the way). ImageNet at 224
-    pixels and IPC 50 is 30 GB of images, so more than 120 GB; since groups do not touch each other (unless MetaDD ties
-    them), distil it as several sets of few images per class with different seeds and join them. Several devices share
-    the groups.
-
-    Published settings (ImageNet-1K are the defaults); learning rate and steps go to ``recover_optimiser``:
+    Published (the defaults are ImageNet-1K's); learning rate and steps go to ``recover_optimiser``:
 
     ========  ====  ==========  =======  =============  =====
     data      r_bn  crop, flip  roll     learning rate  steps
@@ -65,6 +50,143 @@ def sre2l(
     Tiny      1     yes         (-4, 4)  .1             4000
     CIFAR     .01   no          (0, 4)   .25            1000
     ========  ====  ==========  =======  =============  =====
+
+    Attributes:
+      r_bn: weight of the statistics.
+      first_multiplier: w_1, further weight of the first layer's.
+      tv: weight of the total variation (norms of the four differences to neighbours; published runs use 0).
+      l2: weight of the mean norm of an image (published runs use 0).
+      crop: whether a group is seen through a random resized crop.
+      flip: whether a group is mirrored with probability 1/2.
+      roll: lowest and highest shift in pixels of the toroidal roll, both axes; (0, 0) for none.
+      group_size: most images whose statistics are taken together.
+      group_ipc: how many of them are of one class. Published is 1; with few classes more images tell more about the
+        statistics of many channels (docs/methods.md).
+      weights: a file of torchvision's weights (.safetensors or .pth) for the teacher; None trains it.
+      squeeze: how the teacher is trained: "cifar" or "tiny" (published), or "short" (as the auxiliaries).
+      squeeze_epochs: passes over the real data; None for the published number ("short": that of the auxiliaries).
+    """
+
+    r_bn: Annotated[float, Real(0)] = 0.01
+    first_multiplier: Annotated[float, Real(0)] = 10.0
+    tv: Annotated[float, Real(0)] = 0.0
+    l2: Annotated[float, Real(0)] = 0.0
+    crop: bool = True
+    flip: bool = True
+    roll: Annotated[tuple[int, int], Ordered()] = (0, 32)
+    group_size: Annotated[int, Whole(1)] = 100
+    group_ipc: Annotated[int, Whole(1)] = 1
+    weights: Annotated[str | None, Text("zoo.torchvision.load")] = None
+    squeeze: Annotated[str, OneOf(SQUEEZES)] = "cifar"
+    squeeze_epochs: Annotated[int | None, Whole(1)] = None
+
+    group: ClassVar[str] = "sre2l"
+    teaches: ClassVar[bool] = True
+    scratch_fields: ClassVar[tuple[str, ...]] = ("group_size",)
+    file_fields: ClassVar[tuple[str, ...]] = ("weights",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group_ipc > self.group_size:
+            raise ValueError(f"group_ipc={self.group_ipc} must be at most group_size={self.group_size}")
+
+    @property
+    def start(self) -> str:
+        """Noise: no real image is read."""
+        return "noise"
+
+    def make(
+        self, net: zoo.Architecture, counts: class_images.Counts, given: Any = None, *, repeat: bool = False
+    ) -> Distiller:
+        """The method as a ``Distiller``; ``given`` are the teacher's variables, ``net`` is its network."""
+        del repeat
+        self.check_network(net)
+        if "batch_stats" not in given:
+            raise ValueError(f"{net.label} is given without its batch_stats, which the images are to match")
+        uneven = [count for count in counts if count % self.group_ipc]
+        if uneven:
+            raise ValueError(f"group_ipc={self.group_ipc} must divide ipc={uneven[0]}")
+        return _distiller(self, net, counts, given)
+
+    def optimiser(
+        self, learning_rate: float, momentum: float, steps: int, dataset: Dataset
+    ) -> optax.GradientTransformation:
+        """Adam with a cosine, within what a picture can hold."""
+        del momentum
+        return recover_optimiser(learning_rate, steps, dataset.train.mean, dataset.train.std)
+
+    def check_pixels(self, *, zca: bool) -> None:
+        """Refuses whitened images."""
+        if zca:
+            raise ValueError("sre2l clips to what a picture can hold, which a whitened image has not; leave zca out")
+
+    def check_network(self, net: zoo.Architecture) -> None:
+        """Refuses a teacher without batch norm, or weights of torchvision for a network that is not."""
+        if not net.has_batch_stats:
+            raise ValueError(
+                f"{net.label} has no batch-norm statistics to match; use a teacher with them, such as resnet18_bn"
+            )
+        if self.weights and net.geometry != "imagenet":
+            raise ValueError(
+                f"weights={self.weights} are torchvision's, but {net.label} at {net.image_shape} is the field's "
+                "network; leave them out or use images of at least 128 pixels"
+            )
+
+    def backbone_recipe(self, usual: training.Recipe) -> training.Recipe:
+        """The squeeze."""
+        recipe = usual if self.squeeze == "short" else training.sre2l_squeeze(self.squeeze)
+        epochs = self.squeeze_epochs or recipe.epochs
+        return dataclasses.replace(recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs - 1))
+
+    def backbone_variables(self, net: zoo.Architecture) -> Any:
+        """Those of the file ``weights``."""
+        return zoo.torchvision.load(net, self.weights) if self.weights else None
+
+    def prepare(
+        self,
+        net: zoo.Architecture,
+        dataset: Dataset,
+        trained: training.Trained,
+        cache: pathlib.Path,
+        *,
+        progress: Progress,
+    ) -> Any:
+        """The trained backbone is the teacher."""
+        del net, dataset, cache, progress
+        return trained.variables
+
+    def stand_in(self, net: zoo.Architecture, variables: Any) -> Any:
+        """A teacher of random weights."""
+        del net
+        return variables
+
+    def describe(self) -> str:
+        """Where the teacher comes from."""
+        return f"teacher {self.weights or f'trained by {self.squeeze!r}'}"
+
+
+registry.register("sre2l", SqueezeRecover)
+
+
+def sre2l(
+    teacher_net: zoo.Architecture,
+    teacher_variables: Any,
+    *,
+    ipc: int | Sequence[int],
+    settings: SqueezeRecover | None = None,
+    **changes: Any,
+) -> Distiller:
+    """SRe2L's recovery as a ``Distiller``; give it the optimiser that ``recover_optimiser`` makes.
+
+    As published, a group is up to ``group_size`` different classes of one pass over the classes (the k-th image of
+    each); ``group_ipc`` passes can share one. The groups' losses are added, so each image's gradient, and with Adam its
+    whole course, is that of its group alone.
+
+    One update therefore works on all groups, one after the other, each with its gradient: it needs the memory of one
+    group's activations and of the set (images, gradient, Adam's two moments and copies on the way). ImageNet at 224
+    pixels and IPC 50 is 30 GB of images, so more than 120 GB; since groups do not touch each other (unless MetaDD ties
+    them), distil it as several sets of few images per class with different seeds and join them. Several devices share
+    the groups.
 
     A teacher may be trained here (``training.pretrain`` with ``recipes.sre2l_squeeze``) or come from torchvision:
 
@@ -77,36 +199,15 @@ def sre2l(
       teacher_variables: its ``params`` and ``batch_stats``.
       ipc: images per class, one number for all classes or one a class: a pass over the classes then leaves out those
         that have had all of theirs. No real images are read, so it may be above what a class has of them.
-      r_bn: weight of the statistics.
-      first_multiplier: further weight of the first layer's.
-      tv: weight of the total variation (norms of the four differences to neighbours; published runs use 0).
-      l2: weight of the mean norm of an image (published runs use 0).
-      crop: whether a group is seen through a random resized crop.
-      flip: whether a group is mirrored with probability 1/2.
-      roll: lowest and highest shift in pixels of the toroidal roll, both axes; (0, 0) for none.
-      group_size: most images whose statistics are taken together.
-      group_ipc: how many of them are of one class. Published is 1; with few classes more images tell more about the
-        statistics of many channels (docs/methods.md).
+      settings: the method's settings; None for the defaults. What makes the teacher plays no part here.
+      changes: fields of ``SqueezeRecover`` to be other than in ``settings``: ``crop=False, roll=(0, 4)``.
 
     Raises:
       ValueError: for a setting out of range or a teacher without batch norm; in ``init``, for a data set of another
         shape or number of classes than the teacher's.
     """
-    if "batch_stats" not in teacher_variables or not teacher_net.has_batch_stats:
-        raise ValueError(
-            f"{teacher_net.label} has no batch-norm statistics to match; use a teacher with them, such as resnet18_bn"
-        )
     counts = sampling.per_class(ipc, teacher_net.num_classes)
-    recover = _Recover(teacher_net, counts, r_bn, first_multiplier, tv, l2, crop, flip, roll, group_size, group_ipc)
-    return Distiller(
-        name="sre2l",
-        init=recover.init,
-        sample=lambda key, data, step, *, axis_name=None: (),
-        loss=recover.loss,
-        refresh=lambda key, synthetic, aux, step, frozen: aux,
-        decode=lambda synthetic, aux, frozen: class_images.as_set(synthetic["images"], counts),
-        frozen=teacher_variables,
-    )
+    return dataclasses.replace(settings or SqueezeRecover(), **changes).make(teacher_net, counts, teacher_variables)
 
 
 def recover_optimiser(
@@ -138,112 +239,110 @@ def _stay_within(low: jax.Array, high: jax.Array) -> optax.GradientTransformatio
     return optax.stateless(update)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Recover:
-    """The settings of ``sre2l`` and the functions that they close over."""
-
-    net: zoo.Architecture
-    counts: class_images.Counts
-    r_bn: Annotated[float, Real(0)]
-    first_multiplier: Annotated[float, Real(0)]
-    tv: Annotated[float, Real(0)]
-    l2: Annotated[float, Real(0)]
-    crop: bool
-    flip: bool
-    roll: Annotated[tuple[int, int], Ordered()]
-    group_size: Annotated[int, Whole(1)]
-    group_ipc: Annotated[int, Whole(1)]
-
-    def __post_init__(self) -> None:
-        ranges.check(self)
-        uneven = [count for count in self.counts if count % self.group_ipc]
-        if self.group_ipc > self.group_size or uneven:
-            raise ValueError(
-                f"group_ipc={self.group_ipc} must divide ipc={(uneven or self.counts)[0]} and be at most "
-                f"group_size={self.group_size}"
-            )
-
-    def init(self, key: jax.Array, dataset: Dataset) -> tuple[dict[str, jax.Array], tuple]:
-        return class_images.initial(key, dataset, self.net, counts=self.counts, init="noise"), ()
+def _distiller(settings: SqueezeRecover, net: zoo.Architecture, counts: class_images.Counts, given: Any) -> Distiller:
+    def init(key: jax.Array, dataset: Dataset) -> tuple[dict[str, jax.Array], tuple]:
+        return class_images.initial(key, dataset, net, counts=counts, init=settings.start), ()
 
     def loss(
-        self, key: jax.Array, synthetic: dict, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None
+        key: jax.Array, synthetic: dict, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None
     ) -> tuple[jax.Array, tuple[Any, dict]]:
         del batch
         images = parallel.sum_gradient(synthetic["images"], axis_name)
-        labels, by_size = class_images.labels_of(self.counts), self._groups()
+        labels, by_size = class_images.labels_of(counts), groups(counts, settings.group_size, settings.group_ipc)
         parts = [
-            self._sum_over_groups(jax.random.fold_in(key, count), images[places], labels[places], frozen, axis_name)
-            for count, places in by_size
+            sum_over_groups(jax.random.fold_in(key, number), images[places], labels[places], frozen, axis_name)
+            for number, places in by_size
         ]
         total = jax.tree.map(lambda *sums: sum(sums), *parts)
-        loss, count = total.pop("loss"), sum(len(places) for _, places in by_size)
-        return loss, (aux, {name: value / count for name, value in total.items()})
+        value, count = total.pop("loss"), sum(len(places) for _, places in by_size)
+        return value, (aux, {name: value / count for name, value in total.items()})
 
-    def _groups(self) -> list[tuple[int, np.ndarray]]:
-        """The places in the set of the images of each group, [G, b] for each size b; and a number of its own for each.
-
-        A pass takes the next ``group_ipc`` images of every class that has images left.
-        """
-        classes, together = len(self.counts), self.group_ipc
-        size, offsets = min(self.group_size // together, classes), np.cumsum(self.counts) - self.counts
-        groups: dict[int, list] = {}
-        for first in range(0, max(self.counts), together):
-            left = np.flatnonzero(np.array(self.counts) > first)
-            for start in range(0, len(left), size):
-                places = offsets[left[start : start + size]] + np.arange(first, first + together)[:, None]
-                groups.setdefault(places.shape[1], []).append(places.ravel())
-        return [(0 if width == size else classes - width, np.array(places)) for width, places in groups.items()]
-
-    def _sum_over_groups(
-        self, key: jax.Array, groups: jax.Array, labels: jax.Array, variables: Any, axis_name: str | None
+    def sum_over_groups(
+        key: jax.Array, images: jax.Array, labels: jax.Array, variables: Any, axis_name: str | None
     ) -> dict[str, jax.Array]:
-        """Sums over groups [G, b, H, W, C], on all devices together, of what ``_group`` gives."""
-        keys = jax.random.split(key, len(groups))
+        """Sums over groups [G, b, H, W, C], on all devices together, of what ``group_loss`` gives."""
+        keys = jax.random.split(key, len(images))
 
         def group(item: tuple) -> dict[str, jax.Array]:
             key, images, labels = item
             constant = jax.lax.stop_gradient(images)
-            value_of = jax.value_and_grad(self._group, argnums=1, has_aux=True)
-            (loss, parts), slope = value_of(key, constant, labels, variables)
+            value_of = jax.value_and_grad(group_loss, argnums=1, has_aux=True)
+            (value, parts), slope = value_of(key, constant, labels, variables)
             # The plane that touches the loss here, so that the way back needs no activations of all groups at once.
             # First derivatives are true, in the teacher too; ``parts`` are for reading and have none in the images.
-            return {"loss": loss + jnp.vdot(slope, images - constant), **parts}
+            return {"loss": value + jnp.vdot(slope, images - constant), **parts}
 
-        return parallel.sum_over(group, (keys, groups, labels), axis_name)
+        return parallel.sum_over(group, (keys, images, labels), axis_name)
 
-    def _group(
-        self, key: jax.Array, images: jax.Array, labels: jax.Array, variables: Any
+    def group_loss(
+        key: jax.Array, x: jax.Array, y: jax.Array, variables: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss of images [b, H, W, C] of one group, and its two main parts."""
-        images = self._view(key, images)
-        logits, layers = zoo.batch_norm_inputs(self.net, variables, images)
-        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        multipliers = [self.first_multiplier, *[1.0] * (len(layers) - 1)]
+        """The loss of images x [b, H, W, C] of one group with labels y [b], and its two main parts."""
+        x = _view(key, x, settings)
+        logits, layers = zoo.batch_norm_inputs(net, variables, x)
+        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+        multipliers = [settings.first_multiplier, *[1.0] * (len(layers) - 1)]
         statistics = sum(
             w * (norm(layer.variance - layer.running_variance) + norm(layer.mean - layer.running_mean))
             for w, layer in zip(multipliers, layers, strict=True)
         )
-        loss = entropy + self.r_bn * statistics
-        if self.tv:
-            loss += self.tv * _total_variation(images)
-        if self.l2:
-            loss += self.l2 * jax.vmap(norm)(images).mean()
-        return loss, {"cross_entropy": entropy, "statistics": statistics}
+        value = entropy + settings.r_bn * statistics
+        if settings.tv:
+            value += settings.tv * _total_variation(x)
+        if settings.l2:
+            value += settings.l2 * jax.vmap(norm)(x).mean()
+        return value, {"cross_entropy": entropy, "statistics": statistics}
 
-    def _view(self, key: jax.Array, images: jax.Array) -> jax.Array:
-        crop_key, flip_key, roll_key = jax.random.split(key, 3)
-        if self.crop:
-            images = transforms.resized_crop(images, transforms.draw_resized_crop(crop_key, 1, images.shape[1:3]))
-        if self.flip:
-            images = augment.flip(images, jax.random.bernoulli(flip_key))
-        if self.roll == (0, 0):
-            return images
-        return jnp.roll(images, jax.random.randint(roll_key, (2,), self.roll[0], self.roll[1] + 1), axis=(1, 2))
+    return Distiller(
+        name="sre2l",
+        init=init,
+        sample=lambda key, data, step, *, axis_name=None: (),
+        loss=loss,
+        refresh=lambda key, synthetic, aux, step, frozen: aux,
+        decode=lambda synthetic, aux, frozen: class_images.as_set(synthetic["images"], counts),
+        frozen=given,
+    )
+
+
+def groups(counts: class_images.Counts, group_size: int, group_ipc: int) -> list[tuple[int, np.ndarray]]:
+    """The images whose statistics are taken together.
+
+    A pass takes the next ``group_ipc`` images of every class that has images left.
+
+    Args:
+      counts: images of each class of the set, class-major.
+      group_size: most images of a group.
+      group_ipc: images of one class in a group.
+
+    Returns:
+      For each size b of a group a number of its own, and the places in the set of its groups' images, [G, b].
+    """
+    classes, together = len(counts), group_ipc
+    size, offsets = min(group_size // together, classes), np.cumsum(counts) - counts
+    found: dict[int, list] = {}
+    for first in range(0, max(counts), together):
+        left = np.flatnonzero(np.array(counts) > first)
+        for start in range(0, len(left), size):
+            places = offsets[left[start : start + size]] + np.arange(first, first + together)[:, None]
+            found.setdefault(places.shape[1], []).append(places.ravel())
+    return [(0 if width == size else classes - width, np.array(places)) for width, places in found.items()]
+
+
+def _view(key: jax.Array, images: jax.Array, settings: SqueezeRecover) -> jax.Array:
+    """One draw of crop, flip and roll for the whole group."""
+    crop_key, flip_key, roll_key = jax.random.split(key, 3)
+    if settings.crop:
+        _, height, width, _ = images.shape
+        images = transforms.resized_crop(images, transforms.draw_resized_crop(crop_key, 1, (height, width)))
+    if settings.flip:
+        images = augment.flip(images, jax.random.bernoulli(flip_key))
+    if settings.roll == (0, 0):
+        return images
+    return jnp.roll(images, jax.random.randint(roll_key, (2,), settings.roll[0], settings.roll[1] + 1), axis=(1, 2))
 
 
 def _total_variation(x: jax.Array) -> jax.Array:
     """Norms of the differences to the neighbours to the right, below, and on both diagonals, added."""
     right, below = x[:, :, 1:] - x[:, :, :-1], x[:, 1:] - x[:, :-1]
     falling, rising = x[:, 1:, 1:] - x[:, :-1, :-1], x[:, 1:, :-1] - x[:, :-1, 1:]
-    return sum(norm(difference) for difference in (right, below, falling, rising))
+    return norm(right) + norm(below) + norm(falling) + norm(rising)

@@ -1,144 +1,329 @@
-"""The student of trajectory matching: which expert it follows, what it sees at each step, and where it goes.
+"""What MTT and TESLA share: their settings, their experts, and the student, whose steps they differentiate differently.
 
-What MTT and TESLA share; they differ in how they differentiate it (see ``trajectory_matching``).
+The formula stands in ``trajectory_matching``; here is what each of its letters is: theta_0 and theta_* (``ends``), the
+chunks x_i, y_i, and g_i (``step_gradient``).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.typing import ArrayLike
 
-from metadd_jax import augment, parallel, ranges, zoo
+from metadd_jax import augment, parallel, ranges, training, zoo
 from metadd_jax.distillers import class_images
+from metadd_jax.distillers.contract import Distiller
+from metadd_jax.distillers.registry import Method, Progress
 from metadd_jax.ranges import Real, Text, Whole
 from metadd_jax.structs import Dataset, SyntheticSet
 from metadd_jax.training.trajectories import flatten, unflatten
 
+_STOOD_IN = 2  # experts of a plan
 
-@dataclasses.dataclass(frozen=True)
-class Student:
-    """What MTT and TESLA share; the attributes are the arguments of ``trajectory_matching.mtt`` and ``tesla``."""
 
-    net: zoo.Architecture
-    counts: class_images.Counts
-    syn_steps: Annotated[int, Whole(1)]
-    expert_epochs: Annotated[int, Whole(1)]
-    max_start_epoch: Annotated[int, Whole(1)]
-    lr_teacher: Annotated[float, Real(0, above=True)]
-    batch_syn: Annotated[int, Whole(0)]
-    augmentation: Annotated[str, Text("augment.strategy")]
-    raw_lr: bool
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrajectoryMatching(Method):
+    """Settings that MTT and TESLA share. The published rows differ by data set; the defaults suit a small one.
+
+    Attributes:
+      syn_steps: N, steps of the student on the synthetic images.
+      expert_epochs: how far the target lies ahead of the start, in epochs of the expert.
+      max_start_epoch: the start is drawn uniformly from the epochs 0 ... ``max_start_epoch`` - 1.
+      lr_teacher: alpha before the first update.
+      lr_lr: learning rate of alpha, see ``trajectory_optimiser``.
+      batch_syn: images of one student step: the next chunk of a random permutation of the set, drawn anew when it is
+        used up (a remainder makes one smaller chunk); None takes all images.
+      augmentation: what student and experts see: DSA tokens joined by "_", "none", or a whole ``Strategy``, one token a
+        step, individual parameters per image; None as published (a job takes the tokens of its data set).
+      soft_labels: at every step the expert labels the images anew with its weights at the target epoch (softmax); the
+        set carries the labels of the last step. Otherwise the classes are the labels. Published with TESLA.
+      raw_lr: train alpha itself, as published, and not its logarithm, which keeps it positive.
+      experts: networks trained on the real data.
+      epochs: epochs of an expert.
+      at_once: experts that train together; less needs less memory.
+      half: store the steps between an expert's snapshots in half precision.
+    """
+
+    syn_steps: Annotated[int, Whole(1)] = 10
+    expert_epochs: Annotated[int, Whole(1)] = 2
+    max_start_epoch: Annotated[int, Whole(1)] = 5
+    lr_teacher: Annotated[float, Real(0, above=True)] = 0.01
+    lr_lr: Annotated[float, Real(0)] = 1e-5
+    batch_syn: Annotated[int | None, Whole(1)] = None
+    augmentation: Annotated[augment.Augmentation | None, Text("augment.strategy")] = None
     soft_labels: bool = False
-    repeat: bool = False
+    raw_lr: bool = False
+    experts: Annotated[int, Whole(1)] = 10
+    epochs: Annotated[int, Whole(1)] = 10
+    at_once: Annotated[int, Whole(1)] = 5
+    half: bool = False
+
+    group: ClassVar[str] = "mtt"
+    scratch_fields: ClassVar[tuple[str, ...]] = ("batch_syn",)
+    frozen_fields: ClassVar[tuple[str, ...]] = ("experts",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        augment.strategy(self.views)
 
     @property
-    def count(self) -> int:
-        """N, the images of the set."""
-        return sum(self.counts)
+    def name(self) -> str:
+        """What tables call the method."""
+        raise NotImplementedError
 
     @property
-    def labels(self) -> jax.Array:
-        """[N] int32, class-major."""
-        return class_images.labels_of(self.counts)
+    def views(self) -> augment.Augmentation:
+        """The augmentation, published or chosen."""
+        return augment.NATURAL if self.augmentation is None else self.augmentation
 
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Refuses settings out of range and experts of a shape [E, T + 1, P] that does not go with them.
+    @property
+    def snapshots(self) -> int:
+        """How many of an expert's snapshots can be reached: the start, and the epochs up to the last target."""
+        return self.max_start_epoch + self.expert_epochs
 
-        Raises:
-          ValueError: with the numbers.
+    def distance(
+        self, g: Callable, seen: tuple, alpha: jax.Array, theta_0: jax.Array, target: jax.Array, chunks: tuple
+    ) -> jax.Array:
+        """The loss; MTT and TESLA differ in how it is differentiated.
+
+        Args:
+          g: ``(theta, seen, chunk) -> [P]``, the gradient of one step.
+          seen: images [N, H, W, C] and labels [N, K] of the set.
+          alpha: [] step size.
+          theta_0: [P] where the student starts.
+          target: [P] where it should end.
+          chunks: what each of the N steps draws: keys [N], indices [N, b] and weights [N, b].
         """
-        ranges.check(self)
-        net, last = self.net, self.max_start_epoch - 1 + self.expert_epochs
-        if self.batch_syn > self.count:
-            raise ValueError(
-                f"batch_syn={self.batch_syn} must be from 1 to the set's {self.count} images, or 0 for all"
-            )
-        augment.strategy(self.augmentation)
+        raise NotImplementedError
+
+    def make(
+        self, net: zoo.Architecture, counts: class_images.Counts, given: Any = None, *, repeat: bool = False
+    ) -> Distiller:
+        """The method as a ``Distiller``; ``given`` are the experts [E, T + 1, P]."""
+        self.check_network(net)
+        self._check_experts(net, np.shape(given))
+        if self.batch_syn is not None and self.batch_syn > sum(counts):
+            raise ValueError(f"batch_syn={self.batch_syn} must be from 1 to the set's {sum(counts)} images")
+        return distiller(self, net, counts, given, repeat)
+
+    def optimiser(
+        self, learning_rate: float, momentum: float, steps: int, dataset: Dataset
+    ) -> optax.GradientTransformation:
+        """SGD for the images, and for alpha at a rate of its own."""
+        del steps, dataset
+        return trajectory_optimiser(learning_rate, self.lr_lr, lr_teacher=self.lr_teacher, momentum=momentum)
+
+    def for_data(self, augmentation: str) -> TrajectoryMatching:
+        """Takes the data set's own tokens."""
+        return dataclasses.replace(self, augmentation=augmentation) if self.augmentation is None else self
+
+    def check_network(self, net: zoo.Architecture) -> None:
+        """Refuses batch norm."""
         if net.has_batch_stats:
             raise ValueError(f"{net.label} has batch norm, whose statistics no trajectory holds; use its instance norm")
+
+    def check_prepare(self) -> None:
+        """Refuses experts too short for the last target."""
+        if self.snapshots - 1 > self.epochs:
+            raise ValueError(
+                f"max_start_epoch={self.max_start_epoch} and expert_epochs={self.expert_epochs} reach epoch "
+                f"{self.snapshots - 1} of experts of {self.epochs} epochs; raise epochs or lower one of them"
+            )
+
+    def _check_experts(self, net: zoo.Architecture, shape: tuple[int, ...]) -> None:
         if len(shape) != 3 or shape[2] != net.num_params():
             raise ValueError(
                 f"experts have shape {shape}, but {net.label} needs [experts, snapshots, {net.num_params()}]; train "
                 "experts of this network"
             )
-        if last >= shape[1]:
+        if self.snapshots > shape[1]:
             raise ValueError(
-                f"max_start_epoch={self.max_start_epoch} and expert_epochs={self.expert_epochs} reach epoch {last}, "
-                f"but the experts hold {shape[1] - 1} epochs; lower one of them or train longer experts"
+                f"max_start_epoch={self.max_start_epoch} and expert_epochs={self.expert_epochs} reach epoch "
+                f"{self.snapshots - 1}, but the experts hold {shape[1] - 1} epochs; lower one of them or train longer "
+                "experts"
             )
 
-    def init(self, key: jax.Array, dataset: Dataset) -> tuple[dict, dict]:
-        """Random real images and alpha; and the state beside them.
+    def prepare(
+        self,
+        net: zoo.Architecture,
+        dataset: Dataset,
+        trained: training.Trained,
+        cache: pathlib.Path,
+        *,
+        progress: Progress,
+    ) -> jax.Array:
+        """Trains the experts, or takes them from the cache: [experts, snapshots, P] float32 on the device."""
+        del trained
+        progress("experts", 0, self.experts)
+        trajectories = training.train_experts(
+            self._folder(net, dataset, cache), net, dataset, self._recipe(),
+            on_shard=lambda done: progress("experts", done, self.experts), **self._numbers(),
+        )  # fmt: skip
+        progress("experts", self.experts, self.experts)
+        return training.device_experts(trajectories, snapshots=self.snapshots)
 
-        Raises:
-          ValueError: if the network was made for other data, or a class has too few images and may not repeat them.
-        """
+    def stand_in(self, net: zoo.Architecture, variables: Any) -> jax.Array:
+        """Two experts of random weights."""
+        del variables
+        return 0.02 * jax.random.normal(jax.random.key(0), (_STOOD_IN, self.snapshots, net.num_params()))
+
+    def given_size(self, net: zoo.Architecture) -> float:
+        """Bytes of the experts beyond two."""
+        return 4.0 * (self.experts - _STOOD_IN) * self.snapshots * net.num_params()
+
+    def cached(
+        self, net: zoo.Architecture, dataset: Dataset, cache: pathlib.Path
+    ) -> Sequence[tuple[pathlib.Path, int]]:
+        """The folder of the experts: a snapshot of the start and one after each epoch."""
+        width = 2 if self.half else 4
+        size = self.experts * net.num_params() * (4 + width * self.epochs)
+        return [(self._folder(net, dataset, cache), size)]
+
+    def _recipe(self) -> training.Recipe:
+        return training.expert_training(self.epochs, augmentation=self.views)
+
+    def _numbers(self) -> dict[str, Any]:
+        return {"experts": self.experts, "at_once": self.at_once, "half": self.half}
+
+    def _folder(self, net: zoo.Architecture, dataset: Dataset, cache: pathlib.Path) -> pathlib.Path:
+        key = training.cache_key(net, dataset, self._recipe(), seed=0, **self._numbers())
+        return cache / "experts" / f"{net.name}-{key[:20]}"
+
+    def flops(self, forward: float, counts: class_images.Counts) -> float:
+        """12 f batch_syn syn_steps: each step's gradient (3 f), once more on the way back, and its derivative (6 f)."""
+        images = sum(counts)
+        return 12 * forward * self.syn_steps * min(self.batch_syn or images, images)
+
+    def prepare_flops(self, forward: float, images: int) -> dict[str, float]:
+        """FLOPs of the experts' training."""
+        return {"experts": 3 * forward * self.experts * self.epochs * images}
+
+    def describe(self) -> str:
+        """How many experts, and how long the student trains."""
+        return f"{self.experts} experts of {self.epochs} epochs, {self.syn_steps} student steps"
+
+
+def trajectory_optimiser(
+    image_lr: float, lr_lr: float, *, lr_teacher: float, momentum: float = 0.5
+) -> optax.GradientTransformation:
+    """SGD with momentum for the images, and with a step size of its own for alpha.
+
+    Args:
+      image_lr: step size of the images, or of the latents that stand for them (``parameterise``).
+      lr_lr: the published step size of alpha. Where its logarithm is trained the step is ``lr_lr / lr_teacher**2``:
+        d log alpha = -s alpha dL/d alpha moves alpha by -s alpha^2 dL/d alpha, so to first order around
+        alpha = ``lr_teacher`` both forms take the same steps.
+      lr_teacher: alpha before the first update, as given to ``mtt`` or ``tesla``.
+      momentum: of both.
+
+    Raises:
+      ValueError: for a number out of range, or a step of the logarithm that is infinite in float32.
+    """
+    ranges.require("image_lr", image_lr, Real(0, above=True))
+    ranges.require("lr_lr", lr_lr, Real(0))
+    ranges.require("lr_teacher", lr_teacher, Real(0, above=True))
+    ranges.require("momentum", momentum, Real(0, 1, below=True))
+    ranges.require(f"lr_lr / lr_teacher**2 with lr_teacher={lr_teacher}", lr_lr / lr_teacher**2, Real(0))
+    rates = {"images": image_lr, "lr": lr_lr, "log_lr": lr_lr / lr_teacher**2}
+    return optax.partition(
+        {name: optax.sgd(rate, momentum=momentum) for name, rate in rates.items()},
+        lambda synthetic: {name: "images" if name == "latents" else name for name in synthetic},
+    )
+
+
+def distiller(
+    settings: TrajectoryMatching, net: zoo.Architecture, counts: class_images.Counts, experts: ArrayLike, repeat: bool
+) -> Distiller:
+    """The functions of MTT or TESLA, whichever ``settings`` are."""
+    count, labels = sum(counts), lambda: class_images.labels_of(counts)
+
+    def init(key: jax.Array, dataset: Dataset) -> tuple[dict, dict]:
         image_key, order_key = jax.random.split(key)
-        images = class_images.initial(image_key, dataset, self.net, counts=self.counts, init="real", repeat=self.repeat)
-        lr = jnp.asarray(self.lr_teacher, jnp.float32)
+        images = class_images.initial(image_key, dataset, net, counts=counts, init=settings.start, repeat=repeat)
+        lr = jnp.asarray(settings.lr_teacher, jnp.float32)
         aux = {"order_key": order_key, "expert": jnp.zeros((), jnp.int32), "start": jnp.zeros((), jnp.int32)}
-        if self.soft_labels:
-            aux["soft_labels"] = jax.nn.one_hot(self.labels, self.net.num_classes)  # until the first expert labels them
-        return {**images, **({"lr": lr} if self.raw_lr else {"log_lr": jnp.log(lr)})}, aux
+        if settings.soft_labels:
+            aux["soft_labels"] = jax.nn.one_hot(labels(), net.num_classes)  # until the first expert labels them
+        return {**images, **({"lr": lr} if settings.raw_lr else {"log_lr": jnp.log(lr)})}, aux
 
-    def refresh(self, key: jax.Array, synthetic: dict, aux: dict, step: jax.Array, frozen: jax.Array) -> dict:
+    def refresh(key: jax.Array, synthetic: dict, aux: dict, step: jax.Array, frozen: jax.Array) -> dict:
         """The next expert of this round, an epoch to start from, and what the expert calls the images."""
         round_, place = jnp.divmod(step, frozen.shape[0])
         order = jax.random.permutation(jax.random.fold_in(aux["order_key"], round_), frozen.shape[0])
         aux = {**aux, "expert": order[place].astype(jnp.int32)}
-        aux["start"] = jax.random.randint(key, (), 0, self.max_start_epoch)
-        if self.soft_labels:
-            params = unflatten(self.net, self.ends(aux, frozen)[1])
+        aux["start"] = jax.random.randint(key, (), 0, settings.max_start_epoch)
+        if settings.soft_labels:
+            params = unflatten(net, ends(aux, frozen)[1])
 
             def label(image: jax.Array) -> jax.Array:
-                return jax.nn.softmax(self.net.apply({"params": params}, image[None])[0][0])
+                return jax.nn.softmax(net.apply({"params": params}, image[None])[0][0])
 
-            aux["soft_labels"] = jax.lax.map(label, synthetic["images"], batch_size=min(50, self.count))
+            aux["soft_labels"] = jax.lax.map(label, synthetic["images"], batch_size=min(50, count))
         return aux
 
-    def ends(self, aux: dict, frozen: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def ends(aux: dict, frozen: jax.Array) -> tuple[jax.Array, jax.Array]:
         """theta_0 and the target, [P] each."""
-        return frozen[aux["expert"], aux["start"]], frozen[aux["expert"], aux["start"] + self.expert_epochs]
+        return frozen[aux["expert"], aux["start"]], frozen[aux["expert"], aux["start"] + settings.expert_epochs]
 
-    def alpha(self, synthetic: dict) -> jax.Array:
-        """The step size []."""
-        return synthetic["lr"] if self.raw_lr else jnp.exp(synthetic["log_lr"])
+    def alpha_of(synthetic: dict) -> jax.Array:
+        return synthetic["lr"] if settings.raw_lr else jnp.exp(synthetic["log_lr"])
 
-    def targets(self, aux: dict) -> jax.Array:
-        """[N, K] probabilities."""
-        return aux["soft_labels"] if self.soft_labels else jax.nn.one_hot(self.labels, self.net.num_classes)
+    def loss(
+        key: jax.Array, synthetic: dict, aux: dict, batch: Any, frozen: jax.Array, *, axis_name: str | None = None
+    ) -> tuple[jax.Array, tuple[dict, dict]]:
+        del batch, axis_name
+        order_key, view_key = jax.random.split(key)
+        chunks = (
+            jax.random.split(view_key, settings.syn_steps),
+            *chunk_indices(order_key, count, settings.batch_syn or count, settings.syn_steps),
+        )
+        alpha, (theta_0, target) = alpha_of(synthetic), ends(aux, frozen)
+        y = aux["soft_labels"] if settings.soft_labels else jax.nn.one_hot(labels(), net.num_classes)
+        g = step_gradient(net, augment.strategy(settings.views))
+        value = settings.distance(g, (synthetic["images"], y), alpha, theta_0, target, chunks)
+        return value, (aux, {"learning_rate": alpha})
 
-    def decode(self, synthetic: dict, aux: dict, frozen: Any) -> SyntheticSet:
-        """The set, with alpha as its learning rate."""
+    def decode(synthetic: dict, aux: dict, frozen: Any) -> SyntheticSet:
         del frozen
         return SyntheticSet(
             images=synthetic["images"],
-            labels=self.labels,
-            soft_labels=aux["soft_labels"] if self.soft_labels else None,
-            learning_rate=self.alpha(synthetic),
+            labels=labels(),
+            soft_labels=aux["soft_labels"] if settings.soft_labels else None,
+            learning_rate=alpha_of(synthetic),
         )
 
-    def batches(self, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """What each student step draws: keys [steps], indices [steps, batch] and weights [steps, batch]."""
-        order_key, view_key = jax.random.split(key)
-        chunks = chunk_indices(order_key, self.count, self.batch_syn or self.count, self.syn_steps)
-        return jax.random.split(view_key, self.syn_steps), *chunks
+    return Distiller(
+        name=settings.name,
+        init=init,
+        sample=lambda key, data, step, *, axis_name=None: (),
+        loss=loss,
+        refresh=refresh,
+        decode=decode,
+        frozen=jnp.asarray(experts),
+    )
 
-    def slope(self, theta: jax.Array, images: jax.Array, targets: jax.Array, batch: tuple) -> jax.Array:
-        """Gradient [P] of the mean cross-entropy of one batch at the weights ``theta``."""
-        key, indices, weights = batch
-        batch_images = parallel.divide(images[indices])
-        seen = augment.transform(key, batch_images, augment.strategy(self.augmentation), siamese=False)
+
+def step_gradient(net: zoo.Architecture, strategy: augment.Strategy) -> Callable[[jax.Array, tuple, tuple], jax.Array]:
+    """g: ``(theta [P], (images, targets), (key, indices, weights)) -> [P]``, the gradient of one student step."""
+
+    def g(theta: jax.Array, seen: tuple, chunk: tuple) -> jax.Array:
+        (images, targets), (key, indices, weights) = seen, chunk
+        views = augment.transform(key, parallel.divide(images[indices]), strategy, siamese=False)
 
         def cross_entropy(params: Any) -> jax.Array:
-            logits, _ = self.net.apply_batch({"params": params}, seen)
+            logits, _ = net.apply_batch({"params": params}, views)
             return (optax.softmax_cross_entropy(logits, targets[indices]) * weights).sum() / weights.sum()
 
-        return flatten(jax.grad(cross_entropy)(unflatten(self.net, theta)))
+        return flatten(jax.grad(cross_entropy)(unflatten(net, theta)))
+
+    return g
 
 
 def chunk_indices(key: jax.Array, count: int, size: int, steps: int) -> tuple[jax.Array, jax.Array]:

@@ -301,6 +301,7 @@ def _trajectory(
 ) -> Distiller:
     names = ("syn_steps", "expert_epochs", "max_start_epoch", "lr_teacher", "batch_syn", "raw_lr")
     settings: dict[str, Any] = {name: getattr(config.mtt, name) for name in names}
+    settings["batch_syn"] = config.mtt.batch_syn or None
     settings |= {"ipc": counts, "augmentation": augmentation(config, config.augmentation)}
     settings["repeat"] = config.short_class == "repeat"
     if config.method == "mtt":

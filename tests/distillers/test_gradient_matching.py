@@ -294,7 +294,7 @@ def test_views_are_shared_in_matching_and_individual_in_the_inner_training(
         calls.append((siamese, strategy.tokens))
         return images
 
-    monkeypatch.setattr(augment, "augment", recorded)
+    monkeypatch.setattr(augment, "transform", recorded)
     settings = {} if factory is distillers.dc else {"augmentation": "flip"}
     method = make(factory, outer=2, inner=1, **settings)
     value(method, images, aux, draw(method, tiny))

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from metadd_jax import distillers, invariant, zoo
-from metadd_jax.distillers.student import Student, chunk_indices
+from metadd_jax import augment, distillers, invariant, zoo
+from metadd_jax.distillers.student import chunk_indices, step_gradient
 from metadd_jax.training.trajectories import flatten, unflatten
 
 SHAPE = (8, 8, 1)
@@ -53,7 +53,7 @@ def cosine(a, b):
 
 
 @pytest.mark.parametrize(
-    ("net", "raw", "augmentation", "batch_syn"), [(NET, True, "none", 0), (CONV, False, "scale_flip", 4)]
+    ("net", "raw", "augmentation", "batch_syn"), [(NET, True, "none", None), (CONV, False, "scale_flip", 4)]
 )
 def test_the_gradient_is_exact(net, raw, augmentation, batch_syn):
     """Along random directions of images and step size it is what finite differences of the loss say, in float64."""
@@ -200,14 +200,13 @@ def test_chunks_go_through_every_image_before_a_new_permutation(key, count, size
 
 def test_what_fills_up_a_chunk_moves_nothing():
     """Rows of weight 0 name other images: the step's gradient stays."""
-    student = Student(CONV, (2, 2, 2), 4, 2, 2, 0.2, 4, "none", False)
+    gradient = step_gradient(CONV, augment.strategy("none"))
     images, targets = synthetic_of()["images"].astype(jnp.float32), jnp.eye(3)[jnp.repeat(jnp.arange(3), 2)]
     theta = flatten(CONV.init(jax.random.key(0))["params"])
     slopes = [
-        jax.jit(student.slope)(
+        jax.jit(gradient)(
             theta,
-            images.at[5].mul(scale),
-            targets,
+            (images.at[5].mul(scale), targets),
             (jax.random.key(1), jnp.array([5, 5, 1, 2]), jnp.array([0.0, 0, 1, 1])),
         )
         for scale in (1.0, 1000.0)
@@ -343,14 +342,14 @@ def test_metadd_weighs_its_terms_by_the_images_gradient_alone(tiny, auxiliaries)
     [
         ({"ipc": 0}, "ipc=0 must be"),
         ({"syn_steps": 0}, "syn_steps=0 must be a whole number, at least 1"),
-        ({"batch_syn": 7}, "batch_syn=7 must be from 1 to the set's 6 images, or 0 for all"),
+        ({"batch_syn": 7}, "batch_syn=7 must be from 1 to the set's 6 images"),
         ({"lr_teacher": 0.0}, "lr_teacher=0.0 must be a finite float32 number, above 0"),
         ({"max_start_epoch": 3}, "max_start_epoch=3 and expert_epochs=2 reach epoch 4, but the experts hold 3 epochs"),
         ({"expert_epochs": 3}, "expert_epochs=3 reach epoch 4, but"),
         ({"experts": EXPERTS[..., 1:]}, r"experts have shape \(3, 4, \d+\), but mlp.* needs"),
         ({"experts": EXPERTS[0]}, "experts have shape"),
         ({"augmentation": "sparkle"}, "unknown augmentation 'sparkle'"),
-        ({"method": distillers.tesla, "variant": "real"}, "variant 'real' must be one of paper, code"),
+        ({"method": distillers.tesla, "variant": "real"}, "variant='real' must be one of paper, code"),
     ],
 )
 def test_bad_settings_are_refused(settings, words):
