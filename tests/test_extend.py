@@ -1,0 +1,117 @@
+"""docs/extend.md: every example runs, the plugins through the door of the scripts, and none is longer than it says."""
+
+import pathlib
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metadd_jax import augment, data, zoo
+from metadd_jax.data import catalog
+from metadd_jax.data import registry as sets
+from metadd_jax.zoo import registry as networks
+
+PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "extend.md").read_text()
+LONGEST = 30
+
+
+def sections():
+    """{heading: (Python blocks, command lines)}; what stands before the first heading under ""."""
+    found = {}
+    for part in re.split(r"^## ", "\n" + PAGE, flags=re.MULTILINE):
+        heading = part.partition("\n")[0] if found else ""
+        code, commands = (re.findall(rf"```{kind}\n(.*?)```", part, re.DOTALL) for kind in ("python", "sh"))
+        found[heading] = (code, commands)
+    return found
+
+
+SECTIONS = sections()
+BLOCKS = {heading: code for heading, (code, _) in SECTIONS.items()}
+PLUGINS = {
+    block.split("\n")[0].removeprefix("# "): block for code in BLOCKS.values() for block in code if block[0] == "#"
+}
+IN_CODE = {heading: [block for block in code if block[0] != "#"] for heading, code in BLOCKS.items() if heading}
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    """What an example registers is gone after it."""
+    for module, table in ((augment, "_OWN"), (networks, "_OWN"), (sets, "_OWN"), (catalog, "OWN")):
+        monkeypatch.setattr(module, table, dict(getattr(module, table)))
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """The names that the page's first block defines."""
+    space = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METADD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        exec(compile(BLOCKS[""][0], "extend.md", "exec"), space)
+    return space
+
+
+def run(heading, start):
+    """The names after the examples of a section that are no plugins."""
+    space = dict(start)
+    for block in IN_CODE[heading]:
+        exec(compile(block, f"extend.md, {heading}", "exec"), space)
+    return space
+
+
+@pytest.fixture
+def plugin():
+    """Runs a file of the page as ``--plugin`` does; gives its names."""
+
+    def load(name):
+        space = {"__name__": f"metadd_plugin_{pathlib.Path(name).stem}"}
+        exec(compile(PLUGINS[name], name, "exec"), space)
+        return space
+
+    return load
+
+
+def test_no_example_is_longer_than_it_says():
+    blocks = [block for code in BLOCKS.values() for block in code]
+    assert len(blocks) >= 7
+    assert max(len(block.strip().split("\n")) for block in blocks) <= LONGEST
+
+
+def test_a_network(plugin):
+    plugin("my_networks.py")
+    net = zoo.parse("blocks:width=4,norm=instance", 3, (12, 12, 1))
+    assert net.map_shape == (3, 3, 8) and not net.has_batch_stats
+
+
+def test_a_data_set(plugin):
+    plugin("my_data.py")
+    dataset = data.load("stripes", on_device=False)
+    assert (dataset.image_shape, dataset.class_names) == ((12, 12, 1), ("upright", "level"))
+    assert data.load("stripes", image_size=8).image_shape == (8, 8, 1)
+    # Columns of an upright one differ, its rows do not, but for the noise.
+    upright = dataset.train.images[dataset.train.labels == 0][..., 0].astype(float)
+    assert upright.mean(1).std() > 3 * upright.mean(2).std()
+
+
+def test_an_augmentation(plugin, start):
+    plugin("my_augmentation.py")
+    assert augment.strategy("crop_noise").own[0][0] == "noise"
+    space = run("An augmentation", start)
+    assert space["synthetic"].images.shape == (10, 28, 28, 1)
+    assert space["recipe"].augmentation == space["config"].views == space["strategy"]
+
+
+def test_an_optimiser(start):
+    space = run("An optimiser", start)
+    assert 0 <= space["trained"].accuracy <= 1
+    assert np.isfinite(space["synthetic"].images).all()
+
+
+def test_latents(start):
+    space = run("Latents", start)
+    images, side = space["synthetic"].images, 28
+    waves = np.cos(np.pi * (np.arange(side) + 0.5) * np.arange(side)[:, None] / side)
+    spectrum = np.abs(np.einsum("uh,vw,nhwc->nuvc", waves, waves, images))
+    assert spectrum[:, :10, :10].max() > 1 and max(spectrum[:, 10:].max(), spectrum[:, :, 10:].max()) < 1e-3
+    start_images = space["Frequencies"](side, side).init(None, images)
+    np.testing.assert_allclose(jnp.linalg.norm(start_images), jnp.linalg.norm(images), rtol=1e-5)  # orthonormal
