@@ -103,6 +103,7 @@ class Ordered:
 
     def holds(self, value: Any) -> bool:
         """Tells whether ``value`` is such a pair."""
+        # Any sequence: command lines give tuples, files lists.
         pair = isinstance(value, Sequence) and len(value) == 2 and all(isinstance(x, numbers.Integral) for x in value)
         return pair and value[0] <= value[1]
 
@@ -208,6 +209,7 @@ def require(name: str, value: Any, rule: Range) -> None:
     """
     if rule.holds(value):
         return
+    # Only where words are known: of a number nobody knows which one was meant.
     hint = nearest(str(value), rule.words) if isinstance(rule, OneOf) else ""
     raise ValueError(f"{name}={value!r} must be {rule}{hint}")
 

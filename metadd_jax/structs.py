@@ -59,6 +59,7 @@ class ImageArrays:
     counts: Array
     mean: Array
     std: Array
+    # Python's integer: a traced one could not be the shape of a draw.
     max_count: int = struct.field(pytree_node=False)
 
 

@@ -47,6 +47,7 @@ def read(path: pathlib.Path) -> Contents:
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}; give the path of an .npz with images and labels")
+    # Told apart by content: np.save puts .npy at the end of a name, and people rename.
     with open(path, "rb") as stream:
         if stream.read(6) == b"\x93NUMPY":
             raise ValueError(f"{path} is a single array; save images and labels together by np.savez")
@@ -61,7 +62,7 @@ def read(path: pathlib.Path) -> Contents:
 
 
 def contents(source: object, arrays: Mapping[str, np.ndarray]) -> Contents:
-    """Makes a set of named arrays.
+    """Makes a raw set of named arrays.
 
     Args:
       source: what to call the set in an error.
@@ -84,7 +85,11 @@ def contents(source: object, arrays: Mapping[str, np.ndarray]) -> Contents:
 
 
 def required(source: object, found: Collection[str]) -> list[str]:
-    """Lists the arrays that a set must have, given the names of those that it has.
+    """Lists the arrays that a set must have.
+
+    Args:
+      source: what to call the set in an error.
+      found: the names of the arrays that it has.
 
     Raises:
       ValueError: if one of them is missing.
@@ -168,5 +173,6 @@ def _array(path: pathlib.Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, 
             f"{field} of {path} unpacks to {claimed / 1e9:.1f} GB from {info.compress_size / 1e6:.1f} MB, which no "
             "pictures do; save it by np.savez, without compression, if it is meant so"
         )
+    # Pickles may run any code, and a data set comes from anywhere.
     with archive.open(info) as stream:
         return np.lib.format.read_array(stream, allow_pickle=False)

@@ -47,6 +47,7 @@ def find(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
     Raises:
       ValueError: if it is unknown, not prepared, of several configurations, or not an ArrayRecord.
     """
+    # A name of the catalog may be another set's with constants of its own.
     tfds_name = catalog.TFDS_NAMES.get(name, name)
     folder = root(data_dir) / tfds_name
     # NAME/VERSION, or NAME/CONFIG/VERSION.
@@ -164,6 +165,7 @@ def _decode(
     import PIL.Image
     from tqdm import tqdm
 
+    # Every error by the record's number: TFDS's own do not say which of a million it was.
     def read(i: int, take: Callable[[dict[str, Any]], Any]) -> Any:
         try:
             return take(records[i])
@@ -241,6 +243,7 @@ def _absent(name: str, tfds_name: str, root: pathlib.Path) -> str:
             f"{name} is not under {root} and not among the sets that TensorFlow Datasets publishes; give the "
             "--data-dir of a prepared copy, or a folder with train/CLASS/ and test/CLASS/"
         )
+    # Also what lies in the folder already: a set of the user's own may be meant.
     known = {"mnist5k", *catalog.OWN, *catalog.CONSTANTS, *published, *(path.name for path in root.glob("[!.]*"))}
     close = difflib.get_close_matches(name, sorted(known))
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""

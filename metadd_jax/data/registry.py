@@ -41,6 +41,7 @@ def register(name: str, load: Loader, *, augmentation: str | None = None) -> Non
     Raises:
       ValueError: if the name is no word or taken, or if ``load`` asks for more than ``OPTIONS``.
     """
+    # Now, not at the first load: a wrong name in a plugin would show after other long work.
     for argument in inspect.signature(load).parameters.values():
         is_named = argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY)
         if argument.default is argument.empty and not (is_named and argument.name in OPTIONS):
@@ -59,6 +60,13 @@ def read(
 ) -> npz.Contents:
     """Calls the loader of ``name`` and checks what it gives; see ``register``.
 
+    Args:
+      name: one that is registered.
+      data_dir: as in ``data.load``, like the others: passed on to a loader that names it.
+      cache_dir: likewise.
+      image_size: likewise, in pixels; 0 leaves the images as they are.
+      progress: likewise.
+
     Raises:
       ValueError: if that is no image-classification set, or ``image_size`` is given to a loader that takes none.
     """
@@ -67,6 +75,7 @@ def read(
     if image_size and "image_size" not in taken:
         raise ValueError(f"image_size is {image_size}, and the loader of {name} takes none; give 0")
     found = load(**{option: value for option, value in options.items() if option in taken})
+    # Back to arrays: a Dataset of the user's gets the same checks, splits and fingerprint as an .npz of them.
     if isinstance(found, Dataset):
         found = _arrays(name, found)
     if not isinstance(found, Mapping):
@@ -74,6 +83,7 @@ def read(
             f"the loader of {name} gives a {type(found).__name__}; return a dictionary with images and labels, or a "
             "Dataset"
         )
+    # Refused, where an .npz has a warning: a dictionary is written for this purpose, so a foreign word is a slip.
     for field in found:
         if field not in npz.FIELDS:
             near = ranges.nearest(str(field), npz.FIELDS)

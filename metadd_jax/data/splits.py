@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from metadd_jax.structs import Dataset, ImageArrays
 
+# No "train": a network's accuracy on what it learned from is no measure of a set.
 SPLITS = ("test", "validation")
 
 

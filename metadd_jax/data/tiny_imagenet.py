@@ -102,6 +102,7 @@ def prepare(source: str | os.PathLike, data_dir: str | os.PathLike | None) -> pa
     """
     root = prepared.root(data_dir).absolute()
     folder = root / "tiny_imagenet" / str(TinyImagenet.VERSION)
+    # Before the survey, which takes a minute.
     if folder.exists():
         raise ValueError(f"{folder} is there already; load it, move it away, or give another --data-dir")
     with open_original(source) as original, tempfile.TemporaryDirectory() as unused:
@@ -167,6 +168,7 @@ def _survey(source: pathlib.Path, paths: Iterable[str], read_bytes: Callable[[st
     # By the sorted ids, as ImageFolder (MTT) numbers the folders; the lines of wnids.txt have another order.
     labels = {wnid: label for label, (wnid, *_) in enumerate(sorted(wnids))}
     names = {wnid: name for wnid, name, *_ in (line for line in words if len(line) > 1)}
+    # words.txt names all of WordNet, so a class without a line there has an id that is none.
     if nameless := sorted(labels.keys() - names.keys()):
         raise ValueError(f"words.txt of {source} names {len(nameless)} classes not, such as {nameless[0]}; {_MEND}")
     pictures = sorted(path.split("/") for path in found if path.lower().endswith((".jpeg", ".jpg")))

@@ -46,6 +46,7 @@ def export_latents(
       ValueError: if a file exists that may not be replaced, or if the latents are of another kind or not finite.
     """
     file = pairs.path_of(file)
+    # Without them nobody can decode the file or count what a budget of images per class is compared with.
     missing = sorted(_LATENTS.facts - metadata.keys())
     if missing:
         raise ValueError(f"the metadata of the latents lacks {', '.join(missing)}; add what distillers.budget gives")
@@ -81,7 +82,8 @@ def load_latents(file: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
 
 
 def _named(latents: Any, name: str) -> Iterator[tuple[str, np.ndarray]]:
-    # Other containers would come back as dicts, which no decoder of theirs takes.
+    # "/" joins the names as in paths, so it may be in none of them. Other containers would come back as dicts, which no
+    # decoder of theirs takes.
     if isinstance(latents, Mapping) and latents:
         for key, value in latents.items():
             if not isinstance(key, str) or "/" in key or not key:

@@ -102,7 +102,7 @@ def read(file: pathlib.Path, kind: Kind) -> tuple[dict[str, np.ndarray], dict[st
 
 
 def path_of(file: Any) -> pathlib.Path:
-    """The absolute path of an npz.
+    """Makes the path of an npz absolute.
 
     Args:
       file: as the user gave it.
@@ -117,15 +117,17 @@ def path_of(file: Any) -> pathlib.Path:
 
 
 def refuse_existing(file: pathlib.Path, kind: Kind, *, overwrite: bool) -> None:
-    """Raises ValueError if ``file`` or its JSON is there and may not be replaced.
-
-    Both halves before either is written: a new JSON beside an old npz is a pair that no reader takes.
+    """Refuses to write over a file or its JSON unless that is asked for and they are a pair of this kind.
 
     Args:
       file: the ``.npz``.
       kind: what is about to be written.
       overwrite: whether a pair of this kind may be replaced.
+
+    Raises:
+      ValueError: naming the file that must stay.
     """
+    # Both halves before either is written: a new JSON beside an old npz is a pair that no reader takes.
     checks.refuse_existing(
         file, file.with_suffix(".json"), overwrite=overwrite, is_ours=lambda path: _is_ours(path, kind)
     )
@@ -167,6 +169,7 @@ def _describe(file: pathlib.Path) -> dict[str, np.dtype]:
                 claimed = stream.tell() + math.prod(shape) * dtype.itemsize
             if dtype.hasobject:
                 raise _NoArrays(f"{info.filename} holds Python objects")
+            # Exactly as large as numpy.savez makes it: what is packed, or longer than it says, others have made.
             if info.compress_type != zipfile.ZIP_STORED or claimed != info.file_size or claimed > size:
                 raise _NoArrays(
                     f"{info.filename} claims {claimed} bytes that are not stored as numpy.savez stores them"
@@ -184,7 +187,7 @@ def _is_ours(path: pathlib.Path, kind: Kind) -> bool:
 
 
 def looks_like_npz(path: pathlib.Path, kind: Kind) -> bool | None:
-    """Whether a file is an npz of this kind; None for one that may be: damaged, or of another version.
+    """Tells whether a file is an npz of this kind; None for one that may be: damaged, or of another version.
 
     Args:
       path: any path.
@@ -198,6 +201,7 @@ def looks_like_npz(path: pathlib.Path, kind: Kind) -> bool | None:
         with zipfile.ZipFile(path) as archive:
             return True if archive.comment == _SIGN else None  # it may be real data, or a set of another version
     except _UNREADABLE:
+        # A killed copy keeps its beginning: one of ours may be made anew, a stranger's archive not.
         with open(path, "rb") as stream:
             name = stream.read(30 + len(kind.first))[30:]  # of a zip archive's first member
         return None if name == kind.first.encode() else False

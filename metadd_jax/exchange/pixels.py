@@ -102,6 +102,7 @@ def export_png_folder(
     from PIL import Image
 
     directory = pathlib.Path(directory).expanduser().absolute()
+    # An empty folder is nobody's loss: people make one before they name it.
     empty = directory.is_dir() and not any(directory.iterdir())
     if overwrite and not empty and os.path.lexists(directory):
         _refuse_changed(directory)
@@ -133,5 +134,6 @@ def _refuse_changed(directory: pathlib.Path) -> None:
 
 
 def _folder_name(label: int, name: str) -> str:
-    # File systems end at 255 bytes; classes.json has the whole name.
+    # Numbered, since loaders number the classes by the folders' names as text. File systems end at 255 bytes a name;
+    # classes.json has the whole one.
     return f"{label:05d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[:200]}"

@@ -50,7 +50,7 @@ def export_torch(
     images = np.asarray(synthetic.images, np.float32).transpose(0, 3, 1, 2).copy(order="C")
     content: dict[str, Any] = {
         "data": [[torch.tensor(images), torch.tensor(np.asarray(synthetic.labels, np.int64))]],
-        "accs_all_exps": {},
+        "accs_all_exps": {},  # part of DC's format; accuracies are in results.json
         "mean": np.asarray(metadata["mean"]).tolist(),
         "std": np.asarray(metadata["std"]).tolist(),
         "class_names": list(metadata["class_names"]),
@@ -101,6 +101,7 @@ def load_torch(
         extra = content
     else:
         images, labels = content, _read(file.with_name(file.name.replace("images", "labels", 1)))
+    # What the caller says stands, and is checked against whatever the file says itself.
     metadata: dict[str, Any] = {
         "value_space": "standardised",
         "mean": list(mean),
@@ -205,6 +206,7 @@ def _is_ours(file: pathlib.Path) -> bool:
 def _to_numpy(value: Any) -> np.ndarray:
     """A tensor (also one that requires a gradient, or of half precision) or anything NumPy takes."""
     if isinstance(value, _torch().Tensor):
+        # NumPy refuses tensors with a gradient, which MTT's line saves, and has no bfloat16.
         value = value.detach()
         value = value.float() if value.is_floating_point() else value
     return np.asarray(value)

@@ -47,6 +47,7 @@ def whole_folder(
     if os.path.lexists(directory) and not (overwrite or keep):
         raise _exists(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
+    # What an earlier run left of this very folder first: its old version may be waiting to come back.
     tidy(directory.parent, name=glob.escape(directory.name))
     refuse_foreign(directory)
     # Beside its place, not in the system's temporary folder: only within one file system is renaming a single step.
@@ -194,6 +195,7 @@ def refuse_foreign(directory: pathlib.Path) -> None:
         return
     if not (directory / MANIFEST).is_file():
         raise _foreign(directory, f"it holds {names[0]} and no {MANIFEST}")
+    # Names alone: what is damaged is about to be written anew, what was added is somebody's.
     added = sorted(set(names) - set(_read_entries(directory)))
     if added:
         raise _foreign(directory, f"it holds {added[0]}")

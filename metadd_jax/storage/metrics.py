@@ -60,6 +60,7 @@ class JsonLines:
             kept = [text for text, line in self._lines() if line["step"] <= step]
             files.write_text(self.path, "".join(kept))
 
+    # With its text, so that a file that is cut keeps the other lines to the byte.
     def _lines(self) -> list[tuple[str, dict[str, Any]]]:
         if not self.path.exists():
             return []
@@ -115,7 +116,7 @@ class TensorBoard:
         """
         for name, value in metrics.items():
             self._writer.add_scalar(name, float(value), int(step))
-        self._writer.flush()
+        self._writer.flush()  # tensorboardX would keep events for two minutes
 
     def truncate_after(self, step: int) -> None:
         """Hides the events of later steps.

@@ -6,11 +6,11 @@ import zipfile
 
 import numpy as np
 import PIL.Image
-import prepare_tiny_imagenet
 import pytest
 
 from metadd_jax import data
 from metadd_jax.data import prepared, tiny_imagenet
+from metadd_jax.job import prepare_tiny_imagenet
 
 WORDS = {"n02": "goldfish, Carassius auratus", "n01": "tench", "n03": "axolotl, mud puppy"}
 GREY = "train/n03/images/n03_1.JPEG"
