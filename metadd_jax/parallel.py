@@ -26,12 +26,13 @@ MODES = ("auto", "jit", "pmap", "sharded")
 Update = Callable[[Any, Any, Any], tuple[Any, dict]]
 
 
-def initialize(*, coordinator: str | None = None, num_processes: int = 1, process_id: int | None = None) -> None:
+def initialize(*, coordinator: str | None = None, num_processes: int | None = 1, process_id: int | None = None) -> None:
     """Joins this process with the others of the same run. To be called before JAX is used for anything.
 
     Args:
       coordinator: "host:port" of process 0, which every process can reach.
-      num_processes: how many there are; 1 does nothing, 0 asks the cluster (SLURM, Open MPI, TPU pods) for everything.
+      num_processes: how many there are; 1 does nothing, None asks the cluster (SLURM, Open MPI, TPU pods) for
+        everything.
       process_id: the number of this one, from 0.
 
     Raises:
@@ -39,14 +40,14 @@ def initialize(*, coordinator: str | None = None, num_processes: int = 1, proces
     """
     if num_processes == 1 and coordinator is None and process_id is None:
         return
-    if num_processes == 0 and coordinator is None and process_id is None:
+    if num_processes is None and coordinator is None and process_id is None:
         settings = {}
-    elif num_processes > 1 and coordinator and process_id is not None and 0 <= process_id < num_processes:
+    elif coordinator and process_id is not None and num_processes and 0 <= process_id < num_processes > 1:
         settings = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
     else:
         raise ValueError(
             f"coordinator={coordinator}, num_processes={num_processes} and process_id={process_id} do not go together; "
-            "give host:port, a number of at least 2 and one below it, or num_processes=0 alone to ask the cluster"
+            "give host:port, a number of at least 2 and one below it, or num_processes=None alone to ask the cluster"
         )
     try:
         jax.distributed.initialize(**settings)

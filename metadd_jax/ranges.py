@@ -193,16 +193,17 @@ def check(settings: Any, *, spell: Callable[[str], str] = str, path: str = "") -
         if dataclasses.is_dataclass(value):
             check(value, spell=spell, path=f"{path}{name}.")
         elif name in rules and not _is_of_another_kind(settings, name, value):
-            require(spell(path + name), value, rules[name])
+            require(spell(path + name), value, rules[name], optional=_is_of_another_kind(settings, name, None))
 
 
-def require(name: str, value: Any, rule: Range) -> None:
+def require(name: str, value: Any, rule: Range, *, optional: bool = False) -> None:
     """Refuses a value outside its range.
 
     Args:
       name: what the message calls it: the argument, or the option as the user writes it.
       value: what was given.
       rule: what may be given.
+      optional: whether None was possible too, for the message.
 
     Raises:
       ValueError: with the name, the value and the range.
@@ -211,7 +212,13 @@ def require(name: str, value: Any, rule: Range) -> None:
         return
     # Only where words are known: of a number nobody knows which one was meant.
     hint = nearest(str(value), rule.words) if isinstance(rule, OneOf) else ""
-    raise ValueError(f"{name}={value!r} must be {rule}{hint}")
+    raise ValueError(f"{name}={value!r} must be {rule}{', or None' if optional else ''}{hint}")
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as a sentence says them: "dm", "dc and dsa", "mtt, tesla and tesla_code"."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -224,7 +231,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
     Returns:
       " (did you mean 'dm'?)", or "" where none is near.
     """
-    near = difflib.get_close_matches(word, list(words), n=1)
+    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)  # of two letters one may be wrong
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

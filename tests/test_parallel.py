@@ -188,14 +188,14 @@ def test_one_process_needs_no_others(monkeypatch):
 def test_how_the_processes_find_each_other(monkeypatch):
     asked = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: asked.append(settings))
-    parallel.initialize(num_processes=0)
+    parallel.initialize(num_processes=None)
     parallel.initialize(coordinator="one:1234", num_processes=2, process_id=1)
     assert asked == [{}, {"coordinator_address": "one:1234", "num_processes": 2, "process_id": 1}]
     for wrong in (
         {"num_processes": 2},
         {"coordinator": "one:1234"},
         {"coordinator": "one:1234", "num_processes": 2, "process_id": 2},
-        {"coordinator": "one:1234", "num_processes": 0, "process_id": 0},
+        {"coordinator": "one:1234", "num_processes": None, "process_id": 0},
     ):
         with pytest.raises(ValueError, match=r"do not go together; give host:port"):
             parallel.initialize(**wrong)

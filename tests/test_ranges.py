@@ -55,7 +55,7 @@ class Outer:
 
 def test_a_record_is_checked_with_what_is_inside_it_and_the_message_spells_the_field():
     ranges.check(Outer())
-    with pytest.raises(ValueError, match=r"^count=0 must be a whole number, at least 1$"):
+    with pytest.raises(ValueError, match=r"^count=0 must be a whole number, at least 1, or None$"):
         ranges.check(Outer(count=0))
     with pytest.raises(ValueError, match=r"^<inner\.rate>=nan must be a finite float32 number, at least 0$"):
         ranges.check(Outer(inner=Inner(math.nan)), spell=lambda path: f"<{path}>")

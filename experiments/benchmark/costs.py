@@ -17,7 +17,7 @@ from typing import Any
 
 import cost_table
 import sweep
-from metadd_jax.job import command
+from metadd_jax.job import command, parsing
 from settings import BenchmarkConfig
 
 _CHILD = "METADD_BENCHMARK_WORK"
@@ -25,7 +25,7 @@ _CHILD = "METADD_BENCHMARK_WORK"
 
 def run(arguments: list[str], *, program: str = "benchmark.py") -> None:
     """Parses the command line, measures each work in its own process, prints the table."""
-    config = command.parse(BenchmarkConfig, arguments, program=program, description=__doc__)
+    config = parsing.parse(BenchmarkConfig, arguments, program=program, description=__doc__)
     if child := os.environ.get(_CHILD):
         import measure
 
@@ -34,10 +34,8 @@ def run(arguments: list[str], *, program: str = "benchmark.py") -> None:
         return
 
     import works
-    from metadd_jax import ranges
     from metadd_jax.job import common
 
-    ranges.check(config, spell=common.option)
     points = sweep.points(config)
     settings = [dataclasses.replace(config, **point.settings) for point in points]
     names = [works.parse(point.work, own) for point, own in zip(points, settings, strict=True)]

@@ -36,15 +36,15 @@ class RunConfig:
       chunk: updates per dispatch; the grid of metrics and checkpoints.
       save_every: a checkpoint after this many updates (rounded up to the grid) and at the end.
       device_mode: "auto", "jit", "pmap" or "sharded" (see ``parallel``).
-      stream_per_class: 0 keeps all training images on the device; n > 0 sends a fresh random pool of n images a class
-        for each chunk, for sets larger than the device.
+      stream_per_class: images of each class in the fresh random pool that is sent to the device for each chunk, for
+        sets larger than the device; None keeps all training images there.
     """
 
     steps: Annotated[int, Whole(1)]
     chunk: Annotated[int, Whole(1)] = 25
     save_every: Annotated[int, Whole(1)] = 100
     device_mode: Annotated[str, OneOf(parallel.MODES)] = "auto"
-    stream_per_class: Annotated[int, Whole(0)] = 0
+    stream_per_class: Annotated[int | None, Whole(1)] = None
 
     def __post_init__(self) -> None:
         check(self)

@@ -1,14 +1,11 @@
-"""What every script shares: options from a dataclass, one-line errors, a bar, the platform's facts."""
+"""What every command shares: one-line errors, a bar, the platform's facts."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-import io
 import logging
 import os
 import platform
-import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,52 +14,6 @@ from typing import Any
 from metadd_jax.job import errors
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-def parse(config_type: type, arguments: list[str], *, default: Any = None, program: str, description: str) -> Any:
-    """Parses a command line into a frozen dataclass; ``--help`` explains each option.
-
-    Args:
-      config_type: the dataclass.
-      arguments: the words of the command line.
-      default: values of the options that are not given, where they are not the class's own.
-      program: what stands before ``arguments``: "metadd distill [PRESET]", or a script's file.
-      description: what the command does; its examples are shown as the user called it.
-
-    Raises:
-      ValueError: one line for what cannot be read.
-    """
-    if not program.startswith("metadd"):
-        description = re.sub(r"\bmetadd (\w+)(?= )", r"python experiments/\1.py", description)
-    try:
-        import tyro
-    except ImportError as error:
-        raise ValueError("the scripts need tyro; run: pip install -r requirements.txt") from error
-    options = {} if default is None else {"default": default}
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(config_type, args=arguments, prog=program, description=description, **options)
-    except SystemExit as ended:
-        if not ended.code:
-            raise  # --help
-        raise ValueError(_from_box(said.getvalue())) from ended
-
-
-def _from_box(text: str) -> str:
-    """tyro's box of several lines as one: what is wrong, and the options that it thinks were meant."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in text.splitlines()]
-    lines = [line for line in lines if line.strip("-")]
-    kept = lines[1:]  # the title says less than the line below it
-    for ending in ("Argument helptext:", "For full helptext"):
-        kept = kept[: next((i for i, line in enumerate(kept) if line.startswith(ending)), len(kept))]
-    meant = next((i for i, line in enumerate(kept) if line.startswith("Perhaps you meant")), len(kept))
-    what = " ".join(kept[:meant])
-    # A record of settings checks itself: "Error parsing mtt: lr_teacher is 0" speaks of --mtt.lr-teacher.
-    what = re.sub(r"^Error parsing ([\w.]+): ([a-z]\w*)", lambda m: f"--{m[1]}.{m[2].replace('_', '-')}", what)
-    near = [line.split()[0] for line in kept[meant:] if re.match(r"--?[a-z]", line)]
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"{what.removeprefix('Error parsing ').rstrip('.')}{hint or '; --help lists the options'}"
 
 
 def main(function: Callable[..., None], *, program: str) -> None:

@@ -110,11 +110,20 @@ def real_data(metadata: dict[str, Any], *, name: str | None = None, **places: st
     own = name or metadata.get("dataset")
     if not isinstance(own, str):
         raise ValueError("the set does not say which data it was made from; name it by --dataset")
-    settings = {key: metadata.get(key, 0) for key in ("image_size", "train_per_class", "validation_fraction")}
+    settings = {key: metadata.get(key) for key in ("image_size", "train_per_class", "validation_fraction")}
     for key, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"{key} of the set is {value!r}, not a number; export the set with the data's own {key}")
-    dataset = mdd.data.load(own, zca=metadata["value_space"] == "zca", **settings, **places)
+    # Sets exported before None meant "all" say 0.
+    dataset = mdd.data.load(
+        own,
+        image_size=settings["image_size"] or 0,
+        train_per_class=settings["train_per_class"] or 0,
+        validation_fraction=settings["validation_fraction"] or 0.0,
+        zca=metadata["value_space"] == "zca",
+        data_dir=places.get("data_dir"),
+        cache_dir=places.get("cache_dir"),
+    )
     note = mdd.exchange.check_belongs(metadata, dataset, other_data=name is not None)
     if note:
         print(note)

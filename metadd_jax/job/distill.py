@@ -12,9 +12,9 @@ import dataclasses
 import difflib
 from typing import Any
 
-from metadd_jax import distillers, files, parallel
+from metadd_jax import distillers, files, parallel, ranges
 from metadd_jax.evaluation import report
-from metadd_jax.job import checks, command, effects, options, plan, prepare, presets, results, stages
+from metadd_jax.job import checks, command, effects, options, parsing, plan, plugins, prepare, presets, results, stages
 
 
 def run(arguments: list[str], *, program: str = "metadd distill") -> None:
@@ -103,15 +103,45 @@ def _do(job: prepare.Job, found: dict[str, Any] | None = None) -> str:
     return markdown
 
 
+OWNERS = {"dc": ("dc", "dsa"), "mtt": options.TRAJECTORIES, "sre2l": ("sre2l",)}  # record of settings: its methods
+
+
+def _layout(method: str) -> parsing.Layout:
+    """The options of ``method``, those of others to be refused, and the order of ``--help``."""
+    records = {field.name: field.default for field in dataclasses.fields(options.DistillConfig)}
+    own = next((name for name, methods in OWNERS.items() if method in methods), None)
+    foreign = {}
+    for name, methods in OWNERS.items():
+        if name != own:
+            owner = f"{ranges.listed(methods)}, and the method is {method}"
+            for option in parsing.option_names(type(records[name])):
+                foreign |= {f"{name}.{option}": owner, option: owner}
+    data, sets, *others = options.GROUPS.items()
+    titles = {f"{method} (--{own}.NAME, or --NAME alone)": (own,)} if own else {}
+    titles |= {"MetaDD's loss (the rest by --help-all)": ("metadd",)}
+    return parsing.Layout(
+        prefixes={"metadd": "metadd"} | ({own: own} if own else {}),
+        short=own,
+        foreign=foreign,
+        groups=dict([data, sets, *titles.items(), *others]),
+        first=options.FIRST | ({own} if own else set()),
+    )
+
+
 def _parsed(arguments: list[str], program: str) -> options.DistillConfig:
     name, arguments = _split(arguments)
+    plugins.load(arguments)  # a method that it registers can be named below
+    preset = presets.preset(name)
+    method = parsing.value_of("method", arguments) or preset.method
+    ranges.require("--method", method, ranges.OneOf(options.METHODS))
     try:
-        config = command.parse(
+        config = parsing.parse(
             options.DistillConfig,
             arguments,
-            default=presets.preset(name),
+            default=dataclasses.replace(preset, method=method),
             program=f"{program} [PRESET]",
-            description=f"{__doc__}\nPresets:\n\n{presets.listing()}\n\nThe defaults below are those of {name!r}.",
+            description=f"{__doc__}\nPresets:\n{presets.listing()}\n\nThe defaults below are those of {name!r}.",
+            layout=_layout(method),
         )
     except ValueError as error:
         stray = str(error).removeprefix("Unrecognized options: ").partition(";")[0].split(", ")

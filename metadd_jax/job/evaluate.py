@@ -8,9 +8,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
-import tyro
+import numpy as np
 
-from metadd_jax.job import command
+import metadd_jax as mdd
+from metadd_jax import keys
+from metadd_jax.job import command, common, parsing, plugins
+from metadd_jax.job.parsing import Mark
 from metadd_jax.ranges import Whole
 
 
@@ -27,9 +30,11 @@ class EvaluateConfig:
       seeds: trainings of each network.
       epochs: passes over the distilled set (the DC family's recipe: 300, or 1000 with DSA).
       augmentation: DSA tokens joined by "_", "none", or "auto" (by data set).
+      plugin: a Python file that is read first: the networks and data sets that it registers can be named here
+        (repeatable).
     """
 
-    file: tyro.conf.Positional[str]
+    file: Annotated[str, Mark.POSITIONAL]
     networks: tuple[str, ...] = ("convnet:width=16", "lenet", "mlp")
     dataset: str | None = None
     data_dir: str | None = None
@@ -37,6 +42,7 @@ class EvaluateConfig:
     seeds: Annotated[int, Whole(1)] = 3
     epochs: Annotated[int, Whole(1)] = 300
     augmentation: str = "auto"
+    plugin: Annotated[tuple[str, ...], Mark.REPEATED] = ()
 
 
 def run(arguments: list[str], *, program: str = "metadd evaluate") -> None:
@@ -45,15 +51,9 @@ def run(arguments: list[str], *, program: str = "metadd evaluate") -> None:
     Args:
       program: what the user typed before ``arguments``, for ``--help``.
     """
-    config = command.parse(EvaluateConfig, arguments, program=program, description=__doc__)
+    plugins.load(arguments)
+    config = parsing.parse(EvaluateConfig, arguments, program=program, description=__doc__)
 
-    import numpy as np
-
-    import metadd_jax as mdd
-    from metadd_jax import keys, ranges
-    from metadd_jax.job import common
-
-    ranges.check(config, spell=common.option)
     if not config.networks:
         raise ValueError("no network to train; name some by --networks, or leave --networks out")
     common.check_names(config.networks)

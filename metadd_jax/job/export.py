@@ -6,11 +6,12 @@ metadd export runs/mnist5k/dm/seed0 --format png --out exported
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated
 
-import tyro
-
-from metadd_jax.job import command
+from metadd_jax import exchange
+from metadd_jax.job import common, parsing
+from metadd_jax.job.parsing import Mark
+from metadd_jax.ranges import OneOf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,9 @@ class ExportConfig:
       overwrite: replace what is there.
     """
 
-    file: tyro.conf.Positional[str]
+    file: Annotated[str, Mark.POSITIONAL]
     out: str
-    format: Literal["npz", "png", "torch"] = "npz"
+    format: Annotated[str, OneOf(("npz", "png", "torch"))] = "npz"
     overwrite: bool = False
 
 
@@ -36,10 +37,7 @@ def run(arguments: list[str], *, program: str = "metadd export") -> None:
     Args:
       program: what the user typed before ``arguments``, for ``--help``.
     """
-    config = command.parse(ExportConfig, arguments, program=program, description=__doc__)
-
-    from metadd_jax import exchange
-    from metadd_jax.job import common
+    config = parsing.parse(ExportConfig, arguments, program=program, description=__doc__)
 
     synthetic, metadata = common.load_set(config.file)
     writers = {"npz": exchange.export_npz, "png": exchange.export_png_folder, "torch": exchange.export_torch}

@@ -9,10 +9,43 @@ from metadd_jax import parallel
 from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images, distances, gradient_matching
 from metadd_jax.invariant import InvariantConfig
+from metadd_jax.job.parsing import Mark
 from metadd_jax.ranges import SEEDS, Each, OneOf, Ordered, Real, Text, Whole
 
 MATCHING, TRAJECTORIES = ("dm", "dc", "dsa"), ("mtt", "tesla", "tesla_code")
 METHODS = (*MATCHING, *TRAJECTORIES, "sre2l")
+# How judged networks train; those of sre2l take labels from its teacher.
+EVALUATIONS = (
+    "short", "dc", "sre2l_cifar", "sre2l_cifar_code", "sre2l_tiny", "sre2l_tiny_ddranking", "sre2l_imagenet",
+)  # fmt: skip
+# How --help arranges the options; a method's own follow.
+GROUPS = {
+    "the data": (
+        "dataset", "data_dir", "cache_dir", "image_size", "zca", "train_per_class", "validation_fraction",
+        "evaluate_on",
+    ),
+    "the distilled sets": (
+        "method", "wrapped", "ipc", "ipc_per_class", "short_class", "backbone", "seen", "steps", "image_lr",
+        "image_momentum", "batch_size", "init", "augmentation", "class_batch", "micro_batch", "distill_seeds",
+        "first_seed", "variants",
+    ),
+    "how they are judged": (
+        "unseen", "train_seeds", "eval_recipe", "eval_epochs", "eval_augmentation", "pretrain_epochs",
+        "pretrain_augmentation", "at_once",
+    ),
+    "the run": (
+        "run_dir", "overwrite", "plan", "plugin", "chunk", "save_every", "device_mode", "stream_per_class",
+        "coordinator", "num_processes", "process_id",
+    ),
+}  # fmt: skip
+# What --help shows; --help-all shows the others too.
+FIRST = frozenset({
+    "dataset", "data_dir", "image_size",
+    "method", "wrapped", "ipc", "backbone", "seen", "steps", "image_lr", "distill_seeds", "variants",
+    "unseen", "train_seeds", "eval_recipe", "eval_epochs",
+    "run_dir", "overwrite", "plan", "plugin",
+    "metadd.ai", "metadd.pos", "metadd.var", "metadd.weighting",
+})  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,10 +140,10 @@ class DistillConfig:
       dataset: "mnist5k" (embedded), a TFDS name, an .npz file, or a folder with train/CLASS/ and test/CLASS/.
       data_dir: where prepared TFDS data lies (TFDS's default: ~/tensorflow_datasets).
       cache_dir: where decoded images and trained networks are kept (default: ~/.cache/metadd_jax).
-      image_size: side in pixels to which pictures of a folder or a TFDS set are brought; 0 leaves them.
+      image_size: side in pixels to which pictures of a folder or a TFDS set are brought; None leaves them.
       zca: whiten the images, as MTT does.
-      train_per_class: most training images of a class to use, for quick runs on a large set; 0 uses all.
-      validation_fraction: share of the training images set aside for choosing settings; 0 for none.
+      train_per_class: most training images of a class to use, for quick runs on a large set; None uses all.
+      validation_fraction: share of the training images set aside for choosing settings.
       evaluate_on: "test", or "validation" for choosing settings.
       ipc: images per class.
       ipc_per_class: images of each class in the order of the labels ("1 2 1"), where they differ; in place of ipc.
@@ -152,21 +185,23 @@ class DistillConfig:
       chunk: updates per dispatch.
       save_every: updates between checkpoints.
       device_mode: "auto" (pmap on more than one device), "jit", "pmap" or "sharded" (docs/devices.md).
-      stream_per_class: 0 keeps the images on the device; n sends n random images a class per chunk.
+      stream_per_class: random images of a class that are sent to the device per chunk; None keeps all of them there.
       plan: tell what the job will take (FLOPs, memory, hours) and stop; refuses what cannot fit.
       coordinator: "host:port" of process 0, where several processes distil together (docs/devices.md).
-      num_processes: how many processes; 0 asks SLURM, Open MPI or the TPU pod for all three.
+      num_processes: how many processes; None asks SLURM, Open MPI or the TPU pod for all three.
       process_id: the number of this one, from 0.
       run_dir: the run's folder (default: runs/PRESET), shared by all processes.
       overwrite: start anew in a folder that holds a run.
+      plugin: a Python file of yours that is read first: the methods, networks, terms and data sets that it registers
+        can be named here (repeatable).
     """
 
     dataset: Annotated[str, Text("data.load")] = "mnist5k"
     data_dir: Annotated[str | None, Text("data.load")] = None
     cache_dir: Annotated[str | None, Text("common.open_cache")] = None
-    image_size: Annotated[int, Whole(0)] = 0
+    image_size: Annotated[int | None, Whole(1)] = None
     zca: bool = False
-    train_per_class: Annotated[int, Whole(0)] = 0
+    train_per_class: Annotated[int | None, Whole(1)] = None
     validation_fraction: Annotated[float, Real(0, 1, below=True)] = 0.0
     evaluate_on: Annotated[str, OneOf(("test", "validation"))] = "test"
     ipc: Annotated[int, Whole(1)] = 1
@@ -190,7 +225,7 @@ class DistillConfig:
     train_seeds: Annotated[int, Whole(1)] = 2
     pretrain_epochs: Annotated[int, Whole(1)] = 12
     pretrain_augmentation: Annotated[str, Text("augment.strategy")] = "auto"
-    eval_recipe: Annotated[str, Text("methods.check")] = "short"
+    eval_recipe: Annotated[str, OneOf(EVALUATIONS)] = "short"
     eval_epochs: Annotated[int, Whole(1)] = 100
     eval_augmentation: Annotated[str, Text("methods.evaluation_recipe")] = "auto"
     at_once: Annotated[int, Whole(1)] = 12
@@ -202,10 +237,11 @@ class DistillConfig:
     chunk: Annotated[int, Whole(1)] = 25
     save_every: Annotated[int, Whole(1)] = 100
     device_mode: Annotated[str, OneOf(parallel.MODES)] = "auto"
-    stream_per_class: Annotated[int, Whole(0)] = 0
+    stream_per_class: Annotated[int | None, Whole(1)] = None
     plan: bool = False
     coordinator: Annotated[str | None, Text("parallel.initialize")] = None
-    num_processes: Annotated[int, Whole(0)] = 1
+    num_processes: Annotated[int | None, Whole(1)] = 1
     process_id: Annotated[int | None, Whole(0)] = None
     run_dir: Annotated[str | None, Text("files.require_writable")] = None
     overwrite: bool = False
+    plugin: Annotated[tuple[str, ...], Text("plugins.load"), Mark.REPEATED] = ()

@@ -6,10 +6,10 @@ metadd prepare_tiny_imagenet tiny-imagenet-200.zip --data-dir ~/tensorflow_datas
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
-import tyro
-
-from metadd_jax.job import command
+from metadd_jax.job import parsing
+from metadd_jax.job.parsing import Mark
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class PrepareConfig:
       data_dir: where prepared TFDS data lies (default: $TFDS_DATA_DIR, or else ~/tensorflow_datasets).
     """
 
-    source: tyro.conf.Positional[str]
+    source: Annotated[str, Mark.POSITIONAL]
     data_dir: str | None = None
 
 
@@ -31,7 +31,7 @@ def run(arguments: list[str], *, program: str = "metadd prepare_tiny_imagenet") 
     Args:
       program: what the user typed before ``arguments``, for ``--help``.
     """
-    config = command.parse(PrepareConfig, arguments, program=program, description=__doc__)
+    config = parsing.parse(PrepareConfig, arguments, program=program, description=__doc__)
     try:
         from metadd_jax.data import tiny_imagenet
     except ImportError as error:

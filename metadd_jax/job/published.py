@@ -107,7 +107,7 @@ def _trajectory(method: str, data: str, ipc: int, row: tuple) -> DistillConfig:
     config = dataclasses.replace(
         _common(data, ipc),
         method=method,
-        image_size=64 if imagenet else 0,
+        image_size=64 if imagenet else None,
         zca=zca,
         steps=5000 if method == "mtt" else 10_000,
         image_lr=image_lr,

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from metadd_jax import exchange, files, parallel, storage, structs
-from metadd_jax.job import checks, command
+from metadd_jax.job import checks, command, plugins
 from metadd_jax.job.options import DistillConfig
 from metadd_jax.storage import folder as folders
 
 # Of a run's folder: raise it when a run begun before a change would not go on as it began.
-FORMAT = 2
+FORMAT = 3
 # Settings that do not change a number: a run may go on under other values of these.
 HOSTS = ("coordinator", "num_processes", "process_id")
 FREE = ("run_dir", "overwrite", "plan", "data_dir", "cache_dir", "at_once", "save_every", *HOSTS)
@@ -104,11 +104,18 @@ def _refuse(directory: pathlib.Path, config: DistillConfig) -> None:
             f"{FORMAT}); use another --run-dir, or --overwrite to start anew"
         )
     for name, value in wanted.items():
-        if name not in FREE and held["config"].get(name) != value:
+        if name not in FREE and not _same(name, held["config"].get(name), value):
             raise ValueError(
                 f"{directory} holds another run ({name} was {held['config'].get(name)!r}, now {value!r}); "
                 "use another --run-dir, or --overwrite to start anew"
             )
+
+
+def _same(name: str, held: Any, wanted: Any) -> bool:
+    """Whether a setting is what it was; a plugin counts by its text, wherever it lies."""
+    if name != "plugin" or not isinstance(held, list):
+        return bool(held == wanted)
+    return [one.get("sha256") for one in held] == [one["sha256"] for one in wanted]
 
 
 def unwritten(directory: pathlib.Path, sets: Iterable[str], seeds: Iterable[int], *, maps: bool) -> list[pathlib.Path]:
@@ -162,4 +169,5 @@ def _plain(config: DistillConfig) -> dict[str, Any]:
     weights = config.sre2l.weights
     if config.method == "sre2l" and weights and pathlib.Path(weights).is_file():
         plain["sre2l"]["weights"] = f"{weights} (SHA-256 {files.hash_file(weights)})"
+    plain["plugin"] = plugins.facts(config.plugin)
     return plain

@@ -10,9 +10,12 @@ import dataclasses
 import pathlib
 from typing import Annotated, Any
 
-import tyro
+import numpy as np
 
-from metadd_jax.job import command
+import metadd_jax as mdd
+from metadd_jax import augment, exchange, files, keys, pictures
+from metadd_jax.job import common, parsing, plugins
+from metadd_jax.job.parsing import Mark
 from metadd_jax.ranges import Whole
 
 
@@ -28,21 +31,26 @@ class ShowConfig:
         they are pre-trained on the real data if need be.
       epochs: of that pre-training.
       augmentation: DSA tokens for it, or "none".
-      train_per_class: for a data set: most images of a class to train on, 0 uses all (a distilled set names its own).
-      image_size: for a data set: side in pixels to which pictures of a folder or a TFDS set are brought; 0 leaves them.
+      train_per_class: for a data set: most images of a class to train on, None uses all (a distilled set
+        names its own).
+      image_size: for a data set: side in pixels to which pictures of a folder or a TFDS set are brought; None leaves
+        them.
       data_dir: where prepared TFDS data lies.
       cache_dir: where trained networks are kept (default: ~/.cache/metadd_jax).
+      plugin: a Python file that is read first: the networks and data sets that it registers can be named here
+        (repeatable).
     """
 
-    file: tyro.conf.Positional[str]
+    file: Annotated[str, Mark.POSITIONAL]
     out: str = "pictures"
     networks: tuple[str, ...] = ()
     epochs: Annotated[int, Whole(1)] = 5
     augmentation: str = "none"
-    train_per_class: Annotated[int, Whole(0)] = 0
-    image_size: Annotated[int, Whole(0)] = 0
+    train_per_class: Annotated[int | None, Whole(1)] = None
+    image_size: Annotated[int | None, Whole(1)] = None
     data_dir: str | None = None
     cache_dir: str | None = None
+    plugin: Annotated[tuple[str, ...], Mark.REPEATED] = ()
 
 
 def run(arguments: list[str], *, program: str = "metadd show") -> None:
@@ -51,15 +59,9 @@ def run(arguments: list[str], *, program: str = "metadd show") -> None:
     Args:
       program: what the user typed before ``arguments``, for ``--help``.
     """
-    config = command.parse(ShowConfig, arguments, program=program, description=__doc__)
+    plugins.load(arguments)
+    config = parsing.parse(ShowConfig, arguments, program=program, description=__doc__)
 
-    import numpy as np
-
-    import metadd_jax as mdd
-    from metadd_jax import augment, exchange, files, pictures, ranges
-    from metadd_jax.job import common
-
-    ranges.check(config, spell=common.option)
     common.check_names(config.networks)
     augment.strategy(config.augmentation)
     folder = pathlib.Path(files.require_writable(config.out))
@@ -80,13 +82,9 @@ def run(arguments: list[str], *, program: str = "metadd show") -> None:
 
 def _images(config: ShowConfig) -> tuple[str, Any, dict[str, Any], Any]:
     """What to call the picture, the images, the constants they go with, and the real data where it is needed."""
-    import metadd_jax as mdd
-    from metadd_jax import exchange, keys
-    from metadd_jax.job import common
-
     places = {"data_dir": config.data_dir, "cache_dir": config.cache_dir}
     if not common.is_set(config.file):
-        sizes = {"train_per_class": config.train_per_class, "image_size": config.image_size}
+        sizes = {"train_per_class": config.train_per_class or 0, "image_size": config.image_size or 0}
         dataset = mdd.data.load(config.file, **sizes, **places)
         facts = {**exchange.value_space(dataset), "class_names": dataset.class_names}
         return "real", mdd.evaluation.random_real(keys.root(0, "random"), dataset, 1), facts, dataset
@@ -97,9 +95,6 @@ def _images(config: ShowConfig) -> tuple[str, Any, dict[str, Any], Any]:
 
 
 def _pretrained(config: ShowConfig, dataset: Any) -> list[Any]:
-    import metadd_jax as mdd
-    from metadd_jax.job import common
-
     cache = common.open_cache(config.cache_dir)
     recipe = mdd.training.pretraining(config.epochs, augmentation=config.augmentation)
     nets = common.networks(config.networks, dataset)

@@ -28,7 +28,6 @@ TEXTS = {
     "augmentation": ("flop", "flop"),
     "pretrain_augmentation": ("dc_flip", "dc"),
     "eval_augmentation": ("dc_flip", "flip"),
-    "eval_recipe": ("dcc", "did you mean 'dc'"),
     "sre2l.weights": (
         "/nowhere.pth",
         "--sre2l.weights are torchvision",
@@ -41,6 +40,7 @@ TEXTS = {
     "variants": ("ai=nan", "variant 'ai=nan': ai=nan must be"),
     "coordinator": ("somewhere", "coordinator=somewhere"),
     "run_dir": ("/proc/nowhere", "/proc/nowhere"),
+    "plugin": ("/nowhere.py", "there is no such Python file"),
 }
 
 
@@ -115,8 +115,11 @@ def test_every_number_of_the_other_scripts_is_refused_outside_its_range(script, 
 @pytest.mark.parametrize("path", [path for path, _, rule in EVERY if rule and not isinstance(rule, ranges.Text)])
 def test_every_option_is_refused_outside_its_range(path, refused):
     rule = {path: rule for path, _, rule in EVERY}[path]
+    owners = distill.OWNERS.get(path.partition(".")[0])
+    method = ["--method", owners[0]] if owners else []
     for value in rule.outside():
-        said = refused(common.option(path), *(value if isinstance(value, tuple) else [value]))
+        said = refused(*method, common.option(path), *(value if isinstance(value, tuple) else [value]))
+        assert "is an option of" not in said
         assert common.option(path) in said
 
 

@@ -101,15 +101,15 @@ def test_hidden_files_of_others_bar_a_new_run(folder):
     assert names(folder) == [".config-abc123.json"]
 
 
-@pytest.mark.parametrize("number", [None, 1, 99])
+@pytest.mark.parametrize("number", [None, 1, 2, 99])
 def test_a_run_of_other_code_is_refused_and_can_be_overwritten(folder, number):
-    """Random keys have changed: the run would go on with other numbers than it began with."""
+    """Before 2 the random keys were others; before 3 a 0 said what None says."""
     take(folder)
     held = json.loads((folder / "config.json").read_text()) | {"format": number}
     if number is None:
         del held["format"]
     (folder / "config.json").write_text(json.dumps(held))
-    with pytest.raises(ValueError, match=rf"another version of metadd_jax \(format {number or 1}, this one writes 2\)"):
+    with pytest.raises(ValueError, match=rf"another version of metadd_jax \(format {number or 1}, this one writes 3\)"):
         take(folder)
     take(folder, overwrite=True)
     assert json.loads((folder / "config.json").read_text())["format"] == runfolder.FORMAT

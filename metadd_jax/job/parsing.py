@@ -1,0 +1,330 @@
+"""Command lines from frozen dataclasses: what an option is called, how it is read, how ``--help`` shows it.
+
+tyro reads the values. The names are settled here, before tyro sees them, because which options there are depends on the
+method: a method's own settings lie in a record of its own, and those of another method are refused by its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import enum
+import inspect
+import io
+import re
+import shutil
+import textwrap
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+from metadd_jax import ranges
+
+# Where the text of an option begins in --help, and the widest line that reads well.
+_COLUMN, _WIDEST = 30, 118
+
+
+class Mark(enum.Enum):
+    """How an option stands on the command line, said in its type: ``Annotated[str, Mark.POSITIONAL]``."""
+
+    POSITIONAL = "without a name"
+    REPEATED = "once for each value"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Which options a command has beside its plain fields, and how ``--help`` arranges them.
+
+    Attributes:
+      prefixes: for each field that holds a record of settings, what its options begin with ("mtt" for
+        ``--mtt.epochs``); a record that is not named here keeps its values and has no options.
+      short: the field whose options may do without what they begin with, as long as no other option is called so.
+      foreign: options of other commands or methods, by name without the dashes, and whose they are.
+      groups: title -> fields, in the order of ``--help``; what is in none stands at the end.
+      first: the fields that ``--help`` shows ("metadd.ai" for one of a record); the others only ``--help-all``. Empty
+        for all.
+    """
+
+    prefixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    short: str | None = None
+    foreign: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    groups: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    first: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Option:
+    """One option: its name ("mtt.syn-steps"), its type with what is annotated there, its text and its default."""
+
+    name: str
+    hint: Any
+    text: str
+    default: Any
+    path: tuple[str, ...]  # of fields, from the command's own record
+
+    @property
+    def rules(self) -> tuple[Any, ...]:
+        return getattr(self.hint, "__metadata__", ())
+
+    @property
+    def kind(self) -> Any:
+        """The type without annotations and without None."""
+        bare = typing.get_args(self.hint)[0] if self.rules else self.hint
+        others = [kind for kind in typing.get_args(bare) if kind is not type(None)]
+        return others[0] if type(None) in typing.get_args(bare) else bare
+
+    @property
+    def spellings(self) -> list[str]:
+        """Every name under which it can be set: a switch can be turned off too."""
+        if self.kind is not bool:
+            return [self.name]
+        head, _, last = self.name.rpartition(".")
+        return [self.name, f"{head}.no-{last}" if head else f"no-{last}"]
+
+
+def parse(
+    config_type: type,
+    arguments: Sequence[str],
+    *,
+    default: Any = None,
+    program: str,
+    description: str,
+    layout: Layout | None = None,
+) -> Any:
+    """Reads a command line into a frozen dataclass; ``--help`` explains each option and ends the program.
+
+    Args:
+      config_type: the dataclass. The ranges of its fields are checked.
+      arguments: the words of the command line.
+      default: values of the options that are not given, where they are not the class's own.
+      program: what stands before ``arguments``: "metadd distill [PRESET]", or a script's file.
+      description: what the command does; its examples are shown as the user called it.
+      layout: of the options, where there is more to say than their names.
+
+    Returns:
+      A ``config_type``.
+
+    Raises:
+      ValueError: one line for what cannot be read, is not known, belongs to another method or is out of its range.
+    """
+    layout = layout or Layout()
+    options = _options(config_type, default, layout)
+    if any(word in ("-h", "--help", "--help-all") for word in arguments):
+        print(_help(options, layout, program, description, everything="--help-all" in arguments))
+        raise SystemExit(0)
+    config = _read(config_type, _spelt(arguments, options, layout), default, layout)
+    ranges.check(config, spell=lambda path: f"--{_name(path.split('.'), layout)}")
+    return config
+
+
+def value_of(name: str, arguments: Sequence[str]) -> str | None:
+    """What the last ``--name VALUE`` or ``--name=VALUE`` gives, before anything is parsed; None without one."""
+    values = values_of(name, arguments)
+    return values[-1] if values else None
+
+
+def values_of(name: str, arguments: Sequence[str]) -> list[str]:
+    """What every ``--name VALUE`` and ``--name=VALUE`` gives."""
+    found = []
+    for i, word in enumerate(arguments):
+        flag, equals, value = word.partition("=")
+        if flag == f"--{name}":
+            found += [value] if equals else list(arguments[i + 1 : i + 2])
+    return found
+
+
+def option_names(record: type) -> list[str]:
+    """What the options of a record of settings are called, without what they begin with."""
+    return [name.replace("_", "-") for name in ranges.field_names(record)]
+
+
+def _options(record: type, value: Any, layout: Layout, path: tuple[str, ...] = ()) -> list[_Option]:
+    """The options of a dataclass and of the records in it; ``value`` holds their defaults, None the class's own."""
+    found = []
+    hints, texts = typing.get_type_hints(record, include_extras=True), _texts(record)
+    for field in dataclasses.fields(record):
+        own = (*path, field.name)
+        now = _default_of(field) if value is None else getattr(value, field.name)
+        if not dataclasses.is_dataclass(now):
+            text = texts.get(field.name, "")
+            found.append(_Option(name=_name(own, layout), hint=hints[field.name], text=text, default=now, path=own))
+        elif path or field.name in layout.prefixes:
+            found += _options(type(now), now, layout, own)
+    return found
+
+
+def _default_of(field: dataclasses.Field) -> Any:
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+
+
+def _name(path: Sequence[str], layout: Layout) -> str:
+    """How the user writes a field: ("mtt", "lr_teacher") is "mtt.lr-teacher"."""
+    first = layout.prefixes.get(path[0], path[0])
+    return ".".join((first, *path[1:])).replace("_", "-")
+
+
+def _texts(record: type) -> dict[str, str]:
+    """What the docstring of a record (and of those it derives from) says of each attribute."""
+    found: dict[str, str] = {}
+    for kind in reversed(record.__mro__):
+        _, _, attributes = inspect.cleandoc(kind.__doc__ or "").partition("\nAttributes:\n")
+        block = textwrap.dedent(attributes.partition("\n\n")[0])
+        for names, text in re.findall(r"^(\w+(?:, \w+)*): (.*(?:\n .*)*)", block, flags=re.MULTILINE):
+            found |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    return found
+
+
+def _spelt(arguments: Sequence[str], options: Sequence[_Option], layout: Layout) -> list[str]:
+    """The words with every option under its full name.
+
+    Raises:
+      ValueError: for an option that there is not; whose it is, or what it comes near to.
+    """
+    full = {spelling: spelling for option in options for spelling in option.spellings}
+    for option in options:
+        if option.path[0] == layout.short:
+            beginning = f"{layout.prefixes[option.path[0]]}."
+            full = {spelling.removeprefix(beginning): spelling for spelling in option.spellings} | full
+    words = []
+    for word in arguments:
+        if not re.match(r"--[A-Za-z]", word):
+            words.append(word)
+            continue
+        written, equals, value = word[2:].partition("=")
+        name = written.replace("_", "-")
+        if name not in full:
+            positive = re.sub(r"(^|\.)no-", r"\1", name)
+            if owner := layout.foreign.get(name) or layout.foreign.get(positive):
+                raise ValueError(f"--{written} is an option of {owner}; leave it out, or choose that by --method")
+            near = difflib.get_close_matches(name, [*full, *layout.foreign], n=1)
+            hint = f"did you mean --{near[0]}?" if near else "--help lists the options"
+            raise ValueError(f"unknown option --{written}; {hint}")
+        words.append(f"--{full[name]}{equals}{value}")
+    return words
+
+
+def _read(config_type: type, words: list[str], default: Any, layout: Layout) -> Any:
+    """tyro's part: the values."""
+    try:
+        import tyro
+    except ImportError as error:
+        raise ValueError("reading a command line needs tyro; run: pip install -r requirements.txt") from error
+    marks = {Mark.POSITIONAL: tyro.conf.Positional, Mark.REPEATED: tyro.conf.UseAppendAction}
+    hints = typing.get_type_hints(config_type, include_extras=True)
+    fields, kept = [], {}
+    for field in dataclasses.fields(config_type):
+        now = getattr(default, field.name) if default is not None else _default_of(field)
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(now):
+            if field.name not in layout.prefixes:
+                kept[field.name] = now
+                continue
+            hint = Annotated[type(now), tyro.conf.arg(name=layout.prefixes[field.name])]
+        for mark in getattr(hint, "__metadata__", ()):
+            if isinstance(mark, Mark):
+                hint = marks[mark][hint]
+        fields.append((field.name, hint, dataclasses.field(default=now)))
+    shown = dataclasses.make_dataclass(config_type.__name__, fields, kw_only=True, frozen=True)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            read = tyro.cli(shown, args=words, add_help=False, prog="us")
+    except SystemExit as ended:
+        raise ValueError(_from_box(said.getvalue(), layout)) from ended
+    return config_type(**{name: getattr(read, name) for name, *_ in fields}, **kept)
+
+
+def _from_box(text: str, layout: Layout) -> str:
+    """tyro's box of several lines as one."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in text.splitlines()]
+    kept = [line for line in lines if line.strip("-")][1:]  # the title says less than the line below it
+    for ending in ("Argument helptext:", "For full helptext", "Perhaps you meant", "Got errors:"):
+        kept = kept[: next((i for i, line in enumerate(kept) if line.startswith(ending)), len(kept))]
+    what = " ".join(kept).removeprefix("Error parsing ").rstrip(".")
+    # A record of settings checks itself: "mtt: lr_teacher=0 must be ..." speaks of --mtt.lr-teacher.
+    prefixes = "|".join(map(re.escape, layout.prefixes.values()))
+    what = re.sub(rf"^((?:{prefixes})[\w.]*): ([a-z]\w*)", lambda m: f"--{m[1]}.{m[2].replace('_', '-')}", what)
+    what = re.sub(r"no type matching (\S+) could be instantiated from \[(.*)\]", r"\2 is no \1", what)
+    what = re.sub(r"^Missing from us: (?:STR (\w+))?", lambda m: f"missing: {(m[1] or '').upper()}", what)
+    return f"{what}; --help lists the options"
+
+
+def _help(options: Sequence[_Option], layout: Layout, program: str, description: str, *, everything: bool) -> str:
+    """The page of ``--help``."""
+    width = min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns)
+    if not program.startswith("metadd"):  # a script of a checkout
+        description = re.sub(r"\bmetadd (\w+)(?= )", r"python experiments/\1.py", description)
+    named = [option for option in options if Mark.POSITIONAL not in option.rules]
+    by_place = [option for option in options if Mark.POSITIONAL in option.rules]
+    usage = " ".join(["usage:", program, *(option.name.upper() for option in by_place), "[--option value ...]"])
+    lines = [usage, "", description.strip()]
+    for option in by_place:
+        lines += ["", *_wrapped(f"  {option.name.upper()}", option.text, width)]
+    shown = [option for option in named if everything or not layout.first or _is_first(option, layout)]
+    for title, group in _grouped(shown, layout):
+        lines += ["", f"{title}:"]
+        for before, option in zip([None, *group], group, strict=False):
+            same = before is not None and before.text == option.text  # a line of the docstring that speaks of several
+            text = "likewise." if same else option.text
+            lines += _wrapped(f"  {_flag(option)}", f"{text} {_shown_default(option)}".strip(), width)
+    lines.append("")
+    if len(shown) < len(named):
+        lines.append(f"{len(named) - len(shown)} further options: --help-all shows every one.")
+    return "\n".join(lines).rstrip("\n")
+
+
+def _is_first(option: _Option, layout: Layout) -> bool:
+    return option.path[0] in layout.first or ".".join(option.path) in layout.first
+
+
+def _grouped(options: Iterable[_Option], layout: Layout) -> list[tuple[str, list[_Option]]]:
+    groups = []
+    rest = list(options)
+    for title, names in layout.groups.items():
+        groups.append((title, [option for name in names for option in rest if option.path[0] == name]))
+        rest = [option for option in rest if option.path[0] not in names]
+    return [(title, group) for title, group in [*groups, ("options", rest)] if group]
+
+
+def _flag(option: _Option) -> str:
+    if option.kind is bool:
+        head, dot, last = option.name.rpartition(".")
+        return f"--{head}{dot}[no-]{last}"
+    return f"--{option.name} {_value(option)}"
+
+
+def _value(option: _Option) -> str:
+    """What stands for the value: the words that it may be, or the kind of thing that it is."""
+    words = next((rule.words for rule in option.rules if isinstance(rule, ranges.OneOf)), ())
+    if words and all(isinstance(word, str) for word in words):
+        return f"{{{','.join(words)}}}"
+    if typing.get_origin(option.kind) is tuple:
+        kinds = typing.get_args(option.kind)
+        name = _KINDS.get(kinds[0], "VALUE")
+        if Mark.REPEATED in option.rules:
+            return name
+        return f"{name} ..." if kinds[-1] is Ellipsis else " ".join([name] * len(kinds))
+    return _KINDS.get(option.kind, "VALUE")
+
+
+_KINDS = {int: "N", float: "X", str: "TEXT"}
+
+
+def _shown_default(option: _Option) -> str:
+    value = option.default
+    if value is dataclasses.MISSING:
+        return "[required]"
+    if value is None and "default" in option.text:  # the text says what happens
+        return ""
+    if isinstance(value, tuple):
+        return f"[{' '.join(map(str, value)) or 'none'}]"
+    return f"[{value}]"
+
+
+def _wrapped(head: str, text: str, width: int) -> list[str]:
+    """``head`` and, from ``_COLUMN`` on, the text; on the next line where ``head`` is longer."""
+    lines = textwrap.wrap(text, max(20, width - _COLUMN), break_on_hyphens=False) or [""]
+    if len(head) < _COLUMN:
+        return [f"{head:<{_COLUMN}}{lines[0]}".rstrip(), *(" " * _COLUMN + line for line in lines[1:])]
+    return [head, *(" " * _COLUMN + line for line in lines)]
