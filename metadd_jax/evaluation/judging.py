@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +130,41 @@ def _learning_rates(sets: Sequence[SyntheticSet], recipe: recipes.Recipe) -> jax
     if recipe.optimiser != "sgd" or all(rate is None for rate in learned):
         return None
     return jnp.asarray([recipe.learning_rate if rate is None else rate for rate in learned], jnp.float32)
+
+
+# Two signatures for type checkers: one set gives one table, several give a list of tables.
+@overload
+def cross_architecture(
+    key: jax.Array,
+    synthetic: SyntheticSet,
+    dataset: Dataset,
+    networks: Sequence[zoo.Architecture],
+    *,
+    seeds: int = ...,
+    recipe: recipes.Recipe | None = ...,
+    draws: Sequence[int] | None = ...,
+    split: str = ...,
+    at_once: int = ...,
+    teacher: Auxiliary | None = ...,
+    on_network: Callable[[str], None] | None = ...,
+) -> list[Row]: ...
+
+
+@overload
+def cross_architecture(
+    key: jax.Array,
+    synthetic: Sequence[SyntheticSet],
+    dataset: Dataset,
+    networks: Sequence[zoo.Architecture],
+    *,
+    seeds: int = ...,
+    recipe: recipes.Recipe | None = ...,
+    draws: Sequence[int] | None = ...,
+    split: str = ...,
+    at_once: int = ...,
+    teacher: Auxiliary | None = ...,
+    on_network: Callable[[str], None] | None = ...,
+) -> list[list[Row]]: ...
 
 
 def cross_architecture(
