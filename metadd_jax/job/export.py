@@ -40,7 +40,11 @@ def run(arguments: list[str], *, program: str = "metadd export") -> None:
     config = parsing.parse(ExportConfig, arguments, program=program, description=__doc__)
 
     synthetic, metadata = common.load_set(config.file)
-    writers = {"npz": exchange.export_npz, "png": exchange.export_png_folder, "torch": exchange.export_torch}
-    clipped = writers[config.format](config.out, synthetic, metadata, overwrite=config.overwrite)
-    note = f"; 8 bits clipped {100 * clipped:.1f} % of the values" if config.format == "png" else ""
+    note = ""
+    if config.format == "png":
+        clipped = exchange.export_png_folder(config.out, synthetic, metadata, overwrite=config.overwrite)
+        note = f"; 8 bits clipped {100 * clipped:.1f} % of the values"
+    else:
+        write = exchange.export_npz if config.format == "npz" else exchange.export_torch
+        write(config.out, synthetic, metadata, overwrite=config.overwrite)
     print(f"wrote {config.out}{note}")

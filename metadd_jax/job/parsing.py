@@ -229,7 +229,7 @@ def _read(config_type: type, words: list[str], default: Any, layout: Layout) -> 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            read = tyro.cli(shown, args=words, add_help=False, prog="us")
+            read: Any = tyro.cli(shown, args=words, add_help=False, prog="us")
     except SystemExit as ended:
         raise ValueError(_from_box(said.getvalue(), layout)) from ended
     return config_type(**{name: getattr(read, name) for name, *_ in fields}, **kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from metadd_jax import ranges
 from metadd_jax.invariant import InvariantConfig
@@ -88,7 +89,8 @@ def variant(config: InvariantConfig, changes: str) -> InvariantConfig:
         if not rest:
             return config
         changes = rest
-    own, cam = {}, {}
+    own: dict[str, Any] = {}
+    cam: dict[str, Any] = {}
     for item in changes.split(","):
         path, equals, text = (part.strip() for part in item.partition("="))
         name = path.removeprefix("cam.")

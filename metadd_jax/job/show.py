@@ -84,8 +84,13 @@ def _images(config: ShowConfig) -> tuple[str, Any, dict[str, Any], Any]:
     """What to call the picture, the images, the constants they go with, and the real data where it is needed."""
     places = {"data_dir": config.data_dir, "cache_dir": config.cache_dir}
     if not common.is_set(config.file):
-        sizes = {"train_per_class": config.train_per_class or 0, "image_size": config.image_size or 0}
-        dataset = mdd.data.load(config.file, **sizes, **places)
+        dataset = mdd.data.load(
+            config.file,
+            data_dir=config.data_dir,
+            cache_dir=config.cache_dir,
+            train_per_class=config.train_per_class or 0,
+            image_size=config.image_size or 0,
+        )
         facts = {**exchange.value_space(dataset), "class_names": dataset.class_names}
         return "real", mdd.evaluation.random_real(keys.root(0, "random"), dataset, 1), facts, dataset
     synthetic, metadata = common.load_set(config.file)
