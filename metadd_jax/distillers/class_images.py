@@ -12,6 +12,7 @@ import numpy as np
 
 from metadd_jax import augment, parallel, zoo
 from metadd_jax.data import sampling
+from metadd_jax.distillers.networks import Networks
 from metadd_jax.distillers.registry import Method
 from metadd_jax.ranges import OneOf, Text, Whole
 from metadd_jax.structs import Dataset, ImageArrays, SyntheticSet
@@ -94,14 +95,20 @@ class ClassWise(Method):
 
 
 def initial(
-    key: jax.Array, dataset: Dataset, net: zoo.Architecture, *, counts: Counts, init: str, repeat: bool = False
+    key: jax.Array,
+    dataset: Dataset,
+    net: zoo.Architecture | Networks,
+    *,
+    counts: Counts,
+    init: str,
+    repeat: bool = False,
 ) -> dict[str, jax.Array]:
     """The trained parameterisation before the first update: ``images`` [N, H, W, C] float32, class-major.
 
     Args:
       key: typed PRNG key.
       dataset: the real data.
-      net: the backbone, which must take the images of ``dataset``.
+      net: the backbone, or a pool, which must take the images of ``dataset``.
       counts: images of each class, N in all.
       init: "real" (distinct random real images, standardised) or "noise" (standard normal, which reads no image).
       repeat: whether a class with fewer real images gives them again.

@@ -22,6 +22,7 @@ from metadd_jax import augment, keys, parallel, zoo
 from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images, registry
 from metadd_jax.distillers.contract import Distiller
+from metadd_jax.distillers.networks import Networks, as_networks
 from metadd_jax.structs import Dataset, ImageArrays
 from metadd_jax.training import batches
 
@@ -37,17 +38,17 @@ class DM(class_images.ClassWise):
     group: ClassVar[str] = "dm"
 
     def make(
-        self, net: zoo.Architecture, counts: class_images.Counts, given: Any = None, *, repeat: bool = False
+        self, net: zoo.Architecture | Networks, counts: class_images.Counts, given: Any = None, *, repeat: bool = False
     ) -> Distiller:
         """The method as a ``Distiller``; it takes nothing that is made beforehand."""
         del given
-        return _distiller(self, net, counts, repeat)
+        return _distiller(self, as_networks(net), counts, repeat)
 
     def check_devices(self, net: zoo.Architecture, devices: int, *, pmap: bool) -> None:
         """Refuses a batch that the devices cannot share, and batch norm under pmap."""
         super().check_devices(net, devices, pmap=pmap)
         if pmap and devices > 1:
-            _refuse_shared_statistics(net)
+            _refuse_shared_statistics(as_networks(net))
 
     def flops(self, forward: float, counts: class_images.Counts) -> float:
         """f K b + 3 f N: the real images forwards, the synthetic ones forwards and backwards."""
@@ -58,13 +59,18 @@ registry.register("dm", DM)
 
 
 def dm(
-    net: zoo.Architecture, *, ipc: int | Sequence[int], settings: DM | None = None, repeat: bool = False, **changes: Any
+    net: zoo.Architecture | Networks,
+    *,
+    ipc: int | Sequence[int],
+    settings: DM | None = None,
+    repeat: bool = False,
+    **changes: Any,
 ) -> Distiller:
     """Distribution matching as a ``Distiller``.
 
     Args:
-      net: the backbone, drawn anew at every step; with batch norm all classes share one embedding pass, so that its
-        statistics are over all of them.
+      net: the backbone, drawn anew at every step, or a pool (``networks.pool``), of which every step draws one; with
+        batch norm all classes share one embedding pass, so that its statistics are over all of them.
       ipc: images per class, one number for all classes or one a class.
       settings: the method's settings; None for the defaults.
       repeat: whether a class with fewer real images than its ``ipc`` starts from them again and again.
@@ -78,16 +84,16 @@ def dm(
     return dataclasses.replace(settings or DM(), **changes).make(net, counts, repeat=repeat)
 
 
-def _distiller(settings: DM, net: zoo.Architecture, counts: class_images.Counts, repeat: bool) -> Distiller:
-    classes = net.num_classes
+def _distiller(settings: DM, nets: Networks, counts: class_images.Counts, repeat: bool) -> Distiller:
+    classes = nets.num_classes
 
     def init(key: jax.Array, dataset: Dataset) -> tuple[dict[str, jax.Array], tuple]:
-        return class_images.initial(key, dataset, net, counts=counts, init=settings.start, repeat=repeat), ()
+        return class_images.initial(key, dataset, nets, counts=counts, init=settings.start, repeat=repeat), ()
 
     def sample(key: jax.Array, data: ImageArrays, step: jax.Array, *, axis_name: str | None = None) -> dict[str, Any]:
         del step
         if axis_name is not None:
-            _refuse_shared_statistics(net)
+            _refuse_shared_statistics(nets)
         size = settings.batch_size
         return class_images.draw(key, data, num_classes=classes, batch_size=size, axis_name=axis_name)
 
@@ -99,12 +105,17 @@ def _distiller(settings: DM, net: zoo.Architecture, counts: class_images.Counts,
         key: jax.Array, synthetic: dict, aux: Any, batch: dict, frozen: Any, *, axis_name: str | None = None
     ) -> tuple[jax.Array, tuple[Any, dict]]:
         del frozen
-        theta = net.init(keys.named(key, "network"))
         w = jax.random.split(keys.named(key, "views"), classes)
-        distances_of = all_classes_together if net.has_batch_stats else class_by_class
-        return distances_of(theta, w, batch, synthetic["images"], axis_name), (aux, {})
 
-    def class_by_class(theta: Any, w: jax.Array, batch: dict, images: jax.Array, axis_name: str | None) -> jax.Array:
+        def distance(net: zoo.Architecture, theta: Any) -> jax.Array:
+            distance_of = all_classes_together if net.has_batch_stats else class_by_class
+            return distance_of(net, theta, w, batch, synthetic["images"], axis_name)
+
+        return nets.use(nets.init(keys.named(key, "network")), distance), (aux, {})
+
+    def class_by_class(
+        net: zoo.Architecture, theta: Any, w: jax.Array, batch: dict, images: jax.Array, axis_name: str | None
+    ) -> jax.Array:
         """Keeps the activations of ``class_batch`` classes at a time."""
 
         def psi(theta: Any, images: jax.Array) -> jax.Array:
@@ -130,7 +141,7 @@ def _distiller(settings: DM, net: zoo.Architecture, counts: class_images.Counts,
         )
 
     def all_classes_together(
-        theta: Any, w: jax.Array, batch: dict, images: jax.Array, axis_name: str | None
+        net: zoo.Architecture, theta: Any, w: jax.Array, batch: dict, images: jax.Array, axis_name: str | None
     ) -> jax.Array:
         """One pass of each side, as published for batch norm: its statistics are over all classes."""
         weights = batch["weights"]
@@ -161,9 +172,9 @@ def _squared_distance(total: jax.Array, count: jax.Array, own: jax.Array, axis_n
     return jnp.sum((target - own) ** 2)
 
 
-def _refuse_shared_statistics(net: zoo.Architecture) -> None:
+def _refuse_shared_statistics(nets: Networks) -> None:
     # Each device would take the statistics of its own share of the real images.
-    if net.has_batch_stats:
+    for net in (net for net in nets.nets if net.has_batch_stats):
         raise ValueError(
             f"dm with batch-norm network {net.label} runs on one device; use its instance norm, or device_mode='jit'"
         )

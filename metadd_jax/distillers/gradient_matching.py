@@ -29,6 +29,7 @@ from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images, registry
 from metadd_jax.distillers.contract import Distiller
 from metadd_jax.distillers.distances import DISTANCES, gradient_distance
+from metadd_jax.distillers.networks import Networks, as_networks
 from metadd_jax.ranges import OneOf, Whole
 from metadd_jax.structs import Dataset, ImageArrays
 from metadd_jax.training import Recipe, batches, fit
@@ -63,11 +64,11 @@ class GradientMatching(class_images.ClassWise):
     group: ClassVar[str] = "dc"
 
     def make(
-        self, net: zoo.Architecture, counts: class_images.Counts, given: Any = None, *, repeat: bool = False
+        self, net: zoo.Architecture | Networks, counts: class_images.Counts, given: Any = None, *, repeat: bool = False
     ) -> Distiller:
         """The method as a ``Distiller``; it takes nothing that is made beforehand."""
         del given
-        return _distiller(self, net, counts, repeat)
+        return _distiller(self, as_networks(net), counts, repeat)
 
     def loops(self, ipc: int | Sequence[int]) -> tuple[int, int]:
         """(outer, inner) for a number of images per class, or for one a class."""
@@ -111,12 +112,17 @@ registry.register("dsa", DSA)
 
 
 def dc(
-    net: zoo.Architecture, *, ipc: int | Sequence[int], settings: DC | None = None, repeat: bool = False, **changes: Any
+    net: zoo.Architecture | Networks,
+    *,
+    ipc: int | Sequence[int],
+    settings: DC | None = None,
+    repeat: bool = False,
+    **changes: Any,
 ) -> Distiller:
     """Dataset condensation by gradient matching as a ``Distiller``: no augmentation.
 
     Args:
-      net: the backbone.
+      net: the backbone, or a pool (``networks.pool``), of which each new network is one.
       ipc: images per class, one number for all classes or one a class.
       settings: the method's settings; None for the defaults.
       repeat: whether a class with fewer real images than its ``ipc`` starts from them again and again.
@@ -131,7 +137,7 @@ def dc(
 
 
 def dsa(
-    net: zoo.Architecture,
+    net: zoo.Architecture | Networks,
     *,
     ipc: int | Sequence[int],
     settings: DSA | None = None,
@@ -163,38 +169,36 @@ def loops(ipc: int | Sequence[int]) -> tuple[int, int]:
     return outer, inner
 
 
-def _distiller(
-    settings: GradientMatching, net: zoo.Architecture, counts: class_images.Counts, repeat: bool
-) -> Distiller:
-    classes, (outer, inner) = net.num_classes, settings.loops(counts)
-
-    def new_network(key: jax.Array) -> Any:
-        return net.init(key)
+def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.Counts, repeat: bool) -> Distiller:
+    classes, (outer, inner) = nets.num_classes, settings.loops(counts)
 
     def init(key: jax.Array, dataset: Dataset) -> tuple[dict, dict]:
-        images = class_images.initial(key, dataset, net, counts=counts, init=settings.start, repeat=repeat)
+        images = class_images.initial(key, dataset, nets, counts=counts, init=settings.start, repeat=repeat)
         # The first step draws its own network; this one gives ``aux`` its shapes.
-        return images, {"network": new_network(key)}
+        return images, {"network": nets.init(key)}
 
     def refresh(key: jax.Array, synthetic: dict, aux: dict, step: jax.Array, frozen: Any) -> dict:
         """A new network, or the last step's after ``inner`` epochs on the set."""
         del frozen
         if outer == 1:
-            return {"network": new_network(key)}
+            return {"network": nets.init(key)}
         recipe = Recipe(epochs=inner, learning_rate=0.01, momentum=0.0, weight_decay=0.0, augmentation=settings.views)
         images, labels = synthetic["images"], class_images.labels_of(counts)
 
-        def train(variables: Any) -> Any:
-            return fit(key, net, images, labels, recipe, shared_key=key, variables=variables)
+        def train(net: zoo.Architecture, theta: Any) -> tuple[Any, tuple]:
+            return fit(key, net, images, labels, recipe, shared_key=key, variables=theta), ()
+
+        def trained(drawn: Any) -> Any:
+            return nets.change(drawn, train)[0]
 
         is_new = step % outer == 0
-        return {"network": jax.lax.cond(is_new, lambda _: new_network(key), train, aux["network"])}
+        return {"network": jax.lax.cond(is_new, lambda _: nets.init(key), trained, aux["network"])}
 
     def sample(key: jax.Array, data: ImageArrays, step: jax.Array, *, axis_name: str | None = None) -> dict[str, Any]:
         del step
         size = settings.batch_size
         batch = class_images.draw(key, data, num_classes=classes, batch_size=size, axis_name=axis_name)
-        if not net.has_batch_stats:
+        if not nets.has_batch_stats:
             return batch
 
         def draw_some(class_key: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -210,38 +214,41 @@ def _distiller(
         key: jax.Array, synthetic: dict, aux: dict, batch: dict, frozen: Any, *, axis_name: str | None = None
     ) -> tuple[jax.Array, tuple[dict, dict]]:
         del frozen
-        variables = aux["network"]
-        if net.has_batch_stats:
-            variables = _with_statistics(net, variables, batch, settings.batch_norm)
+        w = jax.random.split(key, classes)
 
         def view(w: jax.Array, images: jax.Array) -> jax.Array:
             """A(images, w): equal for batches of any size, so that real and synthetic images share one draw."""
             return augment.transform(w, images, settings.strategy, siamese=True)
 
-        def class_distance(own: jax.Array, item: tuple, shared: tuple) -> jax.Array:
-            (w, label, real, weights, share), (variables, mean, std) = item, shared
+        def match(net: zoo.Architecture, variables: Any) -> tuple[Any, jax.Array]:
+            if net.has_batch_stats:
+                variables = _with_statistics(net, variables, batch, settings.batch_norm)
 
-            def summed_gradient(part: tuple) -> Any:
-                images, weights = part
-                seen = view(w, sampling.standardise(images, mean, std))
-                return _gradient(net, variables, seen, label, weights)
+            def class_distance(own: jax.Array, item: tuple, shared: tuple) -> jax.Array:
+                (w, label, real, weights, share), (variables, mean, std) = item, shared
 
-            total = batches.sum_in_parts(summed_gradient, (real, weights), micro_batch=settings.micro_batch)
-            total, count = parallel.psum_if((total, weights.sum()), axis_name)
-            target = jax.lax.stop_gradient(jax.tree.map(lambda x: x / count, total))
-            share = jnp.full(len(own), 1 / len(own)) if share is None else share
-            gradient = _gradient(net, variables, view(w, own), label, share)
-            return gradient_distance(target, gradient, kind=settings.distance)
+                def summed_gradient(part: tuple) -> Any:
+                    images, weights = part
+                    seen = view(w, sampling.standardise(images, mean, std))
+                    return _gradient(net, variables, seen, label, weights)
 
-        w = jax.random.split(key, classes)
-        distance = class_images.sum_over_classes(
-            class_distance,
-            class_images.by_class(synthetic["images"], counts),
-            (w, jnp.arange(classes), batch["images"], batch["weights"], class_images.shares(counts)),
-            (variables, batch["mean"], batch["std"]),
-            class_batch=settings.class_batch or classes,
-        )
-        return distance, ({"network": variables}, {})
+                total = batches.sum_in_parts(summed_gradient, (real, weights), micro_batch=settings.micro_batch)
+                total, count = parallel.psum_if((total, weights.sum()), axis_name)
+                target = jax.lax.stop_gradient(jax.tree.map(lambda x: x / count, total))
+                share = jnp.full(len(own), 1 / len(own)) if share is None else share
+                gradient = _gradient(net, variables, view(w, own), label, share)
+                return gradient_distance(target, gradient, kind=settings.distance)
+
+            return variables, class_images.sum_over_classes(
+                class_distance,
+                class_images.by_class(synthetic["images"], counts),
+                (w, jnp.arange(classes), batch["images"], batch["weights"], class_images.shares(counts)),
+                (variables, batch["mean"], batch["std"]),
+                class_batch=settings.class_batch or classes,
+            )
+
+        network, distance = nets.change(aux["network"], match)
+        return distance, ({"network": network}, {})
 
     return Distiller(
         name=settings.name,

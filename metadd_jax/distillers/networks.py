@@ -59,19 +59,29 @@ class Networks:
             )
 
     @property
-    def first(self) -> zoo.Architecture:
-        """The first one, which speaks for all where only the images and classes matter."""
-        return self.nets[0]
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images that all of them take."""
+        return self.nets[0].image_shape
 
     @property
-    def with_batch_norm(self) -> zoo.Architecture | None:
-        """The first one that has batch norm, or None."""
-        return next((net for net in self.nets if net.has_batch_stats), None)
+    def num_classes(self) -> int:
+        """K, the same for all of them."""
+        return self.nets[0].num_classes
+
+    @property
+    def name(self) -> str:
+        """Their names, for messages."""
+        return " or ".join(dict.fromkeys(net.name for net in self.nets))
+
+    @property
+    def has_batch_stats(self) -> bool:
+        """Whether one of them has batch norm."""
+        return any(net.has_batch_stats for net in self.nets)
 
     def init(self, key: jax.Array) -> Any:
         """Draws an architecture and new random weights for it: a drawn network."""
         if len(self.nets) == 1:
-            return self.first.init(key)
+            return self.nets[0].init(key)
         which_key, weights_key = jax.random.split(key)
         which = jax.random.choice(which_key, len(self.nets), p=jnp.asarray(self.probabilities)).astype(jnp.int32)
         vector = jax.lax.switch(which, [lambda net=net: self._vector(net.init(weights_key)) for net in self.nets])
@@ -86,7 +96,7 @@ class Networks:
             for all. It may close over arrays, and be differentiated in them.
         """
         if len(self.nets) == 1:
-            return function(self.first, drawn)
+            return function(self.nets[0], drawn)
         branches = [lambda vector, net=net: function(net, self._variables(net, vector)) for net in self.nets]
         return jax.lax.switch(drawn["which"], branches, drawn["vector"])
 
@@ -97,7 +107,7 @@ class Networks:
           The drawn network with these variables, and the result.
         """
         if len(self.nets) == 1:
-            return function(self.first, drawn)
+            return function(self.nets[0], drawn)
 
         def packed(net: zoo.Architecture, variables: Any) -> tuple[jax.Array, Any]:
             variables, result = function(net, variables)

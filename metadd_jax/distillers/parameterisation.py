@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metadd_jax import keys, parallel, parts, ranges
+from metadd_jax import keys, parallel, ranges
 from metadd_jax.distillers.contract import Distiller
 from metadd_jax.ranges import Whole
 from metadd_jax.structs import Dataset, ImageArrays, SyntheticSet
@@ -140,7 +140,8 @@ def _in_parts(parameterisation: Parameterisation, micro_batch: int | None) -> Ca
 
     def decode(latents: Any, frozen: Any) -> jax.Array:
         stored = len(jax.tree.leaves(latents)[0])
-        count, share = parts.shares(stored, micro_batch)
+        count = -(-stored // micro_batch)
+        share = -(-stored // count)  # parts all alike
 
         def divide(leaf: jax.Array) -> jax.Array:
             # The first items fill up the last part.

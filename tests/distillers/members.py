@@ -39,8 +39,12 @@ def make(name, auxiliaries, dataset):
     return made if type(made) is tuple else (made, TX)
 
 
-def base(spec="convnet:width=4,depth=1", **settings):
-    net = make_net(spec)
+def pool():
+    return distillers.networks.pool([make_net("convnet:width=4,depth=1"), make_net("mlp:width=4")])
+
+
+def base(net="convnet:width=4,depth=1", **settings):
+    net = make_net(net) if isinstance(net, str) else net
     return distillers.dm(net, **{"ipc": 2, "batch_size": 8, "augmentation": SMALL_VIEWS} | settings)
 
 
@@ -48,8 +52,8 @@ def packed(over=None):
     return distillers.parameterise(over or base(ipc=PACKED), distillers.factor(2), micro_batch=2)
 
 
-def matching(method, spec="convnet:width=4,depth=1", **settings):
-    net = make_net(spec)
+def matching(method, net="convnet:width=4,depth=1", **settings):
+    net = make_net(net) if isinstance(net, str) else net
     return method(net, **{"ipc": 2, "batch_size": 8, "outer": 2, "inner": 2} | settings)
 
 
@@ -102,6 +106,8 @@ MEMBERS = {
     "dm, another ipc in each class": lambda a, d: base("convnet_bn:width=4,depth=1", ipc=IPC[1]),
     "dc, another ipc in each class": lambda a, d: matching(distillers.dc, class_batch=2, ipc=IPC[1]),
     "dm, factor 2": lambda a, d: packed(),
+    "dm, a pool": lambda a, d: base(pool()),
+    "dc, a pool": lambda a, d: matching(distillers.dc, pool()),
     "metadd over dm, factor 2": lambda a, d: wrapped(a, over=packed()),
     "metadd calibrated, in parts": lambda a, d: wrapped(a, weighting="calibrated", micro_batch=4),
     "metadd per step": lambda a, d: wrapped(a, weighting="per_step", kl=0.0, ai=0.0),

@@ -6,7 +6,9 @@ import members
 import numpy as np
 import pytest
 
+from metadd_jax import data, distillers, keys
 from metadd_jax.distillers import networks
+from metadd_jax.training import Recipe, fit
 
 SPECS = ("convnet:width=4,depth=1", "convnet_bn:width=6,depth=1", "mlp:width=8")
 NETS = tuple(map(members.make_net, SPECS))
@@ -77,6 +79,50 @@ def test_training_changes_the_drawn_member_alone(pool, draws, member):
     changed, result = jax.jit(lambda drawn: pool.change(drawn, twice))(drawn)
     assert int(changed["which"]) == member and float(result) == (member == 1)
     np.testing.assert_array_equal(changed["vector"], 2 * np.asarray(drawn["vector"]))
+
+
+def test_dm_matches_embeddings_of_the_drawn_member(tiny):
+    """|mean psi(real) - mean psi(synthetic)|^2 over the classes, written out, for either member."""
+    nets, images = members.pool(), jax.random.normal(jax.random.key(1), (3, 2, *members.SHAPE))
+    method = distillers.dm(nets, ipc=2, batch_size=8, augmentation="none")
+    batch = method.sample(jax.random.key(2), tiny.train, 0)
+    loss, init, found = jax.jit(method.loss), jax.jit(nets.init), set()
+    for key in map(jax.random.key, range(8)):
+        drawn = init(keys.named(key, "network"))
+        net = nets.nets[int(drawn["which"])]
+        theta = jax.jit(net.init)(jax.random.split(keys.named(key, "network"))[1])
+        total = 0.0
+        for real, weights, own in zip(batch["images"], batch["weights"], images, strict=True):
+            seen = data.standardise(real[weights > 0], batch["mean"], batch["std"])
+            means = [np.mean(net.apply(theta, side)[1]["embedding"], axis=0) for side in (seen, own)]
+            total += float(np.sum((means[0] - means[1]) ** 2))
+        value, _ = loss(key, {"images": images.reshape(6, *members.SHAPE)}, (), batch, ())
+        assert float(value) == pytest.approx(total, rel=1e-4)
+        found.add(net.name)
+        if len(found) == 2:
+            return
+    raise AssertionError("8 keys drew one member alone")
+
+
+def test_dc_trains_the_drawn_member_between_outer_steps(key, tiny):
+    nets = members.pool()
+    method = members.matching(distillers.dc, nets)  # outer 2, inner 2
+    synthetic, _ = method.init(key, tiny)
+    refresh = jax.jit(method.refresh)
+    first = refresh(key, synthetic, {"network": nets.init(key)}, 0, ())["network"]
+    jax.tree.map(np.testing.assert_array_equal, first, jax.jit(nets.init)(key))
+    other = jax.random.key(7)
+    trained = refresh(other, synthetic, {"network": first}, 1, ())["network"]
+    assert int(trained["which"]) == int(first["which"])
+    net = nets.nets[int(first["which"])]
+    recipe = Recipe(epochs=2, learning_rate=0.01, momentum=0.0, weight_decay=0.0, augmentation="none")
+    own, labels = jax.jit(net.init)(jax.random.split(key)[1]), np.repeat([0, 1, 2], 2).astype(np.int32)
+    alone = fit(other, net, synthetic["images"], labels, recipe, shared_key=other, variables=own)
+    vector = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(alone)])
+    np.testing.assert_allclose(trained["vector"][: len(vector)], vector, rtol=1e-4, atol=1e-6)
+    assert np.abs(vector - np.asarray(first["vector"][: len(vector)])).max() > 1e-3
+    again = refresh(other, synthetic, {"network": trained}, 2, ())["network"]
+    jax.tree.map(np.testing.assert_array_equal, again, jax.jit(nets.init)(other))
 
 
 def test_what_cannot_be_a_pool_is_refused_with_the_numbers():
