@@ -60,6 +60,7 @@ SLOW = (
     "tesla, soft labels, raw rate",
     "metadd around sre2l",
     "metadd over dm, factor 2",
+    "dc, a pool",
 )
 PARAMS = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in members.MEMBERS]
 
