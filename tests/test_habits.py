@@ -20,6 +20,8 @@ def test_files_that_the_guide_names_are_there():
     assert len(named) > 10
     absent = {name for name in named if not (ROOT / name).exists() and not (ROOT / "metadd_jax" / name).exists()}
     assert absent == set()
+    links = re.findall(r"\]\(([^)#]+)\)", GUIDE)
+    assert links and [link for link in links if not (ROOT / link).is_file()] == []
 
 
 def test_requirements_are_those_of_the_project():
