@@ -3,13 +3,15 @@
 import pathlib
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metadd_jax import augment, data, zoo
+from metadd_jax import augment, data, distillers, keys, zoo
 from metadd_jax.data import catalog
 from metadd_jax.data import registry as sets
+from metadd_jax.distillers import registry as methods
 from metadd_jax.zoo import registry as networks
 
 PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "extend.md").read_text()
@@ -37,7 +39,13 @@ IN_CODE = {heading: [block for block in code if block[0] != "#"] for heading, co
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
     """What an example registers is gone after it."""
-    for module, table in ((augment, "_OWN"), (networks, "_OWN"), (sets, "_OWN"), (catalog, "OWN")):
+    for module, table in (
+        (augment, "_OWN"),
+        (methods, "_METHODS"),
+        (networks, "_OWN"),
+        (sets, "_OWN"),
+        (catalog, "OWN"),
+    ):
         monkeypatch.setattr(module, table, dict(getattr(module, table)))
 
 
@@ -74,7 +82,32 @@ def plugin():
 def test_no_example_is_longer_than_it_says():
     blocks = [block for code in BLOCKS.values() for block in code]
     assert len(blocks) >= 7
-    assert max(len(block.strip().split("\n")) for block in blocks) <= LONGEST
+    written = [[line for line in block.split("\n") if line.strip() and line[0] != "#"] for block in blocks]
+    assert max(map(len, written)) <= LONGEST
+
+
+def test_a_method(plugin, start):
+    """Against NumPy, with classes of different sizes."""
+    plugin("my_method.py")
+    net, data = start["net"], start["dataset"]
+    counts = (2, 1, *[1] * 8)
+    method = distillers.get("moments").make(net, counts)
+    synthetic, aux = method.init(jax.random.key(0), data)
+    batch = method.sample(jax.random.key(1), data.train, jnp.zeros((), jnp.int32))
+    loss, _ = jax.jit(method.loss)(jax.random.key(2), synthetic, aux, batch, ())
+    theta = net.init(keys.named(jax.random.key(2), "network"))
+
+    apply = jax.jit(net.apply)
+
+    def moments(images):
+        return np.square(apply(theta, images)[1]["embedding"]).mean(0)
+
+    fake = np.split(np.asarray(synthetic["images"]), np.cumsum(counts)[:-1])
+    pixels = [np.asarray(own)[weights > 0] for own, weights in zip(batch["images"], batch["weights"], strict=True)]
+    real = [(own / 255.0 - np.asarray(data.train.mean)) / np.asarray(data.train.std) for own in pixels]
+    assert len(real[0]) == 20
+    gaps = [moments(t.astype(np.float32)) - moments(s) for t, s in zip(real, fake, strict=True)]
+    np.testing.assert_allclose(loss, np.sum(np.square(gaps)), rtol=1e-4)
 
 
 def test_a_network(plugin):
