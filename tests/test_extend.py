@@ -119,7 +119,7 @@ def test_a_network(plugin):
 def test_a_data_set(plugin):
     plugin("my_data.py")
     dataset = data.load("stripes", on_device=False)
-    assert (dataset.image_shape, dataset.class_names) == ((12, 12, 1), ("upright", "level"))
+    assert (dataset.image_shape, dataset.class_names) == ((16, 16, 1), ("upright", "level"))
     assert data.load("stripes", image_size=8).image_shape == (8, 8, 1)
     # Columns of an upright one differ, its rows do not, but for the noise.
     upright = dataset.train.images[dataset.train.labels == 0][..., 0].astype(float)
