@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from metadd_jax import zoo
+from metadd_jax import keys, parallel, zoo
+from metadd_jax.data import sampling
 from metadd_jax.ranges import OneOf, check
-from metadd_jax.structs import Auxiliary
+from metadd_jax.structs import Auxiliary, Dataset
 
 ATTENTION = ("attention", "rollout", "attention_logits")
 TRANSFORMER_METHODS = ("grad", *ATTENTION)
@@ -199,35 +201,61 @@ def activation_maps(
     return normalise_maps(maps, images.shape[1:3], map_eps=map_eps, config=config)
 
 
-def logits_of(auxiliary: Auxiliary, images: jax.Array) -> jax.Array:
-    """Logits [B, K] of a frozen network for images in the *set's* value space, without its map."""
-    seen = images if auxiliary.preprocess is None else auxiliary.preprocess(images)
-    return auxiliary.net.apply(jax.lax.stop_gradient(auxiliary.variables), seen)[0]
+class Sight(NamedTuple):
+    """What one frozen network makes of B images.
+
+    Attributes:
+      maps: [B, H, W] class activation maps in [0, 1], or None where none were asked for.
+      logits: [B, K].
+      embedding: [B, D], what the network's last linear layer sees.
+    """
+
+    maps: jax.Array | None
+    logits: jax.Array
+    embedding: jax.Array
 
 
 def observe(
-    auxiliary: Auxiliary, images: jax.Array, labels: jax.Array, *, config: CamConfig | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """What one auxiliary makes of images in the *set's* value space: maps [B, H, W] in [0, 1] and logits [B, K].
+    auxiliary: Auxiliary,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    maps: bool = True,
+    config: CamConfig | None = None,
+) -> Sight:
+    """Shows images to a frozen network, differentiably, and returns what it sees in them.
 
-    The auxiliary's weights are constants here: no gradient reaches them. Each kind of map has a range of its own.
+    No gradient reaches the network's weights.
+
+    Args:
+      auxiliary: the network, its weights, and the way from the set's value space to its own.
+      images: [B, H, W, C] in the *set's* value space.
+      labels: [B] int, the class whose evidence is mapped.
+      maps: whether to make maps; without them any network will do, also one that has no spatial map.
+      config: how maps are made; None for the defaults.
+
+    Returns:
+      ``Sight(maps, logits, embedding)``, all from one forward pass through the trunk.
 
     Raises:
       ValueError: see ``raw_maps``; or if the auxiliary holds no range for this kind of map.
     """
     config = config or CamConfig()
-    map_eps = _map_eps(auxiliary, map_kind(auxiliary.net, config))
+    map_eps = _map_eps(auxiliary, map_kind(auxiliary.net, config)) if maps else None
     variables = jax.lax.stop_gradient(auxiliary.variables)
     seen = images if auxiliary.preprocess is None else auxiliary.preprocess(images)
-    maps, logits, _ = raw_maps(auxiliary.net, variables, seen, labels, config=config)
-    return normalise_maps(maps, images.shape[1:3], map_eps=map_eps, config=config), logits
+    if map_eps is None:
+        logits, out = auxiliary.net.apply(variables, seen)
+        return Sight(None, logits, out["embedding"])
+    raw, logits, out = raw_maps(auxiliary.net, variables, seen, labels, config=config)
+    return Sight(normalise_maps(raw, images.shape[1:3], map_eps=map_eps, config=config), logits, out["embedding"])
 
 
 def _map_eps(auxiliary: Auxiliary, kind: str) -> jax.Array:
     if not isinstance(auxiliary.map_eps, Mapping) or kind not in auxiliary.map_eps:
         raise ValueError(
             f"the auxiliary {auxiliary.net.name} holds no range of {kind!r} maps; "
-            "make it with distillers.freeze or features.make_auxiliary, which measure every kind"
+            "make it with features.freeze or features.make_auxiliary, which measure every kind"
         )
     return jax.lax.stop_gradient(auxiliary.map_eps[kind])
 
@@ -236,29 +264,83 @@ def stack_maps(
     auxiliaries: Sequence[Auxiliary], images: jax.Array, labels: jax.Array, *, config: CamConfig | None = None
 ) -> jax.Array:
     """The maps of several auxiliaries over the same images, [M, B, H, W] in [0, 1]."""
-    return jnp.stack([observe(auxiliary, images, labels, config=config)[0] for auxiliary in auxiliaries])
+    return jnp.stack([observe(auxiliary, images, labels, config=config).maps for auxiliary in auxiliaries])
+
+
+def freeze(net: zoo.Architecture, variables: Any, dataset: Dataset, *, preprocess: Any = None) -> Auxiliary:
+    """Freezes a network trained on ``dataset``, to look at synthetic images through it.
+
+    The typical range of each kind of map that it can make is measured on up to 32 real images a class (as many as the
+    smallest class has), which pass it in parts: a thousand classes at 224 pixels do not fit at once.
+
+    Args:
+      net: the architecture.
+      variables: its ``params`` (+ ``batch_stats``).
+      dataset: the real data; its training images are the probe.
+      preprocess: hashable differentiable function from the set's value space and size to the network's; None where
+        they are the same.
+
+    Returns:
+      The ``Auxiliary``; of a network without a spatial map one that has no ranges, which can still serve as a
+      reference or for terms that read no maps.
+    """
+    if not net.has_map:
+        return Auxiliary(variables=variables, map_eps={}, net=net, preprocess=preprocess)
+    arrays = dataset.train
+    per_class = min(_PROBES, int(np.min(arrays.counts)))
+    rows, labels = sampling.random_rows(keys.root(0, "probe"), arrays, per_class)
+    height, width, _ = net.image_shape
+    parts = -(-len(rows) * height * width // _PART_PIXELS)
+    share = -(-len(rows) // parts)
+    # Every part has the same shape, so one program serves all: the last is filled up with the first images again.
+    places = np.resize(np.arange(len(rows)), (parts, share))
+    ranges_of = parallel.jit(lambda v, x, y: _ranges(net, v, x, y, preprocess))
+    found = [
+        # Rows are taken before anything goes to the device: the real images may be larger than it.
+        ranges_of(variables, sampling.standardise(arrays.images[rows[part]], arrays.mean, arrays.std), labels[part])
+        for part in places
+    ]
+    ranges = {kind: jnp.concatenate([part[kind] for part in found])[: len(rows)] for kind in found[0]}
+    return Auxiliary(variables=variables, map_eps=_typical(ranges), net=net, preprocess=preprocess)
+
+
+_PROBES = 32  # real images a class
+_PART_PIXELS = 2**20  # 1,024 images of 32 x 32 pixels, 20 of 224 x 224
 
 
 def make_auxiliary(
     net: zoo.Architecture, variables: Any, images: jax.Array, labels: jax.Array, *, preprocess: Any = None
 ) -> Auxiliary:
-    """Freezes a trained network and measures its typical map ranges on real images [B, H, W, C] (set's space).
+    """Freezes a trained network and measures its typical map ranges on given images (``freeze`` draws them itself).
 
     Each ``map_eps`` becomes 1e-2 x the median range (max - min) of the raw maps of its kind at the true labels. Ranges
     differ up to fifty times between kinds, so every kind has its own, whatever ``CamConfig`` is used later.
+
+    Args:
+      net: the architecture.
+      variables: its ``params`` (+ ``batch_stats``).
+      images: [B, H, W, C] real images in the set's value space; they pass the network at once.
+      labels: [B] int, their classes.
+      preprocess: as in ``freeze``.
 
     Raises:
       ValueError: if the network has no spatial map.
     """
     if not net.has_map:
         raise ValueError(f"{net.name} has no spatial feature map, so no range of it; choose a network that has")
-    seen = images if preprocess is None else preprocess(images)
-    maps = all_raw_maps(net, variables, seen, labels)
-    map_eps = {kind: _typical(values) for kind, values in maps.items()}
+    map_eps = _typical(_ranges(net, variables, images, labels, preprocess))
     return Auxiliary(variables=variables, map_eps=map_eps, net=net, preprocess=preprocess)
 
 
-def _typical(maps: jax.Array) -> jax.Array:
-    spread = maps.max(axis=(1, 2)) - maps.min(axis=(1, 2))
+def _ranges(
+    net: zoo.Architecture, variables: Any, images: jax.Array, labels: jax.Array, preprocess: Any
+) -> dict[str, jax.Array]:
+    """Range [B] of each image's raw map, by kind."""
+    seen = images if preprocess is None else preprocess(images)
+    maps = all_raw_maps(net, variables, seen, labels)
+    return {kind: values.max(axis=(1, 2)) - values.min(axis=(1, 2)) for kind, values in maps.items()}
+
+
+def _typical(ranges: dict[str, jax.Array]) -> dict[str, jax.Array]:
     # A network whose maps are all dead would get eps = 0 and divide 0 by 0.
-    return jnp.maximum(1e-2 * jnp.median(spread), 1e-8)
+    return {kind: jnp.maximum(1e-2 * jnp.median(values), 1e-8) for kind, values in ranges.items()}

@@ -151,7 +151,26 @@ class Each:
         return [(wrong,) for wrong in self.rule.outside()]
 
 
-Range = Whole | Real | OneOf | Ordered | Text | Each
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Pairs (name, value), each value in a range; there may be none."""
+
+    rule: Whole | Real
+
+    def holds(self, value: Any) -> bool:
+        """Whether ``value`` is a row of such pairs."""
+        pairs = isinstance(value, tuple | list) and all(isinstance(x, tuple | list) and len(x) == 2 for x in value)
+        return pairs and all(isinstance(name, str) and self.rule.holds(number) for name, number in value)
+
+    def __str__(self) -> str:
+        return f"pairs of a name and {self.rule}"
+
+    def outside(self) -> list[Any]:
+        """Values that are none of them, for tests."""
+        return ["ai", (("ai",),), *((("ai", wrong),) for wrong in self.rule.outside())]
+
+
+Range = Whole | Real | OneOf | Ordered | Text | Each | Pairs
 
 
 def of(settings: type) -> dict[str, Range]:

@@ -156,7 +156,7 @@ def test_no_gradient_reaches_an_auxiliary(key):
 
     def value(variables):
         auxiliary = Auxiliary(variables=variables, map_eps={"local": jnp.float32(1e-3)}, net=net)
-        maps, logits = features.observe(auxiliary, images, labels)
+        maps, logits, _ = features.observe(auxiliary, images, labels)
         return maps.sum() + logits.sum()
 
     assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(jax.grad(value)(variables)))

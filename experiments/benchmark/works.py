@@ -123,7 +123,7 @@ def _auxiliary(name: Name, config: BenchmarkConfig) -> Work:
     images, labels = mdd.data.random_per_class(jax.random.key(0), arrays, name.size)
 
     def value(images: jax.Array, auxiliary: mdd.Auxiliary) -> jax.Array:
-        maps, logits = mdd.features.observe(auxiliary, images, labels)
+        maps, logits, _ = mdd.features.observe(auxiliary, images, labels)
         return mdd.invariant.cross_entropy(logits[None], labels).mean() + jnp.square(maps).mean()
 
     kept = jax.checkpoint(value) if config.checkpoint else value

@@ -191,6 +191,22 @@ def random_per_class(
     Raises:
       ValueError: if ``ipc`` is below 1 or, without ``repeat``, above the size of a class.
     """
+    rows, labels = random_rows(key, arrays, ipc, repeat=repeat)
+    return gather(arrays, rows, jnp.ones(len(rows))), jnp.asarray(labels)
+
+
+def random_rows(
+    key: jax.Array, arrays: ImageArrays, ipc: int | Sequence[int], *, repeat: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws as ``random_per_class`` does, without reading an image.
+
+    Returns:
+      rows: [N] int32 in the real images, class-major.
+      labels: [N] int32, their classes.
+
+    Raises:
+      ValueError: as ``random_per_class``, whose arguments these are.
+    """
     sizes = np.asarray(arrays.counts)
     wanted = per_class(ipc, len(sizes))
     if not repeat:
@@ -198,10 +214,9 @@ def random_per_class(
     most, labels = max(wanted), np.arange(len(sizes), dtype=np.int32)
     class_keys = jax.random.split(key, len(sizes))
     # As many of each class as the largest needs, so that one program draws them all; what is too much is cut off.
-    indices, _ = jax.vmap(class_indices, in_axes=(0, None, 0, None))(class_keys, arrays, jnp.asarray(labels), most)
+    rows, _ = jax.vmap(class_indices, in_axes=(0, None, 0, None))(class_keys, arrays, jnp.asarray(labels), most)
     places = [label * most + np.arange(count) % size for label, count, size in zip(labels, wanted, sizes, strict=True)]
-    chosen = indices.ravel()[np.concatenate(places)]
-    return gather(arrays, chosen, jnp.ones(len(chosen))), jnp.asarray(np.repeat(labels, wanted))
+    return np.asarray(rows).ravel()[np.concatenate(places)], np.repeat(labels, wanted)
 
 
 def stream_pool(arrays: ImageArrays, seed: int, chunk: int, per_class: int) -> ImageArrays:

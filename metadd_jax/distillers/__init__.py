@@ -2,17 +2,20 @@
 
 from metadd_jax.distillers import networks
 from metadd_jax.distillers.condition import Condition, MeaninglessError, examine
-from metadd_jax.distillers.contract import Distiller, init_state, make_update
+from metadd_jax.distillers.contract import Distiller, LossTerms, init_state, make_update
 from metadd_jax.distillers.distances import gradient_distance
 from metadd_jax.distillers.distribution_matching import DM, dm
 from metadd_jax.distillers.gradient_matching import DC, DSA, GradientMatching, dc, dsa
-from metadd_jax.distillers.meta import freeze, metadd
+from metadd_jax.distillers.meta import metadd
 from metadd_jax.distillers.parameterisation import Parameterisation, budget, factor, parameterise, pixels
+from metadd_jax.distillers.penalty import penalise
+from metadd_jax.distillers.pulling import pulls
 from metadd_jax.distillers.registry import Method, get, names, register
 from metadd_jax.distillers.run import NotFiniteError, RunConfig, compile_chunks, distil
 from metadd_jax.distillers.squeeze_recover import SqueezeRecover, recover_optimiser, sre2l
 from metadd_jax.distillers.student import TrajectoryMatching, trajectory_optimiser
 from metadd_jax.distillers.trajectory_matching import MTT, TESLA, mtt, tesla
+from metadd_jax.features import freeze
 
 __all__ = [
     "DC",
@@ -23,6 +26,7 @@ __all__ = [
     "Condition",
     "Distiller",
     "GradientMatching",
+    "LossTerms",
     "MeaninglessError",
     "Method",
     "NotFiniteError",
@@ -48,7 +52,9 @@ __all__ = [
     "names",
     "networks",
     "parameterise",
+    "penalise",
     "pixels",
+    "pulls",
     "recover_optimiser",
     "register",
     "sre2l",

@@ -17,6 +17,8 @@ Rules for all of them, under which the same functions run under jit, pmap and ji
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -24,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metadd_jax import keys
+from metadd_jax import keys, parallel
 from metadd_jax.structs import Dataset, DistillState, ImageArrays, SyntheticSet
 
 
@@ -107,6 +109,78 @@ class Decode(Protocol):
         """
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class LossTerms:
+    """A loss taken apart, L = L_base + sum_t w_t L_t: what a method gives so that ``pulls`` can compare its parts.
+
+    Attributes:
+      name: what the sum of the weighted terms is called.
+      names: the terms.
+      base: L_base [], from the arguments of ``Loss``.
+      terms: {t: L_t []}, from the same arguments; together, because they share forward passes.
+      weights: ``(aux, gradients) -> {t: w_t []}``, the weights of a step whose gradients are those of ``gradients``.
+      refresh: the method's (``Refresh``).
+      sample: the method's (``Sample``).
+      batches: how many batches a mean gradient is taken over.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    base: Callable[..., jax.Array]
+    terms: Callable[..., dict[str, jax.Array]]
+    weights: Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]
+    refresh: Refresh
+    sample: Sample
+    batches: int = 20
+
+    def gradients(
+        self, key: jax.Array, synthetic: Any, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None
+    ) -> dict[str, jax.Array]:
+        """Returns the gradient vectors of L_base ("base") and of each term, by name; arguments as in ``Loss``."""
+
+        def base(synthetic: Any) -> jax.Array:
+            return self.base(key, synthetic, aux, batch, frozen, axis_name=axis_name)
+
+        def terms(synthetic: Any) -> dict[str, jax.Array]:
+            return self.terms(key, synthetic, aux, batch, frozen, axis_name=axis_name)
+
+        of_terms = jax.jacrev(terms)(synthetic)
+        return {"base": _vector(jax.grad(base)(synthetic)), **{name: _vector(tree) for name, tree in of_terms.items()}}
+
+    @functools.cached_property
+    def mean_gradients(self) -> Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
+        """``(key, synthetic, aux, arrays, frozen)`` -> the *sum* of ``gradients`` over the batches, and mean weights.
+
+        Compiled once, for all seeds of the method.
+        """
+
+        def run(key: jax.Array, synthetic: Any, aux: Any, arrays: ImageArrays, frozen: Any) -> tuple[dict, dict]:
+            def body(carry: tuple[dict, dict, Any], step: jax.Array) -> tuple[tuple[dict, dict, Any], None]:
+                total, weights, aux = carry
+                step_key = jax.random.fold_in(keys.named(key, "calibrate"), step)
+                refresh_key, sample_key, loss_key = (
+                    keys.named(step_key, part) for part in ("refresh", "sample", "loss")
+                )
+                aux = self.refresh(refresh_key, synthetic, aux, step, frozen)
+                batch = self.sample(sample_key, arrays, step)
+                gradients = self.gradients(loss_key, synthetic, aux, batch, frozen)
+                # A running mean: of equal numbers it is that number, to the bit.
+                now = self.weights(aux, gradients)
+                weights = {t: mean + (now[t] - mean) / (step + 1) for t, mean in weights.items()}
+                return (jax.tree.map(jnp.add, total, gradients), weights, aux), None
+
+            zeros = {name: jnp.zeros_like(_vector(synthetic)) for name in ("base", *self.names)}
+            weights = {name: jnp.zeros(()) for name in self.names}
+            return jax.lax.scan(body, (zeros, weights, aux), jnp.arange(self.batches))[0][:2]
+
+        return parallel.jit(run)
+
+
+def _vector(tree: Any) -> jax.Array:
+    # Without scalars: a learned step size is no part of the images, and its gradient dwarfs theirs (MTT: 25 times).
+    return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree) if leaf.ndim])
+
+
 class Distiller(NamedTuple):
     """A distillation method; the Protocols of this module say what each function takes and gives.
 
@@ -119,8 +193,7 @@ class Distiller(NamedTuple):
       decode: makes images of what is trained (``Decode``).
       frozen: a pytree of arrays that never change (auxiliaries, teacher, generator): an argument of the update and
         never in a checkpoint. An array that a function closed over would become a constant of the program.
-      report: ``(key, synthetic, aux, arrays) -> facts``, numbers by name that a run notes at its start and its end, or
-        None. Not pure: it may compile.
+      terms: the loss taken apart, for ``pulls``, or None.
     """
 
     name: str
@@ -130,7 +203,7 @@ class Distiller(NamedTuple):
     refresh: Refresh
     decode: Decode
     frozen: Any = ()
-    report: Callable[..., dict[str, jax.Array]] | None = None
+    terms: LossTerms | None = None
 
     def synthetic(self, state: DistillState) -> SyntheticSet:
         """The distilled set as it stands in ``state``."""

@@ -21,7 +21,7 @@ import numpy as np
 from metadd_jax import keys, parallel, ranges
 from metadd_jax.distillers.contract import Distiller
 from metadd_jax.ranges import Whole
-from metadd_jax.structs import Dataset, ImageArrays, SyntheticSet
+from metadd_jax.structs import Dataset, SyntheticSet
 
 
 class Parameterisation(Protocol):
@@ -115,10 +115,17 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
     def as_set(synthetic: dict, aux: Any, frozen: Any) -> SyntheticSet:
         return base.decode(shown(synthetic, frozen), aux, frozen["base"])
 
-    def report(key: jax.Array, synthetic: dict, aux: Any, arrays: ImageArrays) -> dict[str, jax.Array]:
-        assert base.report is not None  # else it is not asked
-        return base.report(key, shown(synthetic, {"decoder": parameterisation.frozen}), aux, arrays)
+    def of_latents(function: Callable) -> Callable:
+        """A part of the base's loss, read from what is trained here."""
 
+        def part(key: jax.Array, synthetic: dict, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None) -> Any:
+            return function(key, shown(synthetic, frozen), aux, batch, frozen["base"], axis_name=axis_name)
+
+        return part
+
+    terms = base.terms and dataclasses.replace(
+        base.terms, base=of_latents(base.terms.base), terms=of_latents(base.terms.terms), refresh=refresh
+    )
     return base._replace(
         name=base.name if name is None else f"{base.name}+{name}",
         init=init,
@@ -126,7 +133,7 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
         refresh=refresh,
         decode=as_set,
         frozen={"base": base.frozen, "decoder": parameterisation.frozen},
-        report=report if base.report else None,
+        terms=terms,
     )
 
 

@@ -23,6 +23,7 @@ from metadd_jax import keys, parallel, storage
 from metadd_jax.data import sampling
 from metadd_jax.distillers.condition import examine, refuse_meaningless
 from metadd_jax.distillers.contract import Distiller, init_state, make_update
+from metadd_jax.distillers.pulling import pulls
 from metadd_jax.ranges import OneOf, Whole, check
 from metadd_jax.structs import Dataset, DistillState, ImageArrays
 
@@ -127,7 +128,7 @@ def distil(
     _say_lost_lines(log, done)
     if on_chunk and done:
         on_chunk(done, {})
-    if not done and (facts := _report(seed, method, state, dataset.train, config)):
+    if not done and (facts := _pulls(seed, method, state, dataset.train, config)):
         log.write(0, facts)
     lines: list[dict[str, float]] = []
     for start, length, data in _chunks(done, seed, arrays, config):
@@ -141,7 +142,7 @@ def distil(
         )
         facts = {f"distill/{name}": value for name, value in means.items()}
         if done == config.steps:
-            facts |= _report(seed, method, state, dataset.train, config)
+            facts |= _pulls(seed, method, state, dataset.train, config)
         log.write(done, facts)
         lines.append(facts)
         if checkpoints is not None and (done == config.steps or _crosses(start, done, config.save_every)):
@@ -170,12 +171,13 @@ def _pool(arrays: ImageArrays, seed: int, number: int, config: RunConfig) -> Ima
     return sampling.stream_pool(arrays, seed, number, config.stream_per_class)
 
 
-def _report(seed: int, method: Distiller, state: DistillState, arrays: ImageArrays, config: RunConfig) -> dict:
-    if method.report is None or not parallel.is_main():
+def _pulls(seed: int, method: Distiller, state: DistillState, arrays: ImageArrays, config: RunConfig) -> dict:
+    if method.terms is None or not parallel.is_main():
         return {}
     # On one device, whatever the steps run on; a set that is streamed gives its first pool.
     synthetic, aux = parallel.local((state.synthetic, state.aux))
-    facts = method.report(keys.root(seed, "report"), synthetic, aux, _pool(arrays, seed, 0, config))
+    state = state.replace(synthetic=synthetic, aux=aux)
+    facts = pulls(keys.root(seed, "report"), method, state, _pool(arrays, seed, 0, config))
     return {f"report/{name}": float(value) for name, value in facts.items()}
 
 

@@ -1,0 +1,172 @@
+"""Penalties: any terms over any method, L = L_base + sum_t w_t L_t, with weights that make their pulls comparable.
+
+A term looks at the synthetic images through frozen networks (``invariant.Seen``). Its weight is by default
+w_t = min(rho_t ||mean g_base|| / ||mean g_t||, cap) from mean gradient vectors over the first ``calibration_steps``
+batches, then frozen and checkpointed: rho_t is how hard the term pulls beside the base method. The base method sees the
+very keys and batches that it sees alone, so a run with and one without the penalty are a matched pair.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metadd_jax import augment, features, invariant, keys
+from metadd_jax.distillers.contract import Distiller, LossTerms
+from metadd_jax.ranges import Real, require
+from metadd_jax.structs import Auxiliary, Dataset
+
+Strengths = Mapping[str | invariant.Term | Callable[[invariant.Seen], invariant.Values], float]
+VIEWS = invariant.InvariantConfig.views
+
+
+def penalise(
+    base: Distiller,
+    auxiliaries: Sequence[Auxiliary],
+    terms: Strengths,
+    *,
+    reference: Auxiliary | None = None,
+    weighting: str = "calibrated",
+    cap: float = 1e4,
+    calibration_steps: int = 20,
+    views: augment.Augmentation = VIEWS,
+    cam: features.CamConfig = features.CamConfig(),
+    subset: int | None = None,
+    micro_batch: int | None = None,
+    checkpoint: bool = False,
+    name: str = "penalty",
+) -> Distiller:
+    """Adds terms that frozen networks judge the synthetic images by to the loss of ``base``.
+
+    Args:
+      base: any method.
+      auxiliaries: M frozen pre-trained networks (see ``features.freeze``).
+      terms: the strength of each term, at least 0; 0 leaves it out. A term is a name ("ai", "pos", "var" or one that
+        ``invariant.register`` knows), an ``invariant.Term``, or a function ``Seen -> [B]``, one value an image.
+      reference: frozen network of the backbone's architecture, for terms that compare with the main network.
+      weighting: what a strength is. "calibrated": the size of the term's mean gradient relative to the base method's,
+        made a weight once at the start; "per_step": the same, anew at every step; "raw": the weight itself.
+      cap: upper bound of a weight that is not raw.
+      calibration_steps: how many batches mean gradients are taken over.
+      views: DSA tokens joined by "_" (or an ``augment.Strategy``) for the one draw that all networks share; "none"
+        shows the plain images.
+      cam: how maps are made.
+      subset: number of images looked at per step (random, unbiased); None for all.
+      micro_batch: most images that pass the networks at once; None for all, on a CPU for 10.
+      checkpoint: compute the networks' forward passes again for the gradient: less memory, more time.
+      name: what follows the base method's name and "+".
+
+    Returns:
+      A method like ``base``. Its ``aux`` is {"base": the base method's, "weights": {name: []}}, its ``frozen`` holds
+      the networks, and its ``terms`` are what ``pulls`` measures.
+
+    Raises:
+      ValueError: for an unknown term, two of one name, a setting out of its range, or networks that cannot serve a
+        term.
+    """
+    config = invariant.InvariantConfig(
+        ai=0.0, pos=0.0, var=0.0, weighting=weighting, cap=cap, calibration_steps=calibration_steps, views=views,
+        cam=cam, subset=subset, micro_batch=micro_batch, checkpoint=checkpoint,
+    )  # fmt: skip
+    strengths: dict[str, float] = {}
+    known: dict[str, invariant.Term] = {}
+    for given, strength in terms.items():
+        term = invariant.as_term(given)
+        require(f"strength of {term.name!r}", strength, Real(0))
+        if term.name in known:
+            raise ValueError(f"two terms are called {term.name!r}; give one another name by invariant.Term(name, ...)")
+        known[term.name] = term
+        if strength > 0:
+            strengths[term.name] = strength
+    known = {term: known[term] for term in strengths}
+    invariant.check_networks(known, auxiliaries, reference)
+
+    frozen = {"base": base.frozen, "auxiliaries": tuple(auxiliaries), "reference": reference}
+    penalty = _Penalty(name, base, known, strengths, config)
+
+    def init(key: jax.Array, dataset: Dataset) -> tuple[Any, Any]:
+        synthetic, base_aux = base.init(key, dataset)
+        aux = {"base": base_aux, "weights": {t: jnp.asarray(rho, jnp.float32) for t, rho in strengths.items()}}
+        if weighting == "calibrated":
+            # The strengths come in outside of what is compiled: settings that differ in them share the program.
+            vectors, _ = penalty.apart.mean_gradients(key, synthetic, aux, dataset.train, frozen)
+            aux["weights"] = penalty.relative(vectors)
+        return synthetic, aux
+
+    return Distiller(
+        name=f"{base.name}+{name}",
+        init=init,
+        sample=base.sample,
+        loss=penalty.loss,
+        refresh=penalty.refresh,
+        decode=lambda synthetic, aux, frozen: base.decode(synthetic, aux["base"], frozen["base"]),
+        frozen=frozen,
+        terms=penalty.apart,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Penalty:
+    """L = L_base + sum_t w_t L_t; ``frozen`` is what ``penalise`` gives its ``Distiller``."""
+
+    name: str
+    base: Distiller
+    terms: dict[str, invariant.Term]
+    strengths: dict[str, float]
+    config: invariant.InvariantConfig
+
+    def loss(
+        self, key: jax.Array, synthetic: Any, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None
+    ) -> tuple[jax.Array, tuple[Any, dict]]:
+        loss_base, (base_aux, metrics) = self.base.loss(
+            key, synthetic, aux["base"], batch, frozen["base"], axis_name=axis_name
+        )
+        w = aux["weights"]
+        if self.config.weighting == "per_step":
+            constant = jax.lax.stop_gradient(synthetic)
+            w = self.relative(self.apart.gradients(key, constant, aux, batch, frozen, axis_name=axis_name))
+        penalty, facts = self._judge(invariant.invariant_loss, key, synthetic, aux, frozen, weights=w)
+        metrics = {**metrics, "loss_base": loss_base, **{f"weight_{t}": w[t] for t in w}, **facts}
+        return loss_base + penalty, ({"base": base_aux, "weights": aux["weights"]}, metrics)
+
+    def refresh(self, key: jax.Array, synthetic: Any, aux: Any, step: jax.Array, frozen: Any) -> Any:
+        return {**aux, "base": self.base.refresh(key, synthetic, aux["base"], step, frozen["base"])}
+
+    @functools.cached_property
+    def apart(self) -> LossTerms:
+        def base(key: jax.Array, synthetic: Any, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None) -> Any:
+            return self.base.loss(key, synthetic, aux["base"], batch, frozen["base"], axis_name=axis_name)[0]
+
+        def terms(key: jax.Array, synthetic: Any, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None) -> Any:
+            return self._judge(invariant.invariant_terms, key, synthetic, aux, frozen)[0]
+
+        def weights(aux: Any, gradients: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            return self.relative(gradients) if self.config.weighting == "per_step" else aux["weights"]
+
+        return LossTerms(
+            name=self.name, names=tuple(self.terms), base=base, terms=terms, weights=weights, refresh=self.refresh,
+            sample=self.base.sample, batches=self.config.calibration_steps,
+        )  # fmt: skip
+
+    def relative(self, gradients: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """w_t = min(rho_t ||g_base|| / ||g_t||, cap); one without gradient gets the cap, which multiplies nothing."""
+        base = jnp.linalg.norm(gradients["base"])
+        return {
+            t: jnp.minimum(rho * base / (jnp.linalg.norm(gradients[t]) + 1e-20), self.config.cap)
+            for t, rho in self.strengths.items()
+        }
+
+    def _judge(
+        self, function: Callable, key: jax.Array, synthetic: Any, aux: Any, frozen: Any, **given: Any
+    ) -> tuple[Any, dict]:
+        """What ``invariant.invariant_loss`` or ``invariant_terms`` makes of the images as they stand."""
+        shown = self.base.decode(synthetic, aux["base"], frozen["base"])
+        return function(
+            keys.named(key, "metadd"), shown.images, shown.labels, frozen["auxiliaries"],
+            reference=frozen["reference"], config=self.config, terms=self.terms, **given,
+        )  # fmt: skip

@@ -1,0 +1,43 @@
+"""The architecture-invariant loss: its terms, their settings, and their weighted sum."""
+
+from metadd_jax.invariant.loss import check_networks, invariant_loss, invariant_terms, look
+from metadd_jax.invariant.settings import WEIGHTING, InvariantConfig
+from metadd_jax.invariant.terms import (
+    POSITIVITY,
+    TERMS,
+    Seen,
+    Term,
+    Values,
+    as_term,
+    cross_entropy,
+    divergence,
+    l_ai,
+    l_pos,
+    l_var,
+    positivity,
+    register,
+    variance,
+)
+
+__all__ = [
+    "POSITIVITY",
+    "TERMS",
+    "WEIGHTING",
+    "InvariantConfig",
+    "Seen",
+    "Term",
+    "Values",
+    "as_term",
+    "check_networks",
+    "cross_entropy",
+    "divergence",
+    "invariant_loss",
+    "invariant_terms",
+    "l_ai",
+    "l_pos",
+    "l_var",
+    "look",
+    "positivity",
+    "register",
+    "variance",
+]

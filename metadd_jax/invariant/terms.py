@@ -1,0 +1,208 @@
+"""The terms of the invariant loss, one by one, and own terms by name.
+
+A term is a function of ``Seen``, what all networks see of the images, and gives one value an image. Tags: [Q] reported
+by readers of the paper (MetaDD, arXiv 2410.05103), [I] inferred, [U] unknown and therefore a switch; they are those of
+section 2 of the project's method notes.
+
+Shapes: M auxiliaries, B images [H, W, C], maps [M, B, H, W] in [0, 1], logits [M, B, K].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from metadd_jax import registries
+from metadd_jax.ranges import nearest
+
+POSITIVITY = ("jaccard", "soft_ratio", "hinge")
+
+
+class Seen(NamedTuple):
+    """What all networks see of one view of the images: everything that a term may read.
+
+    Attributes:
+      images: [B, H, W, C] float32 in the set's value space, under the view that all networks share.
+      labels: [B] int.
+      logits: [M, B, K].
+      maps: [M, B, H, W] class activation maps in [0, 1]; None where no term needs them or a network can make none.
+      embeddings: M arrays [B, D_m], what each network's last linear layer sees.
+      reference: [B, K] logits of the main network; None where there is none.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    logits: jax.Array
+    maps: jax.Array | None
+    embeddings: tuple[jax.Array, ...]
+    reference: jax.Array | None
+
+
+Values = jax.Array | tuple[jax.Array, dict[str, jax.Array]]
+"""What a term gives: [B], or that and facts, arrays [B] or [N, B] by name whose means are logged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """A term of the loss and what it must be given; hashable.
+
+    Attributes:
+      name: what weights and metrics call it.
+      value: ``Seen -> [B]``, one value an image, or ``([B], facts)`` (see ``Values``).
+      needs: what of "maps" and "reference" it cannot do without; None: it is given whatever the networks can make.
+      compares: whether it compares networks, so that one alone says nothing.
+    """
+
+    name: str
+    value: Callable[[Seen], Values]
+    needs: tuple[str, ...] | None = None
+    compares: bool = False
+
+
+def l_ai(
+    seen: Seen, *, kl: float = 0.0, kl_cap: float | None = None, kl_reverse: bool = False, temperature: float = 1.0
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """L_ai = sum_m [ CE(f_m(x), y) + s KL(p_ref(x) || p_m(x)) ]. Its parts [Q]; the KL's direction, s and T [U].
+
+    Args:
+      seen: what the networks see; with its ``reference`` where ``kl`` is not 0.
+      kl: s, the sign and size of the KL term.
+      kl_cap: upper bound of the KL of one image and network, in nats; None for none.
+      kl_reverse: KL(p_m || p_ref) instead.
+      temperature: T of both softmaxes.
+
+    Returns:
+      [B], and the facts "cross_entropy", "auxiliary_accuracy" and, where it is in use, "kl", each [M, B].
+    """
+    chex.assert_rank([seen.logits, seen.labels], [3, 1])
+    ce = cross_entropy(seen.logits, seen.labels)
+    facts = {"cross_entropy": ce, "auxiliary_accuracy": seen.logits.argmax(axis=2) == seen.labels[None]}
+    if not kl:
+        return ce.sum(axis=0), facts
+    chex.assert_shape(seen.reference, seen.logits.shape[1:])
+    distance = divergence(seen.logits, seen.reference, temperature=temperature, reverse=kl_reverse)
+    if kl_cap is not None:
+        distance = jnp.minimum(distance, kl_cap)
+    return ce.sum(axis=0) + kl * distance.sum(axis=0), facts | {"kl": distance}
+
+
+def l_pos(seen: Seen, *, kind: str = "jaccard") -> jax.Array:
+    """L_pos [B], by default 1 - sum_ij min_m c_ij / (sum_ij max_m c_ij + eps); its kinds: ``positivity``. [U]"""
+    return positivity(seen.maps, seen.logits, seen.labels, kind=kind)
+
+
+def l_var(seen: Seen) -> jax.Array:
+    """L_var [B] = 1/(HW) sum_ij 1/M sum_m (mean_m c_ij - c^m_ij)^2, see ``variance``. [Q]"""
+    return variance(seen.maps)
+
+
+def variance(maps: jax.Array) -> jax.Array:
+    """L_var per image [B]: variance over the networks of each pixel's map value, averaged over pixels. [Q]
+
+    Zero when all maps agree, also when all are dead: read it beside the share of dead maps.
+    """
+    chex.assert_rank(maps, 4)
+    return jnp.var(maps, axis=0).mean(axis=(1, 2))
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """CE(f_m(x), y) of logits [M, B, K] and labels [B], per network and image [M, B]. [Q]"""
+    chex.assert_rank([logits, labels], [3, 1])
+    log_p = jax.nn.log_softmax(logits)
+    return -jnp.take_along_axis(log_p, jnp.broadcast_to(labels[None, :, None], (*logits.shape[:2], 1)), axis=2)[..., 0]
+
+
+def divergence(
+    logits: jax.Array, reference: jax.Array, *, temperature: float = 1.0, reverse: bool = False
+) -> jax.Array:
+    """KL(p_ref || p_m) of logits [M, B, K] from reference logits [B, K], per network and image [M, B], in nats.
+
+    The reference is a constant. At T = 1 the gradient of CE + s KL in the logits is (1 + s) p - y - s p_ref.
+    """
+    chex.assert_rank([logits, reference], [3, 2])
+    log_m = jax.nn.log_softmax(logits / temperature)
+    log_ref = jax.nn.log_softmax(jax.lax.stop_gradient(reference) / temperature)[None]
+    if reverse:
+        return jnp.sum(jnp.exp(log_m) * (log_m - log_ref), axis=2)
+    return jnp.sum(jnp.exp(log_ref) * (log_ref - log_m), axis=2)
+
+
+def positivity(maps: jax.Array, logits: jax.Array, labels: jax.Array, *, kind: str = "jaccard") -> jax.Array:
+    """L_pos per image [B]: small where the networks share much ("positivity" itself is [U] in the paper).
+
+    Kinds:
+      jaccard: 1 - sum_ij min_m c / (sum_ij max_m c + eps), in [0, 1]; dead maps are its worst case.
+      soft_ratio: 1 - mean_ij prod_m sigmoid((c - 0.5) / 0.1), the meta ratio made smooth.
+      hinge: mean over networks of max(0, 1 - (logit_y - largest other logit)).
+
+    Raises:
+      ValueError: for another kind.
+    """
+    if kind not in POSITIVITY:
+        raise ValueError(f"positivity {kind!r} must be one of {', '.join(POSITIVITY)}")
+    if kind != "hinge":
+        chex.assert_rank(maps, 4)
+    if kind == "jaccard":
+        shared = maps.min(axis=0).sum(axis=(1, 2))
+        total = maps.max(axis=0).sum(axis=(1, 2))
+        return 1.0 - shared / (total + 1e-6)
+    if kind == "soft_ratio":
+        return 1.0 - jnp.prod(jax.nn.sigmoid((maps - 0.5) / 0.1), axis=0).mean(axis=(1, 2))
+    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)[None]
+    other = jnp.where(own, -jnp.inf, logits).max(axis=2)
+    mine = jnp.where(own, logits, 0.0).sum(axis=2)
+    return jax.nn.relu(1.0 - (mine - other)).mean(axis=0)
+
+
+TERMS: dict[str, Term] = {
+    "ai": Term("ai", l_ai, needs=()),
+    "pos": Term("pos", l_pos, needs=("maps",), compares=True),
+    "var": Term("var", l_var, needs=("maps",), compares=True),
+}
+"""The terms by name: MetaDD's own with their default switches, and those that ``register`` added."""
+_OWN: dict[str, Callable[[Seen], Values]] = {}
+
+
+def register(
+    name: str, value: Callable[[Seen], Values], *, needs: Sequence[str] | None = None, compares: bool = False
+) -> None:
+    """Gives an own term a name, under which settings, scripts and ``distillers.penalise`` know it.
+
+    Args:
+      name: what weights and metrics shall call it.
+      value: pure function ``Seen -> [B]``, one value an image (see ``Values``); its mean over the images is the term.
+      needs: what of "maps" and "reference" it cannot do without: a network that cannot give it is then refused, and
+        with "maps" their facts (meta ratio, dead maps) are logged. None: it is given whatever the networks can make.
+      compares: whether it wants at least two networks.
+
+    What is defined again under its name replaces itself, as when the cell of a notebook is run once more.
+
+    Raises:
+      ValueError: if the name is no word or taken by another term, or ``needs`` names something else.
+    """
+    if wrong := [word for word in needs or () if word not in ("maps", "reference")]:
+        raise ValueError(f"the term {name!r} needs {wrong[0]!r}; a term can ask for maps and reference alone")
+    registries.claim(_OWN, name, value, kind="term", taken=("ai", "pos", "var"))
+    TERMS[name] = Term(name, value, None if needs is None else tuple(needs), compares)
+
+
+def as_term(term: str | Term | Callable[[Seen], Values]) -> Term:
+    """Makes a term of what a user writes: a name from ``TERMS``, a ``Term``, or a function, which keeps its name.
+
+    Raises:
+      ValueError: for an unknown name; the message has the nearest known one.
+    """
+    if isinstance(term, str):
+        if term not in TERMS:
+            raise ValueError(f"unknown term {term!r}{nearest(term, TERMS)}; use one of {', '.join(TERMS)}")
+        return TERMS[term]
+    if isinstance(term, Term):
+        return term
+    named = term.func if isinstance(term, functools.partial) else term
+    return Term(getattr(named, "__name__", type(named).__name__), term)
