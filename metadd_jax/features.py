@@ -289,6 +289,7 @@ def freeze(net: zoo.Architecture, variables: Any, dataset: Dataset, *, preproces
     arrays = dataset.train
     per_class = min(_PROBES, int(np.min(arrays.counts)))
     rows, labels = sampling.random_rows(keys.root(0, "probe"), arrays, per_class)
+    rows = np.asarray(rows)
     height, width, _ = net.image_shape
     parts = -(-len(rows) * height * width // _PART_PIXELS)
     share = -(-len(rows) // parts)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metadd_jax import features, zoo
+from metadd_jax import data, features, keys, zoo
 from metadd_jax.structs import Auxiliary
 
 SHAPE = (16, 16, 3)
@@ -240,3 +240,31 @@ def test_a_network_without_a_map_is_refused(key):
         features.CamConfig(transformer_method="magic")
     with pytest.raises(ValueError, match="low_confidence"):
         features.CamConfig(low_confidence="some")
+
+
+def test_freeze_measures_the_median_range_in_parts_as_at_once(monkeypatch):
+    """Its probes are 5 of each class, all that the smallest has; in parts of 4 they give the same median."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), (20, 5, 9))
+    images = rng.integers(0, 255, (34, 8, 8, 1)).astype(np.uint8)
+    dataset = data.from_arrays("tiny", images, labels, images[:3], labels[:3])
+    net = zoo.parse("convnet:width=4,depth=1", 3, (8, 8, 1))
+    variables = net.init(jax.random.key(1))
+    probes, of = data.random_per_class(keys.root(0, "probe"), dataset.train, 5)
+    assert of.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    raw = raw_maps(net, variables, probes, of, config=features.CamConfig(alpha="local"))[0]
+    ranges = np.asarray(raw).max((1, 2)) - np.asarray(raw).min((1, 2))
+    frozen = features.freeze(net, variables, dataset)
+    np.testing.assert_allclose(frozen.map_eps["local"], 1e-2 * np.median(ranges), rtol=1e-5)
+    sizes = []
+    kinds_of = features.all_raw_maps
+    monkeypatch.setattr(
+        features, "all_raw_maps", lambda net, v, x, y: (sizes.append(x.shape), kinds_of(net, v, x, y))[1]
+    )
+    monkeypatch.setattr(features, "_PART_PIXELS", 4 * 64)
+    parts = features.freeze(net, variables, dataset)
+    assert sizes == [(4, 8, 8, 1)]  # traced once, for all parts
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts.map_eps, frozen.map_eps)
+    mlp = zoo.parse("mlp:width=4", 3, (8, 8, 1))
+    flat = features.freeze(mlp, mlp.init(jax.random.key(0)), dataset)
+    assert flat.map_eps == {} and flat.net == mlp

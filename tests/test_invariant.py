@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from metadd_jax import features, invariant, zoo
-from metadd_jax.invariant import InvariantConfig
+from metadd_jax.invariant import InvariantConfig, terms
 
 SHAPE = (8, 8, 1)
 
@@ -183,7 +183,7 @@ def test_a_random_subset_is_unbiased(images, auxiliaries):
 
     draws = jax.jit(jax.vmap(lambda k: variance_term(k, 2)))(jax.random.split(jax.random.key(5), 600))
     spread = float(draws.std()) / np.sqrt(600)
-    assert float(draws.mean()) == pytest.approx(float(variance_term(jax.random.key(0), 0)), abs=4 * spread)
+    assert float(draws.mean()) == pytest.approx(float(variance_term(jax.random.key(0), None)), abs=4 * spread)
     assert float(draws.std()) > 0
 
 
@@ -196,14 +196,14 @@ def test_images_in_parts_change_memory_and_nothing_else(key, images, auxiliaries
         return invariant.invariant_loss(key, x, LABELS, auxiliaries[:2], config=config)
 
     (whole, slope), (parts, other) = (
-        jax.jit(jax.value_and_grad(lambda x, n=size: value(x, n), has_aux=True))(images) for size in (0, 4)
+        jax.jit(jax.value_and_grad(lambda x, n=size: value(x, n), has_aux=True))(images) for size in (None, 4)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, parts)
     np.testing.assert_allclose(other, slope, rtol=1e-3, atol=1e-5 * np.abs(slope).max())
     assert "scan" in str(jax.make_jaxpr(lambda x: value(x, 4)[0])(images))
 
 
-@pytest.mark.parametrize("micro_batch", [0, 4])
+@pytest.mark.parametrize("micro_batch", [None, 4])
 def test_the_gradient_in_the_weights_is_true_in_one_part_and_in_several(key, images, auxiliaries, micro_batch):
     """Finite differences in float64: of the loss, and of its slope in the images, which a learner of weights needs."""
     config = InvariantConfig(views="none", micro_batch=micro_batch)
@@ -227,7 +227,7 @@ def test_the_gradient_in_the_weights_is_true_in_one_part_and_in_several(key, ima
             assert np.abs(slopes).min() > 1e-6
 
 
-@pytest.mark.parametrize("micro_batch", [0, 4])
+@pytest.mark.parametrize("micro_batch", [None, 4])
 def test_networks_their_ranges_and_the_reference_are_constants(key, images, auxiliaries, micro_batch):
     """So are the metrics: what no gradient reaches in one part, none reaches in several."""
     config = InvariantConfig(views="none", kl=1.0, micro_batch=micro_batch)
@@ -247,6 +247,78 @@ def test_networks_their_ranges_and_the_reference_are_constants(key, images, auxi
         return sum(found.values())
 
     assert not any(np.asarray(leaf).any() for leaf in jax.jit(jax.grad(metrics, argnums=(0, 1)))(images, 1.0))
+
+
+@pytest.fixture
+def bright(monkeypatch):
+    """An own term by name, gone after the test: the brightness of each image, and a fact of its own."""
+    monkeypatch.setattr(terms, "_OWN", {})
+    for name in [name for name in terms.TERMS if name not in ("ai", "pos", "var")]:
+        monkeypatch.delitem(terms.TERMS, name)
+    monkeypatch.setitem(terms.TERMS, "bright", None)  # so that the name is taken away again
+    monkeypatch.delitem(terms.TERMS, "bright")
+    invariant.register("bright", brightness, needs=())
+    return "bright"
+
+
+def brightness(seen):
+    return seen.images.mean(axis=(1, 2, 3)), {"widest": seen.logits.max(axis=2)}
+
+
+@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_an_own_term_by_name_joins_the_sum_and_logs_its_facts(key, images, auxiliaries, bright, micro_batch):
+    config = InvariantConfig(pos=0, var=0, ai=2.0, extra=((bright, 3.0),), views="none", micro_batch=micro_batch)
+    loss, metrics = invariant.invariant_loss(key, images, LABELS, auxiliaries, config=config)
+    logits = np.stack([np.asarray(a.net.apply(a.variables, images)[0], np.float64) for a in auxiliaries])
+    ai = -np.log(softmax(logits))[:, np.arange(6), np.asarray(LABELS)].sum(0).mean()
+    mean = np.asarray(images, np.float64).mean()
+    assert float(loss) == pytest.approx(2 * ai + 3 * mean, rel=1e-5)
+    assert float(metrics["loss_bright"]) == pytest.approx(mean, abs=1e-6)
+    assert float(metrics["widest"]) == pytest.approx(logits.max(2).mean(), rel=1e-5)
+    assert "meta_ratio" not in metrics
+
+
+def test_an_own_function_sees_all_that_the_networks_can_give(key, images, auxiliaries):
+    kept = {}
+
+    def nosy(seen):
+        kept["seen"] = seen
+        return jnp.zeros(len(seen.labels))
+
+    def look_at(networks, reference=None):
+        config, named = InvariantConfig(views="none"), {"nosy": invariant.as_term(nosy)}
+        invariant.invariant_terms(key, images, LABELS, networks, reference=reference, config=config, terms=named)
+        return kept["seen"]
+
+    seen = look_at(auxiliaries, auxiliaries[1])
+    out = [auxiliary.net.apply(auxiliary.variables, images) for auxiliary in auxiliaries]
+    np.testing.assert_array_equal(seen.images, images)
+    np.testing.assert_array_equal(seen.labels, LABELS)
+    np.testing.assert_allclose(seen.logits, np.stack([logits for logits, _ in out]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(seen.reference, out[1][0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(seen.maps, features.stack_maps(auxiliaries, images, LABELS), rtol=1e-4, atol=1e-5)
+    for embedding, (_, found) in zip(seen.embeddings, out, strict=True):
+        np.testing.assert_allclose(embedding, found["embedding"], rtol=1e-5, atol=1e-6)
+    mlp = zoo.parse("mlp:width=4", num_classes=3, image_shape=SHAPE)
+    flat = features.Auxiliary(variables=mlp.init(key), map_eps={}, net=mlp)
+    assert look_at([*auxiliaries, flat]).maps is None and look_at(auxiliaries).reference is None
+
+
+def test_what_is_no_term_is_one_clear_line(key, images, auxiliaries, bright):
+    def use(**named):
+        known = {name: invariant.as_term(term) for name, term in named.items()}
+        invariant.invariant_terms(key, images, LABELS, auxiliaries, config=InvariantConfig(views="none"), terms=known)
+
+    with pytest.raises(ValueError, match=r"'flat' gives an array of shape \(\) for 6 images.*shape \(6,\)"):
+        use(flat=lambda seen: seen.logits.mean())
+    with pytest.raises(ValueError, match="two terms log a fact 'widest'"):
+        use(bright=bright, wide=brightness)
+    with pytest.raises(ValueError, match="'ai' is one of metadd_jax"):
+        invariant.register("ai", brightness)
+    with pytest.raises(ValueError, match=r"the term 'bright' is .*brightness already"):
+        invariant.register("bright", test_variance_of_hand_made_maps)
+    with pytest.raises(ValueError, match="needs 'map'; a term can ask for maps and reference alone"):
+        invariant.register("sharp", brightness, needs=("map",))
 
 
 def test_checkpointing_changes_memory_and_nothing_else(key, images, auxiliaries):
@@ -277,9 +349,17 @@ def test_kl_is_capped_where_it_is_pushed_up(key, images, auxiliaries):
         ({"ai": -1}, "ai=-1 must be a finite float32 number, at least 0"),
         ({"kl": -0.5}, "kl_cap"),
         ({"temperature": 0}, "temperature"),
+        ({"subset": 0}, "subset=0 must be a whole number, at least 1"),
+        ({"kl_cap": 0}, "kl_cap=0 must be"),
+        (
+            {"extra": (("brigt", 1.0),)},
+            r"unknown term 'brigt' \(did you mean 'bright'\?\); use one of ai, pos, var, bright",
+        ),
+        ({"extra": (("ai", 1.0),)}, "second strength for the term 'ai'"),
+        ({"extra": (("bright", -1.0),)}, "extra=.* must be pairs"),
     ],
 )
-def test_bad_settings_are_refused(settings, message):
+def test_bad_settings_are_refused(settings, message, bright):
     with pytest.raises(ValueError, match=message):
         InvariantConfig(**settings)
 

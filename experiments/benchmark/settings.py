@@ -50,8 +50,8 @@ class BenchmarkConfig:
       eval_epochs: passes over the set in an evaluation; published are 301 or 1001.
       eval_seeds: networks of an evaluation.
       test_per_class: test images per class of an evaluation, fewer than published for its fewer epochs.
-      subset: synthetic images that the invariant loss looks at per step; 0 for all.
-      micro_batch: synthetic images that pass an auxiliary at once; 0 for all.
+      subset: synthetic images that the invariant loss looks at per step; None for all.
+      micro_batch: synthetic images that pass an auxiliary at once; None for all, on a CPU for 10.
       checkpoint: whether an auxiliary's forward pass is computed again for the gradient (less memory, more time).
       chunk: steps in a scan.
       repeats: timed calls, after one that is not timed.
@@ -82,8 +82,8 @@ class BenchmarkConfig:
     eval_epochs: Annotated[int, Whole(1)] = 20
     eval_seeds: Annotated[int, Whole(1)] = 5
     test_per_class: Annotated[int, Whole(1)] = 20
-    subset: Annotated[int, Whole(0)] = 0
-    micro_batch: Annotated[int, Whole(0)] = 0
+    subset: Annotated[int | None, Whole(1)] = None
+    micro_batch: Annotated[int | None, Whole(1)] = None
     checkpoint: bool = False
     chunk: Annotated[int, Whole(1)] = 3
     repeats: Annotated[int, Whole(1)] = 5

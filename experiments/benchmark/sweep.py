@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,7 +51,9 @@ def points(config: BenchmarkConfig) -> list[Point]:
 
 def _read(config: BenchmarkConfig) -> tuple[str, list[int]]:
     field, _, listed = config.sweep.partition("=")
-    known = [f.name for f in dataclasses.fields(config) if type(getattr(config, f.name)) is int] + ["auxiliaries"]
+    kinds = typing.get_type_hints(BenchmarkConfig)
+    known = [field.name for field in dataclasses.fields(config) if kinds[field.name] in (int, int | None)]
+    known.append("auxiliaries")
     if field not in known:
         raise ValueError(f"cannot sweep {field!r}; one of {', '.join(sorted(known))}, such as ipc=1,10,50")
     values = [int(part) for part in listed.split(",") if part.isdecimal()]

@@ -197,7 +197,7 @@ def random_per_class(
 
 def random_rows(
     key: jax.Array, arrays: ImageArrays, ipc: int | Sequence[int], *, repeat: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[jax.Array, np.ndarray]:
     """Draws as ``random_per_class`` does, without reading an image.
 
     Returns:
@@ -216,7 +216,7 @@ def random_rows(
     # As many of each class as the largest needs, so that one program draws them all; what is too much is cut off.
     rows, _ = jax.vmap(class_indices, in_axes=(0, None, 0, None))(class_keys, arrays, jnp.asarray(labels), most)
     places = [label * most + np.arange(count) % size for label, count, size in zip(labels, wanted, sizes, strict=True)]
-    return np.asarray(rows).ravel()[np.concatenate(places)], np.repeat(labels, wanted)
+    return rows.ravel()[np.concatenate(places)], np.repeat(labels, wanted)
 
 
 def stream_pool(arrays: ImageArrays, seed: int, chunk: int, per_class: int) -> ImageArrays:

@@ -42,11 +42,17 @@ def check_settings(config: DistillConfig, settings: Mapping[str, InvariantConfig
     for name, setting in settings.items():
         of = f" in --variants {name[1:]}" if name else ""
         augment.strategy(methods.augmentation(config, setting.views))
-        compared = [term for term in ("pos", "var") if term in setting.strengths]
+        own = {name for name, _ in setting.extra}
+        compared = {
+            f"--metadd.extra {name}" if name in own else f"--metadd.{name}": setting.strengths[name]
+            for name, term in setting.terms.items()
+            if term.compares
+        }
         if compared and len(config.seen) < 2:
+            option, strength = next(iter(compared.items()))
             raise ValueError(
-                f"--metadd.{compared[0]} {setting.strengths[compared[0]]}{of} compares networks, and --seen names "
-                f"{len(config.seen)}: name two, or set {' and '.join(f'--metadd.{term}' for term in compared)} to 0"
+                f"{option} {strength}{of} compares networks, and --seen names {len(config.seen)}: name two, or set "
+                f"{' and '.join(compared)} to 0"
             )
 
 
@@ -57,11 +63,11 @@ def check_subsets(settings: Mapping[str, InvariantConfig], images: int) -> None:
       ValueError: with both numbers.
     """
     for name, setting in settings.items():
-        if setting.subset > images:
+        if setting.subset and setting.subset > images:
             of = f" in --variants {name[1:]}" if name else ""
             raise ValueError(
-                f"--metadd.subset {setting.subset}{of} is larger than the {images} synthetic images; lower it, or 0 "
-                "for all"
+                f"--metadd.subset {setting.subset}{of} is larger than the {images} synthetic images; lower it, or "
+                "None for all"
             )
 
 

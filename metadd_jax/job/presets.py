@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Any
 
 from metadd_jax import ranges
-from metadd_jax.invariant import InvariantConfig
+from metadd_jax.invariant import TERMS, InvariantConfig
 from metadd_jax.job import published
 from metadd_jax.job.options import DistillConfig
 
@@ -76,8 +77,9 @@ PRESETS |= {
 def variant(config: InvariantConfig, changes: str) -> InvariantConfig:
     """``config`` with changes read from text such as "ai=0.3,kl=0,cam.low_confidence=soft".
 
-    Changes that begin with the word "paper" are to ``InvariantConfig.paper()``, which keeps of ``config`` what is no
-    part of the paper's loss: views, and how many images pass the networks at once.
+    A term of ``invariant.register`` is a name too ("sharpness=0.1"), its value a strength. Changes that begin with the
+    word "paper" are to ``InvariantConfig.paper()``, which keeps of ``config`` what is no part of the paper's loss:
+    views, and how many images pass the networks at once.
 
     Raises:
       ValueError: for a setting that does not exist or a value that it cannot take.
@@ -91,33 +93,51 @@ def variant(config: InvariantConfig, changes: str) -> InvariantConfig:
         changes = rest
     own: dict[str, Any] = {}
     cam: dict[str, Any] = {}
+    extra = dict(config.extra)
+    kinds, of_cam = (_readable(type(settings)) for settings in (config, config.cam))
     for item in changes.split(","):
-        path, equals, text = (part.strip() for part in item.partition("="))
-        name = path.removeprefix("cam.")
-        owner, found = (config, own) if name == path else (config.cam, cam)
-        if not equals or not isinstance(getattr(owner, name, None), bool | int | float | str):
-            known = [field.name for field in dataclasses.fields(config) if field.name != "cam"]
-            known += [f"cam.{field.name}" for field in dataclasses.fields(config.cam)]
+        name, equals, text = (part.strip() for part in item.partition("="))
+        if equals and name in kinds:
+            own[name] = _read(text, kinds[name], item)
+        elif equals and name.removeprefix("cam.") in of_cam:
+            cam[name.removeprefix("cam.")] = _read(text, of_cam[name.removeprefix("cam.")], item)
+        elif equals and name in TERMS:
+            extra[name] = _read(text, (float,), item)
+        else:
+            known = [*kinds, *(f"cam.{name}" for name in of_cam), *(name for name in TERMS if name not in kinds)]
             raise ValueError(
                 f"cannot read {item!r} in variant {changes!r}; write {PAPER}, or NAME=VALUE with {', '.join(known)}"
             )
-        found[name] = _read(text, getattr(owner, name), item)
     try:
         # All at once: some settings are only allowed together.
-        return dataclasses.replace(config, **own, cam=dataclasses.replace(config.cam, **cam))
+        cams = dataclasses.replace(config.cam, **cam)
+        return dataclasses.replace(config, **own, extra=tuple(extra.items()), cam=cams)
     except ValueError as error:
         raise ValueError(f"variant {changes!r}: {error}") from error
 
 
-def _read(text: str, now: bool | int | float | str, item: str) -> bool | int | float | str:
-    if isinstance(now, bool):
+def _readable(settings: type) -> dict[str, tuple[type, ...]]:
+    """The fields of a record that one word can set, and the types that they take."""
+    hints = typing.get_type_hints(settings)
+    kinds = {name: typing.get_args(hints[name]) or (hints[name],) for name in ranges.field_names(settings)}
+    return {name: of for name, of in kinds.items() if {bool, int, float, str} & set(of)}
+
+
+def _read(text: str, kinds: tuple[type, ...], item: str) -> bool | int | float | str | None:
+    if type(None) in kinds and text == "None":
+        return None
+    if str in kinds:
+        return text
+    if bool in kinds:
         if text not in ("True", "False"):
             raise ValueError(f"cannot read {item!r}; write True or False")
         return text == "True"
+    number = int if int in kinds else float
     try:
-        return type(now)(text)
+        return number(text)
     except ValueError as error:
-        raise ValueError(f"cannot read {item!r}; write a number like {now}") from error
+        none = " or None" if type(None) in kinds else ""
+        raise ValueError(f"cannot read {item!r}; write a number like {number(1)}{none}") from error
 
 
 def listing() -> str:

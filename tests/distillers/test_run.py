@@ -78,14 +78,34 @@ def test_it_descends_and_logs_the_mean_of_each_chunk(dataset, tmp_path, chunk_of
     assert storage.Checkpointer(tmp_path / "checkpoints").latest() == 8
 
 
-def test_a_method_reports_at_the_start_and_at_the_end(dataset, tmp_path, chunk_of):
-    method = toy()._replace(report=lambda key, synthetic, aux, arrays: {"size": jnp.abs(synthetic["x"]).max()})
+def test_the_pulls_of_a_loss_that_is_a_sum_are_noted_at_the_start_and_at_the_end(dataset, tmp_path, chunk_of):
+    """|x|^2 + 0.5 sum(x): the gradients are 2 x and, weighted, 0.5 everywhere."""
+    terms = distillers.LossTerms(
+        name="all",
+        names=("shift",),
+        base=lambda key, synthetic, *rest, axis_name: jnp.sum(synthetic["x"] ** 2),
+        terms=lambda key, synthetic, *rest, axis_name: {"shift": jnp.sum(synthetic["x"])},
+        weights=lambda aux, gradients: {"shift": 0.5},
+        refresh=toy().refresh,
+        sample=toy().sample,
+        batches=3,
+    )
+    method = toy()._replace(terms=terms)
     config = distillers.RunConfig(steps=8, chunk=2, save_every=4, device_mode="jit")
     state = distillers.distil(3, method, TX, dataset, config, directory=tmp_path, chunk_of=chunk_of)
     logged = lines(tmp_path)
     assert [line["step"] for line in logged] == [0, 2, 4, 6, 8]
-    assert [("report/size" in line) for line in logged] == [True, False, False, False, True]
-    assert logged[-1]["report/size"] == pytest.approx(float(np.abs(state.synthetic["x"]).max()))
+    assert ["report/cosine_all" in line for line in logged] == [True, False, False, False, True]
+    x = np.asarray(state.synthetic["x"], np.float64)
+    cosine = x.sum() / (np.sqrt(3) * np.linalg.norm(x))
+    expected = {
+        "gradient_norm_base": 2 * np.linalg.norm(x),
+        **{f"gradient_norm_{name}": 0.5 * np.sqrt(3) for name in ("shift", "all")},
+        **{f"cosine_{name}": cosine for name in ("shift", "all")},
+    }
+    found = {name.removeprefix("report/"): logged[-1][name] for name in logged[-1] if name.startswith("report/")}
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert distillers.pulls(keys.root(0, "report"), toy(), state, dataset.train) == {}
 
 
 def test_a_finished_run_does_nothing_more(dataset, tmp_path, chunk_of):

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from metadd_jax.invariant import InvariantConfig
+from metadd_jax.invariant import InvariantConfig, terms
 from metadd_jax.job import prepare, presets
 
 
@@ -17,10 +17,19 @@ def test_a_variant_changes_what_it_names_and_nothing_else():
     assert config == InvariantConfig(views="auto")
 
 
+def test_none_and_a_registered_term_can_be_said(monkeypatch):
+    monkeypatch.setitem(terms.TERMS, "bright", terms.Term("bright", lambda seen: seen.images.mean((1, 2, 3))))
+    config = InvariantConfig(subset=5, kl_cap=2.0)
+    assert presets.variant(config, "subset=None,kl_cap=3") == InvariantConfig(kl_cap=3.0)
+    changed = presets.variant(config, "bright=0.5,ai=0")
+    assert changed.strengths == {"pos": 0.1, "var": 0.1, "bright": 0.5} and changed.subset == 5
+    assert presets.variant(changed, "bright=2").strengths["bright"] == 2
+
+
 def test_the_papers_reading_is_a_word_that_keeps_views_and_memory_settings():
     config = InvariantConfig(views="auto", subset=5, ai=3.0, kl=0.5, kl_cap=2.0)
     paper = presets.variant(config, "paper")
-    assert (paper.ai, paper.pos, paper.var, paper.weighting, paper.kl, paper.kl_cap) == (1, 1, 1, "raw", 1, 0)
+    assert (paper.ai, paper.pos, paper.var, paper.weighting, paper.kl, paper.kl_cap) == (1, 1, 1, "raw", 1, None)
     assert (paper.views, paper.subset) == ("auto", 5)
     assert presets.variant(config, "paper, kl=0,cam.low_confidence=hard") == dataclasses.replace(
         paper, kl=0.0, cam=dataclasses.replace(paper.cam, low_confidence="hard")
@@ -46,8 +55,10 @@ def test_a_paper_preset_is_the_same_run_with_the_papers_loss_beside_ours(name):
         ("aj=1", "cannot read 'aj=1'.*cam.low_confidence"),
         ("cam=1", "cannot read"),
         ("strengths=1", "cannot read"),
-        ("ai=much", "write a number like 0.3"),
-        ("subset=1.5", "write a number like 0"),
+        ("ai=much", "write a number like 1.0$"),
+        ("subset=1.5", "write a number like 1 or None"),
+        ("subset=0", "subset=0 must be a whole number, at least 1"),
+        ("extra=1", "cannot read"),
         ("kl_reverse=yes", "True or False"),
         ("kl=-1", "kl_cap"),
     ],

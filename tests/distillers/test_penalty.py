@@ -1,0 +1,168 @@
+"""Any terms over any method: the weights of own terms re-derived by hand, by name, over every family."""
+
+import jax
+import jax.numpy as jnp
+import members
+import numpy as np
+import optax
+import pytest
+
+from metadd_jax import distillers, invariant
+from metadd_jax.structs import SyntheticSet
+
+START, TARGET = np.random.default_rng(0).normal(size=(2, 6, 8, 8, 1)).astype(np.float32)
+TX = optax.sgd(0.1)
+PLAIN = {"views": "none", "calibration_steps": 3, "cap": 1e9}
+
+
+def quadratic():
+    """A base method that pulls towards TARGET: its gradient is x - TARGET."""
+
+    def loss(key, synthetic, aux, batch, frozen, *, axis_name=None):
+        return 0.5 * jnp.sum((synthetic["images"] - TARGET) ** 2), (aux, {})
+
+    return distillers.Distiller(
+        name="quadratic",
+        init=lambda key, dataset: ({"images": jnp.asarray(START)}, ()),
+        sample=lambda key, data, step, *, axis_name=None: (),
+        loss=loss,
+        refresh=lambda key, synthetic, aux, step, frozen: aux,
+        decode=lambda synthetic, aux, frozen: SyntheticSet(images=synthetic["images"], labels=jnp.arange(6) // 2),
+    )
+
+
+def energy(seen):
+    """Mean square of each image: the gradient of its mean over B images is 2 x / (B H W C)."""
+    return jnp.square(seen.images).mean(axis=(1, 2, 3))
+
+
+def sharpness(seen):
+    return -seen.logits.max(axis=-1).mean(axis=0)
+
+
+def constant(seen):
+    return jnp.ones(len(seen.labels))
+
+
+def gradient_of_energy(x):
+    return 2 * np.asarray(x, np.float64) / x.size
+
+
+def norm(x):
+    return float(np.sqrt((np.asarray(x, np.float64) ** 2).sum()))
+
+
+def updated(method, tiny, tx=TX):
+    state = distillers.init_state(jax.random.key(0), method, tx, tiny)
+    return state, *jax.jit(distillers.make_update(method, tx))(state, tiny.train, method.frozen)
+
+
+def test_the_weight_of_an_own_function_is_rho_times_the_ratio_of_the_gradients(tiny, auxiliaries):
+    method = distillers.penalise(quadratic(), auxiliaries, {energy: 0.25}, **PLAIN)
+    assert method.name == "quadratic+penalty"
+    before, after, metrics = updated(method, tiny)
+    weight = 0.25 * norm(START - TARGET) / norm(gradient_of_energy(START))
+    assert float(before.aux["weights"]["energy"]) == pytest.approx(weight, rel=1e-5)
+    gradient = START - TARGET + weight * gradient_of_energy(START)
+    np.testing.assert_allclose(after.synthetic["images"], START - 0.1 * gradient, rtol=1e-4, atol=1e-5)
+    mean = (np.float64(START) ** 2).mean()
+    assert float(metrics["loss"]) == pytest.approx(0.5 * norm(START - TARGET) ** 2 + weight * mean, rel=1e-5)
+    assert float(metrics["loss_energy"]) == pytest.approx(mean, rel=1e-5)
+    pulls = distillers.pulls(jax.random.key(1), method, before, tiny.train)
+    assert float(pulls["gradient_norm_penalty"]) == pytest.approx(0.25 * norm(START - TARGET), rel=1e-5)
+    cosine = float(((START - TARGET) * START).sum()) / (norm(START - TARGET) * norm(START))
+    assert float(pulls["cosine_energy"]) == pytest.approx(cosine, abs=1e-5)
+
+
+def test_pulls_know_the_weights_of_each_step(tiny, auxiliaries):
+    """Rescaled at every step, a term pulls with rho times the base method's strength, wherever the set stands."""
+    method = distillers.penalise(quadratic(), auxiliaries, {energy: 0.25}, **PLAIN | {"weighting": "per_step"})
+    _, state, metrics = updated(method, tiny)
+    weight = 0.25 * norm(START - TARGET) / norm(gradient_of_energy(START))
+    assert float(metrics["weight_energy"]) == pytest.approx(weight, rel=1e-5)
+    pulls = distillers.pulls(jax.random.key(1), method, state, tiny.train)
+    moved = np.asarray(state.synthetic["images"])
+    assert norm(moved - START) > 1
+    assert float(pulls["gradient_norm_energy"]) == pytest.approx(0.25 * norm(moved - TARGET), rel=1e-5)
+
+
+def test_a_term_without_gradient_gets_the_cap_and_moves_nothing(tiny, auxiliaries):
+    settings = PLAIN | {"cap": 7.0}
+    _, after, metrics = updated(distillers.penalise(quadratic(), auxiliaries, {constant: 0.5}, **settings), tiny)
+    assert float(metrics["weight_constant"]) == 7
+    np.testing.assert_allclose(after.synthetic["images"], START - 0.1 * (START - TARGET), rtol=1e-5, atol=1e-6)
+
+
+def test_names_functions_and_terms_go_together_and_raw_strengths_are_weights(tiny, auxiliaries):
+    """DESIGN's call; and L = L_base + sum_t w_t L_t, re-derived from the networks' logits."""
+    capped = invariant.Term("capped", lambda seen: jnp.minimum(energy(seen), 0.5), needs=())
+    strengths = {"ai": 3.0, sharpness: 0.1, capped: 2.0, "var": 0.0}
+    method = distillers.penalise(quadratic(), auxiliaries, strengths, weighting="raw", views="none")
+    before, _, metrics = updated(method, tiny)
+    assert {name: float(weight) for name, weight in before.aux["weights"].items()} == pytest.approx(
+        {"ai": 3.0, "sharpness": 0.1, "capped": 2.0}
+    )
+    logits = np.stack([np.asarray(a.net.apply(a.variables, START)[0], np.float64) for a in auxiliaries])
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    ai = -log_p[:, np.arange(6), np.arange(6) // 2].sum(0).mean()
+    sharp = -logits.max(-1).mean()
+    cap = np.minimum((np.float64(START) ** 2).mean((1, 2, 3)), 0.5).mean()
+    expected = 0.5 * norm(START - TARGET) ** 2 + 3 * ai + 0.1 * sharp + 2 * cap
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+OVER = {
+    "mtt": lambda: (members.trajectories(distillers.mtt), members.TRAJECTORY_TX),
+    "sre2l": lambda: members.recover(crop=False),
+}
+
+
+@pytest.mark.parametrize("name", OVER)
+def test_it_goes_over_every_family(name, tiny, auxiliaries):
+    base, tx = OVER[name]()
+    method = distillers.penalise(base, auxiliaries, {sharpness: 0.2}, views="none", weighting="raw")
+    state, after, metrics = updated(method, tiny, tx)
+    assert method.name == f"{name}+penalty"
+    images = np.asarray(method.synthetic(state).images)
+    logits = np.stack([np.asarray(a.net.apply(a.variables, images)[0], np.float64) for a in auxiliaries])
+    assert float(metrics["loss_sharpness"]) == pytest.approx(-logits.max(-1).mean(), rel=1e-5)
+    total = float(metrics["loss_base"]) + 0.2 * float(metrics["loss_sharpness"])
+    assert float(metrics["loss"]) == pytest.approx(total, rel=1e-5)
+    assert not np.array_equal(after.synthetic["images"], images)
+
+
+def test_a_penalty_around_a_penalised_method_adds_to_it(tiny, auxiliaries):
+    inner = distillers.penalise(quadratic(), auxiliaries, {energy: 0.25}, **PLAIN)
+    outer = distillers.penalise(inner, auxiliaries, {sharpness: 0.0, energy: 0.5}, **PLAIN, name="more")
+    assert outer.name == "quadratic+penalty+more"
+    before, after, metrics = updated(outer, tiny)
+    first = START - TARGET + 0.25 * norm(START - TARGET) / norm(START) * START  # the inner method's gradient
+    second = first + 0.5 * norm(first) / norm(START) * START
+    np.testing.assert_allclose(after.synthetic["images"], START - 0.1 * second, rtol=1e-4, atol=1e-5)
+    assert jax.tree.structure(before.aux) == jax.tree.structure(
+        {"base": {"base": (), "weights": {"energy": 0}}, "weights": {"energy": 0}}
+    )
+    assert float(metrics["weight_energy"]) == pytest.approx(
+        0.5 * norm(first) / norm(gradient_of_energy(START)), rel=1e-4
+    )
+
+
+def test_what_cannot_be_weighed_is_refused_at_once(auxiliaries):
+    def penalise(terms, networks=auxiliaries, **settings):
+        return distillers.penalise(quadratic(), networks, terms, **settings)
+
+    with pytest.raises(ValueError, match=r"^unknown term 'vr' \(did you mean 'var'\?\); use one of ai, pos, var"):
+        penalise({"vr": 1.0})
+    with pytest.raises(ValueError, match=r"^strength of 'ai'=-1 must be a finite float32 number, at least 0$"):
+        penalise({"ai": -1})
+    with pytest.raises(ValueError, match="two terms are called 'energy'"):
+        penalise({energy: 1.0, invariant.Term("energy", sharpness): 1.0})
+    with pytest.raises(ValueError, match="L_pos and L_var compare networks: give at least 2"):
+        penalise({"pos": 1.0, "var": 1.0}, auxiliaries[:1])
+    with pytest.raises(ValueError, match="at least 1 auxiliary"):
+        penalise({energy: 1.0}, [])
+    with pytest.raises(ValueError, match=r"weighting='row' must be one of .*did you mean 'raw'"):
+        penalise({energy: 1.0}, weighting="row")
+    paired = invariant.Term("paired", energy, needs=("reference",))
+    with pytest.raises(ValueError, match=r"L_paired needs reference="):
+        penalise({paired: 1.0})
