@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 from typing import Any
 
-from metadd_jax import distillers, files, parallel, ranges
+from metadd_jax import features, files, parallel, ranges
 from metadd_jax.evaluation import report
 from metadd_jax.job import checks, command, effects, options, parsing, plan, plugins, prepare, presets, results, stages
 
@@ -68,7 +68,7 @@ def _do(job: prepare.Job, found: dict[str, Any] | None = None) -> str:
     config, markdown = job.config, ""
     trained = stages.pretrain_all(job)
     auxiliaries = {
-        label: distillers.freeze(network.net, network.variables, job.dataset) for label, network in trained.items()
+        label: features.freeze(network.net, network.variables, job.dataset) for label, network in trained.items()
     }
     watch = effects.Stopwatch()
     distilled = stages.distil_all(job, *stages.all_methods(job, trained, auxiliaries), watch)

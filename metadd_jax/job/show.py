@@ -104,4 +104,4 @@ def _pretrained(config: ShowConfig, dataset: Any) -> list[Any]:
     recipe = mdd.training.pretraining(config.epochs, augmentation=config.augmentation)
     nets = common.networks(config.networks, dataset)
     every = common.pretrain(nets, dataset, recipe, cache)
-    return [mdd.distillers.freeze(trained.net, trained.variables, dataset) for trained in every]
+    return [mdd.features.freeze(trained.net, trained.variables, dataset) for trained in every]

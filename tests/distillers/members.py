@@ -29,7 +29,7 @@ def make_net(spec):
 
 def auxiliaries(dataset):
     nets = [make_net("convnet:width=4,depth=1"), make_net("convnet_bn:width=6,depth=1")]
-    return [distillers.freeze(net, net.init(jax.random.key(seed)), dataset) for seed, net in enumerate(nets, start=10)]
+    return [features.freeze(net, net.init(jax.random.key(seed)), dataset) for seed, net in enumerate(nets, start=10)]
 
 
 def make(name, auxiliaries, dataset):
@@ -78,7 +78,7 @@ def wrapped_recover(auxiliaries):
 def with_vit(auxiliaries, dataset):
     vit = make_net("vit:width=8,depth=1,heads=2,patch=4")
     cam = features.CamConfig(transformer_method="attention")
-    extra = distillers.freeze(vit, vit.init(jax.random.key(3)), dataset)
+    extra = features.freeze(vit, vit.init(jax.random.key(3)), dataset)
     return wrapped([auxiliaries[0], extra], weighting="raw", subset=3, kl=0.0, cam=cam)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from metadd_jax import distillers, keys
+from metadd_jax import features, keys
 from metadd_jax.job import common, options, plan, prepare, results, stages
 
 SIZES = (5, 3, 8)
@@ -89,7 +89,7 @@ def test_pictures_show_the_first_image_of_each_class(job_of, monkeypatch):
     monkeypatch.setattr(results.pictures, "grid", lambda *args, **kwargs: None)
     monkeypatch.setattr(results.pictures, "maps", lambda file, images, labels, *args, **kwargs: shown.append(labels))
     net = job.seen[0]
-    frozen = {net.label: distillers.freeze(net, net.init(keys.root(0, "weights")), job.dataset)}
+    frozen = {net.label: features.freeze(net, net.init(keys.root(0, "weights")), job.dataset)}
     results.draw(job, {"dm": stages.baselines(job)["random"]}, frozen)
     np.testing.assert_array_equal(shown, [[0, 1, 2]])
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import metadd_jax as mdd
-from metadd_jax import data, distillers
+from metadd_jax import data, distillers, features
 from metadd_jax.invariant import InvariantConfig
 from metadd_jax.job import methods, presets, published
 
@@ -53,7 +53,7 @@ def distilled(name, tmp_path):
     prerequisite = {"sre2l": methods.squeeze, "mtt": methods.experts, "tesla": methods.experts}.get(config.method)
     trained = prerequisite(config, net, dataset, tmp_path) if prerequisite else None
     base, tx = methods.make(config, net, dataset, trained=trained)
-    auxiliaries = [distillers.freeze(net, net.init(jax.random.key(seed)), dataset) for seed in (1, 2)]
+    auxiliaries = [features.freeze(net, net.init(jax.random.key(seed)), dataset) for seed in (1, 2)]
     own = InvariantConfig(views="flip", calibration_steps=1)
     for method in (base, distillers.metadd(base, auxiliaries, config=own)):
         before = method.synthetic(distillers.init_state(jax.random.key(0), method, tx, dataset))
