@@ -1,4 +1,4 @@
-"""Training networks from scratch: recipes, one fit, pre-training with a cache, expert trajectories."""
+"""Training of networks from scratch: recipes, ``fit``, pre-training with a cache, expert trajectories."""
 
 from metadd_jax.training.experts import train_experts
 from metadd_jax.training.fitting import count_correct, fit

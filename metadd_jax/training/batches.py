@@ -14,25 +14,27 @@ import jax.numpy as jnp
 from metadd_jax import augment, keys, parts, transforms
 from metadd_jax.training import recipes, views
 
-MIXUP_ALPHA, CUTMIX_ALPHA = 0.8, 1.0  # SRe2L's
+MIXUP_ALPHA, CUTMIX_ALPHA = 0.8, 1.0  # of the Beta distributions in SRe2L's programs
 _CPU_PART = 32
 
 
 def epoch_order(key: jax.Array, epoch: jax.Array, count: int, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """A random order of ``count`` images, cut into batches of which the last is filled up.
+    """Draws the order of the images in one epoch, cut into batches of which the last is padded.
 
     Args:
       key: the key of ``fit``.
-      epoch: [] int, counted from 0; each has an order of its own.
+      epoch: [] int, counted from 0; each epoch has its own order.
+      count: number of images.
       batch_size: at most ``count``.
 
     Returns:
       indices: [steps, batch_size] int32; read row by row, the first ``count`` name each image once.
-      weights: [steps, batch_size] float32, 0 for what only fills up and else 1.
+      weights: [steps, batch_size] float32, 0 for padding and else 1.
     """
     order = jax.random.permutation(jax.random.fold_in(keys.named(key, "order"), epoch), count)
     steps = -(-count // batch_size)
     padding = steps * batch_size - count
+    # Padded with real images, so that all numbers stay finite; their weight takes them out of loss and norms.
     indices = jnp.concatenate([order, order[:padding]]).reshape(steps, batch_size)
     weights = (jnp.arange(steps * batch_size) < count).astype(jnp.float32).reshape(steps, batch_size)
     return indices, weights
@@ -47,21 +49,27 @@ def view(
     shared_key: jax.Array,
     weights: jax.Array | None = None,
 ) -> jax.Array:
-    """What the network sees of a batch: its augmentation, crop and flip of each image, then the mixing.
+    """Computes the view of a batch that the network is trained on: augmentation, then crop and flip, then mixing.
 
     Args:
       key: the key of ``fit``.
       step: [] int, counted from 0 over all epochs.
       images: [B, H, W, C] float32, zero = the data's mean (what shifted images are filled with).
+      recipe: what is done.
       shared_key: chooses the DSA token (see ``fit``).
-      weights: [B], 0 for images that only fill up the batch: no other image sees them, neither in DC's mean colour nor
-        as the partner of a mixture. None: all count.
+      weights: [B], 0 for padding, which takes no part in other images: neither in DC's mean colour nor as the partner
+        of a mixture. None: all images count.
+
+    Returns:
+      [B, H, W, C] float32.
     """
+    # By step and not by a split of the key: a teacher's labels can then be stored for any step alone.
     step_key = jax.random.fold_in(keys.named(key, "view"), step)
     op_key = jax.random.fold_in(keys.named(shared_key, "token"), step)
     images = views.augmentation(recipe.augmentation)(step_key, op_key, images, weights)
     crop_key, flip_key, mix_key = (keys.named(step_key, part) for part in ("crop", "flip", "mix"))
-    count, size = images.shape[0], images.shape[1:3]
+    count, height, width, _ = images.shape
+    size = (height, width)
     if recipe.crop == "shift":
         crop_keys = jax.random.split(crop_key)
         shift_y, shift_x = (

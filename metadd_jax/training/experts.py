@@ -1,8 +1,8 @@
-"""Trains experts for MTT and TESLA in groups, spread over the devices, and goes on where an earlier start was stopped.
+"""Training of experts for MTT and TESLA, in groups that are spread over the devices; resumable.
 
 Cazenavette et al., "Dataset Distillation by Matching Training Trajectories" (CVPR 2022). The folder is whole or
 absent: it grows as ``<folder>.unfinished`` and is renamed when the last shard is written. One run at a time works on
-it; others that want the same experts wait, and go on where the first was killed.
+it. Other runs that need the same experts wait, and continue if the first is killed.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from metadd_jax.training.trajectories import (
     shard_names,
 )
 
+# Whatever else lies in an unfinished folder is a user's, and is left alone.
 _OURS = re.compile(rf"{re.escape(folders.MANIFEST)}|shard_\d{{5,}}(_start|_steps)?\.npy")
 
 
@@ -50,23 +51,28 @@ def train_experts(
     half: bool = False,
     on_shard: Callable[[int], None] | None = None,
 ) -> Trajectories:
-    """Trains experts on the training split, or takes them from ``folder`` if they lie there.
+    """Trains experts on the training split, or takes them from ``folder`` if they are there.
 
-    Several processes call it together, with one shared ``folder``.
+    All processes of a run must call it, with one shared ``folder``.
 
     Args:
       folder: the folder to make. It takes 4 experts (T + 1) P bytes for T epochs and P parameters (100 experts of 50
         epochs, ConvNet on CIFAR-10: 6.5 GB), half of it for long trajectories in half precision.
+      net: the architecture, without batch norm.
+      dataset: the real data; the training split is used.
       recipe: usually ``recipes.expert_training``.
-      experts: how many networks.
-      seed: expert e is initialised and trained from ``fold_in(keys.root(seed, "experts"), e)``; which token augments a
-        step is the same for all experts.
-      at_once: networks that train together, divided over all devices, and share a shard; a device holds all snapshots
-        of its own, 4 (T + 1) P bytes each.
-      half: keep the start in float32 and of each epoch the step from the snapshot before *as stored*, in float16. So
-        rounding does not add up over epochs: each number of a snapshot is off by at most 2^-11 of its step in that
+      experts: number of networks, at least 1.
+      seed: expert e is initialised and trained from ``fold_in(keys.root(seed, "experts"), e)``. All experts share the
+        augmentation token of a step.
+      at_once: networks that train together, divided over all devices, and are stored in one shard; at least 1. A device
+        holds all snapshots of its networks, 4 (T + 1) P bytes each.
+      half: store the start in float32, and of each epoch the step from the snapshot before *as stored*, in float16. So
+        rounding errors do not add up over epochs: each number of a snapshot is off by at most 2^-11 of its step in that
         epoch, plus 2^-25, plus float32's own rounding.
       on_shard: called with the number of experts done after each group.
+
+    Returns:
+      The experts, memory-mapped.
 
     Raises:
       ValueError: if a number is below 1, the network has batch norm (an expert is its parameters alone), a weight is
@@ -79,22 +85,24 @@ def train_experts(
     folder = pathlib.Path(folder).expanduser().absolute()
     facts = _facts(net, dataset, recipe, experts=experts, seed=seed, at_once=at_once, half=half)
     if not _is_there(folder):
+        # Experts take hours, so a second run waits for the first instead of training the same.
         with _alone(folder):
             if not _is_there(folder):  # else another run has made it while this one waited
                 _make(folder, facts, _trainer(net, dataset, recipe, keys.root(seed, "experts")), on_shard)
+    # Read back, also just after training: what is used is what lies on the disk.
     trajectories = load_experts(folder, net, dataset)
     refuse_difference(folder, trajectories.manifest, facts)
     return trajectories
 
 
 def _is_there(folder: pathlib.Path) -> bool:
-    """One answer for all processes, since all of them train together."""
+    """Whether the folder exists: one answer for all processes, since they must train together or not at all."""
     return bool(parallel.from_main(np.int32(os.path.lexists(folder))))
 
 
 @contextlib.contextmanager
 def _alone(folder: pathlib.Path) -> Iterator[None]:
-    """Waits until no other run trains these experts; the first process holds the lock for all of its run."""
+    """Waits until no other run trains these experts; process 0 holds the lock for all processes of its run."""
     if not parallel.is_main():
         yield
         return
@@ -105,17 +113,20 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _make(folder: pathlib.Path, facts: dict[str, Any], train: Callable, on_shard: Callable[[int], None] | None) -> None:
-    """Trains what is not in the unfinished folder yet; all processes train, and the first reads and writes it."""
+    """Trains what is not in the unfinished folder yet; all processes train, process 0 reads and writes the folder."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     experts, at_once, half = facts["experts"], facts["at_once"], facts["half"]
     groups = [(first, min(first + at_once, experts)) for first in range(0, experts, at_once)]
     names = [shard_names(number, half) for number in range(len(groups))]
-    whole, manifest = np.zeros(len(groups), np.int32), {}
+    whole = np.zeros(len(groups), np.int32)
+    manifest: dict[str, Any] = {}
     if parallel.is_main():
         manifest = _begin(unfinished, facts)
         whole = np.array([_is_whole(unfinished, manifest, files_of) for files_of in names], np.int32)
+    # ``from_main``, because all processes must skip the same groups.
     for (first, last), files_of, is_there in zip(groups, names, parallel.from_main(whole), strict=True):
         arrays = [] if is_there else encode(train(first, last), half)
+        # The manifest follows each shard, so that a killed run loses one group at most.
         if arrays and parallel.is_main():
             manifest["files"] |= _write(unfinished, files_of, arrays)
             files.write_json(unfinished / folders.MANIFEST, manifest)
@@ -142,10 +153,12 @@ def _trainer(net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, ke
             record=lambda variables: flatten(variables["params"]),
         )[1]
 
+    # Key and data are arguments: closed over, they would be constants of the compiled program.
     together = parallel.spread(one)
 
     def train(first: int, last: int) -> np.ndarray:
         snapshots = together(jnp.arange(first, last), key, dataset.train)
+        # Before anything is written: MTT would match a NaN for the rest of a run.
         broken = np.flatnonzero(~np.isfinite(snapshots).all(axis=(1, 2)))
         if broken.size:
             raise ValueError(
@@ -165,7 +178,7 @@ def _facts(net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, **se
         "dataset": dataset.name,
         "dataset_fingerprint": dataset.fingerprint,
         "recipe": recipes.facts(recipe),
-        **settings,
+        **settings,  # ``at_once`` too: it decides which experts share a shard
         "code": provenance.code_of(net),
         **provenance.facts(*provenance.TRAINING),
     }
@@ -208,6 +221,7 @@ def _write(unfinished: pathlib.Path, names: list[str], arrays: list[np.ndarray])
 
 def _is_whole(unfinished: pathlib.Path, manifest: dict[str, Any], names: list[str]) -> bool:
     """Whether a shard was finished before, byte for byte."""
+    # By hash and not by name: a kill may leave a file of the right name from another start.
     return all(
         name in manifest["files"]
         and (unfinished / name).is_file()

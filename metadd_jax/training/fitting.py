@@ -1,4 +1,4 @@
-"""Training a network from scratch, and counting what it gets right: pure functions, one network at a time.
+"""Training of one network from scratch, and its accuracy: pure functions.
 
 Many seeds or many sets train at once by ``jax.vmap`` over ``fit`` (see ``evaluation.cross_architecture``).
 """
@@ -34,21 +34,24 @@ def fit(
     record: Callable[[Any], Any] | None = None,
     teacher: Auxiliary | relabel.StoredLogits | None = None,
 ) -> Any:
-    """Trains a network, freshly initialised unless ``variables`` are given, and returns its variables.
+    """Trains a network and returns its variables.
 
     Args:
-      key: initialisation, order of the images and augmentation parameters of this network.
+      key: decides initial weights, order of the images and augmentation parameters of this network.
+      net: the architecture.
       images: [N, H, W, C]; float32 as the network takes them, or uint8 with ``mean`` and ``std`` to standardise by.
       labels: [N] int, or [N, K] float probabilities.
-      shared_key: chooses the augmentation token of each step. It is apart from ``key`` so that under ``vmap`` over
+      recipe: how to train.
+      shared_key: chooses the augmentation token of each step. It is apart from ``key``, so that under ``vmap`` over
         keys all networks use the same token at the same step, and only that one is computed.
-      mean, std: [C], for uint8 images.
+      mean: [C], for uint8 images, of pixels in [0, 1].
+      std: [C], for uint8 images, of pixels in [0, 1].
       learning_rate: [] the step size learned with a set; None takes the recipe's. The schedule stays the recipe's. An
         optax transformation as optimiser has a step size of its own and takes none.
-      variables: ``params`` (+ ``batch_stats``) to go on from; the optimiser starts anew.
-      teacher: labels every batch anew (``labels`` is then unused), see ``relabel``. Stored labels bring the keys that
-        decide order and views; ``key`` then draws the initial weights alone.
-      record: what to keep of the variables before the first and after each epoch.
+      variables: ``params`` (+ ``batch_stats``) to start from, with a new optimiser state; None draws new ones.
+      record: function of the variables whose value is stored before the first and after each epoch, or None.
+      teacher: labels every batch, and ``labels`` is not used (see ``relabel``). Stored labels bring the keys that
+        decide order and views; ``key`` then decides the initial weights alone.
 
     Returns:
       ``params`` (+ ``batch_stats``) after the last epoch; with ``record`` a pair of them and the records, stacked
@@ -72,7 +75,7 @@ def fit(
     tx, rate = recipes.direction(recipe), recipes.learning_rate(recipe, steps)
     scale = 1.0 if learning_rate is None else learning_rate / recipe.learning_rate
     restart = recipes.restart_step(recipe, steps)
-    ragged = images.shape[0] % batch_size > 0  # else nothing fills up, and no norm has to look at the weights
+    ragged = images.shape[0] % batch_size > 0  # else there is no padding, and no norm has to look at the weights
     variables = net.init(keys.named(key, "weights")) if variables is None else variables
     if isinstance(teacher, relabel.StoredLogits):
         key, shared_key = teacher.key, teacher.shared_key
@@ -81,6 +84,7 @@ def fit(
         variables, opt_state = carry
         step, indices, weights = item
         batch = images[indices]
+        # Batch by batch: the whole data set as float32 would take four times its memory.
         if images.dtype == jnp.uint8:
             batch = sampling.standardise(batch, mean, std)
         present = weights if ragged else None
@@ -88,7 +92,7 @@ def fit(
         targets = labels[indices] if teacher is None else _opinion(teacher, net, step, batch, recipe, present)
         losses_of = functools.partial(_losses, recipe=None if teacher is None else recipe)
         gradient, batch_stats = _gradient(net, variables, batch, targets, weights, losses_of, ragged)
-        if not is_own:  # which never starts anew, and whose state may hold keys
+        if not is_own:  # an optax transformation never restarts, and its state may hold keys
             opt_state = jax.tree.map(lambda x: jnp.where(step == restart, jnp.zeros_like(x), x), opt_state)
         updates, opt_state = tx.update(gradient, opt_state, variables["params"])
         params = jax.tree.map(lambda p, u: p - scale * rate(step) * u, variables["params"], updates)
@@ -127,7 +131,7 @@ def _losses(targets: jax.Array, logits: jax.Array, *, recipe: recipes.Recipe | N
 def _gradient(
     net: Any, variables: Any, images: Any, targets: Any, weights: Any, losses_of: Callable, ragged: bool
 ) -> tuple[Any, Any]:
-    """Of the mean loss, to ``params``; and the new ``batch_stats``. In a ragged batch weight 0 marks the filling."""
+    """Gradient of the mean loss with respect to ``params``, and the new ``batch_stats``; weight 0 marks padding."""
     present = weights if ragged and net.has_batch_stats else None  # [B] as a whole: such a batch passes in one part
 
     def summed_loss(params: Any, images: Any, targets: Any, weights: Any) -> tuple[jax.Array, Any]:
@@ -150,10 +154,17 @@ def _as_collection(batch_stats: Any) -> dict[str, Any]:
 def count_correct(
     net: zoo.Architecture, variables: Any, arrays: ImageArrays, *, batch_size: int = 250
 ) -> tuple[jax.Array, jax.Array]:
-    """(number right, number of images), both float32, of a network on one split (standardised by its constants).
+    """Counts the images of one split that a network classifies correctly.
 
-    The number right is NaN if a weight or a logit is not finite: such a network has no accuracy, and none counts as
-    having chosen class 0.
+    Args:
+      net: the architecture.
+      variables: its ``params`` (+ ``batch_stats``).
+      arrays: the split; uint8 images are standardised by its constants.
+      batch_size: images per forward pass; fewer need less memory.
+
+    Returns:
+      The number of correct images and the number of images, both [] float32. The first is NaN if a weight or a logit
+      is not finite: such a network has no accuracy. Without this check ``argmax`` of NaN would count as class 0.
     """
     arrays = jax.tree.map(jnp.asarray, arrays)
     total = arrays.images.shape[0]

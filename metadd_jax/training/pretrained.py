@@ -1,7 +1,7 @@
-"""Training on the real data: the auxiliaries that MetaDD looks through, and the whole-data accuracy of every network.
+"""Training on the real data: MetaDD's auxiliaries, teachers, and the whole-data accuracy of every network.
 
-A trained network is cached under a hash of everything that made it: data, constants, network and its code, recipe,
-seed, this package's code, the libraries and the device (docs/caches.md).
+A trained network is cached under a hash of everything that decides its weights: data, constants, network and its code,
+recipe, seed, this package's code, the libraries and the device (docs/caches.md).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Trained(NamedTuple):
     Attributes:
       net: its architecture.
       variables: ``params`` (+ ``batch_stats``).
-      accuracy: share of the images of ``split`` that it gets right, 0..1.
+      accuracy: share of the images of ``split`` that it classifies correctly, 0..1.
       cached: whether it came from the cache.
-      split: what ``accuracy`` was measured on: "test" or "validation".
+      split: the split of ``accuracy``: "test" or "validation".
     """
 
     net: zoo.Architecture
@@ -44,13 +44,17 @@ class Trained(NamedTuple):
 def cache_key(
     net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, seed: int, **settings: int | bool
 ) -> str:
-    """Hash (hex) of all that decides the weights.
+    """Computes the hash (hex) of everything that decides the weights.
 
     Args:
-      settings: what else decides them, by name (of experts: how many, how many at once, in which precision).
+      net: the architecture; its code counts, too.
+      dataset: the real data, by its fingerprint.
+      recipe: how to train.
+      seed: of the training.
+      **settings: further settings that decide the weights (of experts: their number, how many at once, precision).
 
     Raises:
-      UnknownCodeError: (a ValueError) if it cannot be told what the network's module is made of.
+      UnknownCodeError: (a ValueError) if the code of the network's module cannot be found.
     """
     facts = {
         "net": repr(net),
@@ -74,23 +78,27 @@ def pretrain(
 ) -> Trained:
     """Trains ``net`` on the training split, or takes it from ``cache_dir``.
 
-    It trains on one device; of several processes each trains the same, and they share ``cache_dir``. A network whose
-    module cannot be told from another one (``provenance.code_of``) is trained at every call, with a warning.
+    It trains on one device. Of several processes each trains the same network, and they share ``cache_dir``. A network
+    whose code cannot be found (``provenance.code_of``) is trained at every call, with a warning.
 
     Args:
       net: what to train, for the images and classes of ``dataset``.
       dataset: the real data, standardised or whitened.
       recipe: how to train.
       seed: decides initial weights, shuffles and augmentation.
-      split: where the reported accuracy comes from: "test", or "validation" while settings are chosen.
-      cache_dir: keeps the network under ``cache_key``; None keeps nothing.
+      split: the split of the reported accuracy: "test", or "validation" while settings are chosen.
+      cache_dir: stores the network under ``cache_key``; None stores nothing.
+
+    Returns:
+      The trained network and its accuracy.
 
     Raises:
       ValueError: if a cached network is damaged (it is named and left as it is), if there is no such split, or if the
         training diverges (nothing is kept then).
     """
-    split_of(dataset, split)
+    split_of(dataset, split)  # a split that is not there is refused before the training
     key = keys.root(seed, "pretrain")
+    # Shapes and types of what the cache holds: a stored network of another shape is refused.
     like = jax.eval_shape(
         lambda: {"variables": net.init(key), "accuracies": _each_split(dataset, lambda _: jnp.zeros(()))}
     )
@@ -108,8 +116,8 @@ def pretrain(
     if folder is not None:
         kept = {"variables": variables, "accuracies": jax.tree.map(jnp.float32, accuracies)}
         storage.save_tree(folder, kept, keep=True)
-        # A parallel run, perhaps on another machine, may have been first: the next start takes what lies there, and so
-        # does this one.
+        # Another run, perhaps on another machine, may have stored its network first. The next start takes that one, so
+        # this one does too.
         stored = storage.restore_tree(folder, like)
         variables, accuracies = stored["variables"], jax.tree.map(float, stored["accuracies"])
     return Trained(net, variables, accuracies[split], False, split)
@@ -129,7 +137,13 @@ def _folder(
 
 
 def measure(net: zoo.Architecture, variables: Any, dataset: Dataset, *, split: str = "test") -> Trained:
-    """A network whose weights come from elsewhere (``zoo.torchvision.load``), with its accuracy on ``split``.
+    """Measures the accuracy of a network whose weights come from elsewhere (``zoo.torchvision.load``).
+
+    Args:
+      net: the architecture.
+      variables: its ``params`` (+ ``batch_stats``).
+      dataset: the real data.
+      split: "test" or "validation".
 
     Raises:
       ValueError: if there is no such split, or if a weight, or a logit on the split, is not finite.
@@ -144,5 +158,5 @@ def measure(net: zoo.Architecture, variables: Any, dataset: Dataset, *, split: s
 
 
 def _each_split(dataset: Dataset, function: Callable[[str], Any]) -> dict[str, Any]:
-    """``function`` of every split that accuracy can be measured on: the cached network serves all of them."""
+    """``function`` of every split that accuracy can be measured on, so that a cached network serves all of them."""
     return {name: function(name) for name in SPLITS if name == "test" or dataset.validation is not None}

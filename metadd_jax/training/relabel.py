@@ -1,8 +1,8 @@
-"""A teacher's opinion as the label of every batch, asked while training or stored beforehand.
+"""Soft labels of a teacher for every batch, computed while training or stored beforehand.
 
-Shen and Xing, "A Fast Knowledge Distillation Framework for Visual Recognition" (ECCV 2022), as SRe2L relabels: the
-teacher sees the very batch that the student sees (cropped, flipped, mixed), the loss is the batch's mean of
-KL(softmax(teacher / T) || softmax(student / T)); a recipe says whether it is multiplied by T^2.
+Shen and Xing, "A Fast Knowledge Distillation Framework for Visual Recognition" (ECCV 2022), as in SRe2L: the teacher
+sees the very batch that the student sees (cropped, flipped, mixed). The loss is the mean over the batch of
+KL(softmax(teacher / T) || softmax(student / T)); the recipe says whether it is multiplied by T^2.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ from jax.typing import ArrayLike
 
 from metadd_jax import files, parallel, provenance
 from metadd_jax.data import sampling
-from metadd_jax.structs import Auxiliary
+from metadd_jax.structs import Array, Auxiliary
 from metadd_jax.training import batches, recipes
 
 
 @struct.dataclass
 class StoredLogits:
-    """What a teacher said of all batches of a training (see ``store`` and ``open_stored``).
+    """A teacher's logits for all batches of a training (see ``store`` and ``open_stored``).
 
     Attributes:
-      key: decides order and views of the images in ``fit``, whatever the student's own key.
-      shared_key: chooses the DSA tokens.
+      key: decides order and views of the images in ``fit``, in place of the student's own key: the logits belong to
+        these very views.
+      shared_key: chooses the DSA tokens, in the same way.
       path: the .npy file [E, N, K] float16, row i of an epoch for the i-th image that is shown (static).
     """
+
+    # The path and not the array: 30 GB of labels stay on the disk.
 
     key: jax.Array
     shared_key: jax.Array
@@ -40,7 +43,15 @@ class StoredLogits:
 
 
 def divergence(teacher_logits: jax.Array, logits: jax.Array, temperature: float) -> jax.Array:
-    """KL(softmax(teacher / T) || softmax(student / T)) of each image, [B], from logits [B, K]; no factor T^2.
+    """Computes KL(softmax(teacher / T) || softmax(student / T)) of each image, without a factor T^2.
+
+    Args:
+      teacher_logits: [B, K].
+      logits: [B, K], the student's.
+      temperature: T, above 0.
+
+    Returns:
+      [B] float32.
 
     Raises:
       ValueError: if teacher and student differ in the number of classes.
@@ -50,6 +61,7 @@ def divergence(teacher_logits: jax.Array, logits: jax.Array, temperature: float)
             f"teacher logits {teacher_logits.shape} and student logits {logits.shape} must agree; use a teacher of the "
             "student's classes"
         )
+    # Stored logits are float16, too narrow for a softmax.
     target = jax.nn.log_softmax(teacher_logits.astype(jnp.float32) / temperature)
     return jnp.sum(jnp.exp(target) * (target - jax.nn.log_softmax(logits / temperature)), axis=-1)
 
@@ -57,11 +69,16 @@ def divergence(teacher_logits: jax.Array, logits: jax.Array, temperature: float)
 def teacher_logits(
     teacher: Auxiliary, images: jax.Array, *, mode: str = "evaluation", weights: jax.Array | None = None
 ) -> jax.Array:
-    """Logits [B, K] of the teacher for images [B, H, W, C] in the set's value space.
+    """Computes the teacher's logits of a batch; no gradient flows through them.
 
     Args:
+      teacher: the frozen network.
+      images: [B, H, W, C] float32 in the set's value space.
       mode: where its batch norm takes its statistics from, see ``recipes.Recipe.teacher_mode``.
-      weights: [B], 0 for images that only fill up the batch; they stay out of such statistics.
+      weights: [B], 0 for padding, which stays out of the statistics of the batch.
+
+    Returns:
+      [B, K].
     """
     seen = images if teacher.preprocess is None else teacher.preprocess(images)
     if mode == "training":
@@ -70,14 +87,17 @@ def teacher_logits(
 
 
 def stored_bytes(images: int, epochs: int, classes: int) -> int:
-    """Size of stored labels: two bytes a logit. 30 GB for ImageNet-1K at 50 images a class and 300 epochs."""
+    """Returns the size of stored labels in bytes, two per logit: ``images`` x ``epochs`` x ``classes`` x 2.
+
+    ImageNet-1K at 50 images per class and 300 epochs takes 30 GB.
+    """
     return images * epochs * classes * 2
 
 
 def store(
     key: jax.Array,
     path: str | os.PathLike,
-    images: ArrayLike,
+    images: Array,
     recipe: recipes.Recipe,
     teacher: Auxiliary,
     *,
@@ -87,11 +107,21 @@ def store(
 ) -> StoredLogits:
     """Writes the teacher's logits of every batch that ``fit(key, ..., recipe, shared_key=shared_key)`` would show.
 
-    Beside ``path`` (.npy, float16, [E, N, K], ``stored_bytes``) goes a manifest of the same name in .json with keys,
-    recipe and hashes. It needs the memory of one epoch's labels. The file appears when it is whole.
+    It needs the memory of the labels of one epoch. The file appears when it is whole.
 
     Args:
-      images: [N, H, W, C], as ``fit`` takes them, with ``mean`` and ``std`` if they are uint8.
+      key: the key of that ``fit``.
+      path: the .npy file to write, [E, N, K] float16 (``stored_bytes``). A manifest of the same name in .json has keys,
+        recipe and hashes.
+      images: [N, H, W, C], as for ``fit``.
+      recipe: the recipe of that ``fit``.
+      teacher: the frozen network.
+      shared_key: the shared key of that ``fit``.
+      mean: [C], for uint8 images.
+      std: [C], for uint8 images.
+
+    Returns:
+      The labels, as ``teacher`` of ``fit``.
 
     Raises:
       ValueError: if there is such a file already, or the disk is too full.
@@ -112,18 +142,19 @@ def store(
             batch = batches.view(key, step, batch, recipe, shared_key=shared_key, weights=present)
             return teacher_logits(teacher, batch, mode=recipe.teacher_mode, weights=present).astype(jnp.float16)
 
+        # The padding of the last batch is cut off: the file has one row per image.
         steps = epoch * len(indices) + jnp.arange(len(indices))
         return jax.lax.map(step_logits, (steps, indices, weights)).reshape(-1, classes)[:count]
 
     compiled = parallel.jit(epoch_logits)
-    images = jnp.asarray(images)
+    images = jnp.asarray(images)  # on the device once, not at every epoch
     with files.atomic_path(path) as temporary:
         rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(recipe.epochs, count, classes))
         for epoch in range(recipe.epochs):
             rows[epoch] = compiled(jnp.int32(epoch), images, teacher)
         rows.flush()
         manifest = facts | {"shape": list(rows.shape), "sha256": files.hash_file(temporary)}
-        # Before the labels have their name: they are never without it.
+        # Before the labels are renamed to their final name, so that they never lack a manifest.
         files.write_json(path.with_suffix(".json"), manifest)
     return StoredLogits(key=key, shared_key=shared_key, path=str(path))
 
@@ -131,7 +162,7 @@ def store(
 def open_stored(
     key: jax.Array,
     path: str | os.PathLike,
-    images: ArrayLike,
+    images: Array,
     recipe: recipes.Recipe,
     *,
     shared_key: jax.Array,
@@ -139,11 +170,22 @@ def open_stored(
     std: ArrayLike | None = None,
     teacher: Auxiliary | None = None,
 ) -> StoredLogits:
-    """Stored labels for ``fit(..., teacher=...)``, after checking that they are whole and belong to this training.
+    """Opens stored labels for ``fit(..., teacher=...)`` and checks that they are whole and belong to this training.
+
+    Labels of other views would be wrong without any error: every image would get the label of another crop.
 
     Args:
-      images: as ``store`` took them, with ``mean`` and ``std`` if they are uint8.
-      teacher: who must have written them; None takes those of any teacher.
+      key: as for ``store``.
+      path: as for ``store``.
+      images: as for ``store``.
+      recipe: as for ``store``.
+      shared_key: as for ``store``.
+      mean: as for ``store``.
+      std: as for ``store``.
+      teacher: the network that must have written them; None takes the labels of any teacher.
+
+    Returns:
+      The labels, as ``teacher`` of ``fit``.
 
     Raises:
       ValueError: if the file is missing or damaged, or was written for other keys, images or constants, another recipe
@@ -164,11 +206,12 @@ def open_stored(
 
 
 def stored_logits(stored: StoredLogits, step: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """The logits of one batch of ``fit``, read from the file by the host while the step runs.
+    """Reads the logits of one batch of ``fit``: the host reads the file while the step runs.
 
     Args:
+      stored: the labels.
       step: [] int, counted from 0 over all epochs.
-      shape: (batch size, K); rows that only fill up the last batch of an epoch are zeros.
+      shape: (batch size, K); the padding of the last batch of an epoch gets zeros.
 
     Returns:
       [B, K] float16.
@@ -180,6 +223,7 @@ def stored_logits(stored: StoredLogits, step: jax.Array, shape: tuple[int, int])
         found = rows[epoch, place * shape[0] : (place + 1) * shape[0]]
         return np.concatenate([found, np.zeros((shape[0] - len(found), shape[1]), np.float16)])
 
+    # Several students under vmap read one after the other: each has its own step.
     return jax.pure_callback(read, jax.ShapeDtypeStruct(shape, jnp.float16), step, vmap_method="sequential")
 
 
@@ -203,7 +247,7 @@ def _teacher(teacher: Auxiliary) -> str:
 
 
 def _was_killed(path: pathlib.Path) -> bool:
-    """Whether a manifest of ours stands without its labels: the process died between the two."""
+    """Whether a manifest of ours exists without its labels: the process died between the two."""
     try:
         manifest = files.read_json(path.with_suffix(".json"))
     except ValueError:
@@ -213,6 +257,7 @@ def _was_killed(path: pathlib.Path) -> bool:
 
 def _check_room(path: pathlib.Path, size: int) -> None:
     manifest = path.with_suffix(".json")
+    # Before the teacher is asked, which may take hours.
     for taken in (path, manifest):
         if taken.exists() and not (taken == manifest and _was_killed(path)):
             raise ValueError(f"{taken} exists and is left as it is; choose another name or move it away")

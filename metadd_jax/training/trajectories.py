@@ -1,7 +1,7 @@
 """Expert trajectories on the disk: the weights of many networks after each epoch on the real data, for MTT and TESLA.
 
-One shard of memory-mapped ``.npy`` files for each group of experts that trained together, beside a ``manifest.json``
-that names what was asked for and the SHA-256 of every file. ``experts.train_experts`` makes such a folder.
+Each group of experts that trained together is a shard of memory-mapped ``.npy`` files. A ``manifest.json`` names the
+request and the SHA-256 of every file. ``experts.train_experts`` makes such a folder.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from metadd_jax import files, provenance, zoo
 from metadd_jax.storage import folder as folders
 from metadd_jax.structs import Dataset
 
-FORMAT = 1  # of the folder
+FORMAT = 1  # of the folder; a folder of another format is refused and not misread
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trajectories:
-    """Experts on the disk, memory-mapped; read them with ``read``, or ``device_experts`` for a method.
+    """Experts on the disk, memory-mapped; read them with ``read``, or with ``device_experts`` for a method.
 
     Attributes:
-      folder: where they lie.
-      manifest: what was asked for, as ``manifest.json`` says.
+      folder: where they are.
+      manifest: the content of ``manifest.json``.
       shards: per group of experts either (snapshots [e, T + 1, P] float32,) or, for half precision, (start [e, P]
         float32, steps [e, T, P] float16).
     """
@@ -42,26 +42,33 @@ class Trajectories:
 
     @property
     def epochs(self) -> int:
-        """T: an expert has a snapshot of its start and one after each epoch."""
+        """T: an expert has T + 1 snapshots, its start and one after each epoch."""
         return self.manifest["recipe"]["epochs"]
 
     def read(self, expert: int, snapshots: int) -> np.ndarray:
-        """The first ``snapshots`` weight vectors of one expert, [snapshots, P] float32 in memory."""
+        """Reads the first ``snapshots`` weight vectors of expert number ``expert``: [snapshots, P] float32."""
         shard, row = divmod(expert, self.manifest["at_once"])
         return _decode([array[row] for array in self.shards[shard]], snapshots)
 
 
 def load_experts(folder: str | os.PathLike, net: zoo.Architecture, dataset: Dataset) -> Trajectories:
-    """Opens a folder of ``train_experts`` after proving every byte of it (which reads all files once).
+    """Opens a folder of ``train_experts`` and checks every byte of it (which reads all files once).
+
+    Args:
+      folder: the folder.
+      net: the architecture that the experts must have.
+      dataset: the data that they must have been trained on.
 
     Raises:
       ValueError: if the folder is absent, damaged or foreign, or its experts are of another network or other data.
     """
     folder = folders.check(folder)
     manifest = files.read_json(folder / folders.MANIFEST)
+    # The label alone would not do: a whitened set, or a module of the same name, gives other weights.
     wanted = {"format": FORMAT, "label": net.label, "network": repr(net), "dataset_fingerprint": dataset.fingerprint}
     wanted |= {"code": provenance.code_of(net)}
     refuse_difference(folder, manifest, wanted)
+    # Memory-mapped: 100 experts of a ConvNet are 6.5 GB, and a method reads the first snapshots alone.
     numbers = range(-(-manifest["experts"] // manifest["at_once"]))
     shards = tuple(
         tuple(np.load(folder / name, mmap_mode="r") for name in shard_names(number, manifest["half"]))
@@ -74,9 +81,10 @@ def device_experts(trajectories: Trajectories, *, experts: int = 0, snapshots: i
     """Puts experts on the device, as MTT and TESLA take them.
 
     Args:
-      experts: the first so many; 0 takes all.
-      snapshots: the first so many of each; 0 takes all. A method reads no snapshot beyond ``max_start_epoch`` +
-        ``expert_epochs``, so that many are enough.
+      trajectories: the experts on the disk.
+      experts: number of experts, from the first on; 0 takes all.
+      snapshots: number of snapshots of each, from the start on; 0 takes all. A method reads no snapshot beyond
+        ``max_start_epoch`` + ``expert_epochs`` - 1, counted from 0, so that sum is enough.
 
     Returns:
       [experts, snapshots, P] float32.
@@ -95,12 +103,17 @@ def device_experts(trajectories: Trajectories, *, experts: int = 0, snapshots: i
 
 
 def flatten(params: Any) -> jax.Array:
-    """All parameters as one vector [P], in the order of ``jax.tree.leaves``."""
+    """Concatenates all leaves of ``params`` to one vector [P], in the order of ``jax.tree.leaves``."""
     return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(params)])
 
 
 def unflatten(net: zoo.Architecture, vector: jax.Array) -> Any:
-    """The ``params`` of ``net`` from a vector [P]; the inverse of ``flatten`` in any float type."""
+    """Restores the ``params`` of ``net`` from a vector [P]; the inverse of ``flatten``, in any float type.
+
+    Args:
+      net: the architecture.
+      vector: [P] float.
+    """
     shapes, structure = jax.tree.flatten(jax.eval_shape(net.init, jax.random.key(0))["params"])
     ends = np.cumsum([shape.size for shape in shapes])
     pieces = jnp.split(vector, ends[:-1])
@@ -108,17 +121,26 @@ def unflatten(net: zoo.Architecture, vector: jax.Array) -> Any:
 
 
 def shard_names(number: int, half: bool) -> list[str]:
-    """The files of a shard: its snapshots, or in half precision the start and the steps from it."""
+    """Names the files of shard ``number``: its snapshots, or if ``half`` the start and the steps from it."""
     stem = f"shard_{number:05d}"
     return [f"{stem}_start.npy", f"{stem}_steps.npy"] if half else [f"{stem}.npy"]
 
 
 def encode(snapshots: np.ndarray, half: bool) -> list[np.ndarray]:
-    """The arrays to store of snapshots [e, T + 1, P] float32: themselves, or their start and their steps."""
+    """Returns the arrays to store.
+
+    Args:
+      snapshots: [e, T + 1, P] float32.
+      half: whether to store steps in float16.
+
+    Returns:
+      The snapshots themselves, or their start [e, P] float32 and their steps [e, T, P] float16.
+    """
     if not half:
         return [snapshots]
     stored = snapshots[:, 0].copy()
     steps = np.empty((len(snapshots), snapshots.shape[1] - 1, snapshots.shape[2]), np.float16)
+    # Each step is taken from the snapshot as it will be decoded, so that it corrects the rounding of those before.
     for epoch in range(steps.shape[1]):
         steps[:, epoch] = snapshots[:, epoch + 1] - stored
         stored += steps[:, epoch]
@@ -126,19 +148,29 @@ def encode(snapshots: np.ndarray, half: bool) -> list[np.ndarray]:
 
 
 def _decode(arrays: list[np.ndarray], snapshots: int) -> np.ndarray:
-    """The first snapshots [snapshots, P] float32 of one expert; adds up in the order in which ``encode`` did."""
+    """The first snapshots [snapshots, P] float32 of one expert."""
     if len(arrays) == 1:
         return np.array(arrays[0][:snapshots])
     start, steps = arrays
     out = np.empty((snapshots, len(start)), np.float32)
     out[0] = start
+    # One by one and not ``cumsum``: the same order of sums as in ``encode``, to the bit.
     for epoch in range(snapshots - 1):
         out[epoch + 1] = out[epoch] + steps[epoch]
     return out
 
 
 def refuse_difference(folder: pathlib.Path, manifest: Any, wanted: dict[str, Any]) -> None:
-    """Raises ValueError, naming the first fact in which the experts of ``folder`` are not those ``wanted``."""
+    """Checks that the experts of a folder are those that are wanted.
+
+    Args:
+      folder: named in the error.
+      manifest: what its ``manifest.json`` holds.
+      wanted: fact -> value.
+
+    Raises:
+      ValueError: at the first fact that differs.
+    """
     for name, value in wanted.items():
         there = manifest.get(name, "absent") if isinstance(manifest, dict) else "absent"
         if there != value:

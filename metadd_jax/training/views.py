@@ -1,4 +1,4 @@
-"""The augmentation of a training by its words: DSA's scheme or DC's older one."""
+"""The augmentation that a recipe names: DSA's scheme, DC's older one, or a user's ``Strategy``."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import jax
 
 from metadd_jax import augment, dc_augment, provenance
 
+# DC's and DSA's schemes both have a "crop", so DC's tokens get a prefix.
 _OLDER = "dc_"
 
 
 def augmentation(
     text: augment.Augmentation,
 ) -> Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]:
-    """What the words of a training recipe do to a batch.
+    """Returns the function that augments a batch.
 
     Args:
-      text: as in ``augment.strategy``, for one op a batch with individual parameters an image; or "dc_" and tokens of
+      text: as for ``augment.strategy``: one op per batch, individual parameters for each image; or "dc_" and tokens of
         ``dc_augment.TOKENS`` ("dc_crop_scale_rotate"), for ``dc_augment.augment_each``.
 
     Returns:
-      ``(key, op_key, images, weights) -> images``; ``op_key`` chooses the op of a batch and plays no part in "dc_";
-      ``weights`` as in ``augment_each``, and without effect on DSA's ops, which look at one image each.
+      ``(key, op_key, images, weights) -> images``. ``op_key`` chooses the op of a batch; "dc_" does not use it.
+      ``weights`` as for ``augment_each``; DSA's ops do not use them, since they look at one image each.
 
     Raises:
       ValueError: if a token is unknown.
@@ -41,25 +42,25 @@ def augmentation(
 
 
 def settled(text: augment.Augmentation) -> augment.Augmentation:
-    """The words as they are, or, with tokens of ``augment.register``, the strategy that holds their ops of today.
+    """Returns ``text`` as it is, or, with tokens of ``augment.register``, the strategy that holds their present ops.
 
-    So two recipes are equal only if they do the same, also after an op was registered anew.
+    So two recipes are equal only if they do the same, even after an op has been registered again.
 
     Raises:
       ValueError: if a token is unknown.
     """
     if isinstance(text, str) and text.startswith(_OLDER):
-        augmentation(text)
+        augmentation(text)  # an unknown token is found when the recipe is made, not when the training begins
         return text
     chosen = augment.strategy(text)
     return chosen if chosen.own else text
 
 
 def facts(text: augment.Augmentation) -> Any:
-    """What decides an augmentation, as JSON for a cache key: words, or numbers and the code of own ops.
+    """Returns what decides the augmentation ``text``, as JSON for a cache key: words, or numbers and code of own ops.
 
     Raises:
-      UnknownCodeError: (a ValueError) if it cannot be told what an own op is made of.
+      UnknownCodeError: (a ValueError) if the code of an own op cannot be found.
     """
     if not isinstance(text, augment.Strategy):
         return text
