@@ -2,9 +2,9 @@
 
 Images are [B, H, W, C] float, standardised (or whitened): zero is the mean of the data; nothing is clipped.
 Every op takes its parameters explicitly, as an array of shape [P]: P = 1 (or a scalar) for one transform of
-the whole batch, P = B for one an image. Ops are affine in the images: gradients are exact and always finite.
+the whole batch, P = B for one per image. Ops are affine in the images: gradients are exact and always finite.
 
-DC judges some sets under an older scheme, one op an image: ``dc_augment``.
+DC evaluates some sets under an older scheme with one op per image: ``dc_augment``.
 
 Source: Zhao and Bilen, arXiv 2102.08259, with the formulas and default ratios of the published code of DSA,
 DM and MTT. Grids follow the ``align_corners=True`` convention: the normalised coordinates -1 and 1 are the
@@ -28,12 +28,18 @@ from metadd_jax.ranges import Real
 NATURAL = "color_crop_cutout_flip_scale_rotate"
 """The published tokens for natural images; digits are not flipped."""
 
-Op = Callable[[jax.Array, jax.Array, bool], jax.Array]
+Op = Callable[[jax.Array, jax.Array, bool], jax.Array]  # of a user, see ``register``
 _OWN: dict[str, Op] = {}
 
 
 def flip(images: jax.Array, flipped: ArrayLike) -> jax.Array:
-    """Mirrors left and right where ``flipped`` (bool, [P]) is true."""
+    """Mirrors images left to right.
+
+    Args:
+      images: [B, H, W, C].
+      flipped: [P] bool, which are mirrored.
+    """
+    # A choice and not a product of both, so that an image that is not flipped stays the same to the bit.
     return jnp.where(_column(flipped), images[:, :, ::-1], images)
 
 
@@ -49,6 +55,7 @@ def scale(images: jax.Array, scale_y: ArrayLike, scale_x: ArrayLike) -> jax.Arra
       [B, H, W, C], bilinear, zero outside the image.
     """
     _, height, width, _ = images.shape
+    # Scaling acts on each axis alone, so two matrix products do.
     ys = _centred(height) * _vector(scale_y)[:, None] + (height - 1) / 2  # [P, H]
     xs = _centred(width) * _vector(scale_x)[:, None] + (width - 1) / 2  # [P, W]
     return _sample_separable(images, ys, xs)
@@ -68,7 +75,7 @@ def rotate(images: jax.Array, radians: ArrayLike) -> jax.Array:
     _, height, width, _ = images.shape
     angle = _vector(radians)[:, None, None]
     y, x = _centred(height)[:, None], _centred(width)[None, :]
-    aspect = max(height - 1, 1) / max(width - 1, 1)
+    aspect = max(height - 1, 1) / max(width - 1, 1)  # of normalised coordinates whose corners are pixel centres
     ys = jnp.sin(angle) * x * aspect + jnp.cos(angle) * y + (height - 1) / 2  # [P, H, W]
     xs = jnp.cos(angle) * x - jnp.sin(angle) * y / aspect + (width - 1) / 2
     return _sample(images, ys, xs)
@@ -81,6 +88,9 @@ def crop(images: jax.Array, shift_y: ArrayLike, shift_x: ArrayLike) -> jax.Array
       images: [B, H, W, C].
       shift_y: [P] integer shift in pixels.
       shift_x: [P] integer shift in pixels.
+
+    Returns:
+      [B, H, W, C]; zero is the data's mean, so new places look like an average image.
     """
     _, height, width, _ = images.shape
     ys = jnp.arange(height) + _vector(shift_y)[:, None]
@@ -104,25 +114,42 @@ def cutout(images: jax.Array, centre_y: ArrayLike, centre_x: ArrayLike, size: tu
 
 
 def brightness(images: jax.Array, offset: ArrayLike) -> jax.Array:
-    """Adds ``offset`` ([P], in units of the data's standard deviation)."""
+    """Adds a number to every pixel.
+
+    Args:
+      images: [B, H, W, C].
+      offset: [P], in units of the data's standard deviation.
+    """
     return images + _column(offset)
 
 
 def saturation(images: jax.Array, factor: ArrayLike) -> jax.Array:
-    """Multiplies each pixel's distance to its mean over the channels by ``factor`` ([P], 0 gives grey)."""
+    """Multiplies each pixel's distance to its mean over the channels.
+
+    Args:
+      images: [B, H, W, C].
+      factor: [P]; 0 gives grey, 1 changes nothing.
+    """
     mean = images.mean(axis=-1, keepdims=True)
     return (images - mean) * _column(factor) + mean
 
 
 def contrast(images: jax.Array, factor: ArrayLike) -> jax.Array:
-    """Multiplies the distance to each image's mean over pixels and channels by ``factor`` ([P])."""
+    """Multiplies each pixel's distance to its image's mean over pixels and channels.
+
+    Args:
+      images: [B, H, W, C].
+      factor: [P]; 1 changes nothing.
+    """
     mean = images.mean(axis=(1, 2, 3), keepdims=True)
     return (images - mean) * _column(factor) + mean
 
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """What ``transform`` may do (change a default with ``dataclasses.replace``); hashable.
+    """The ops that ``transform`` draws from, and the ranges of their parameters. Hashable.
+
+    The defaults are those of the released programs; change one with ``dataclasses.replace``.
 
     Attributes:
       tokens: names of the ops, of ``TOKENS`` or ``register``; empty for no augmentation.
@@ -135,8 +162,11 @@ class Strategy:
       brightness: b; the offset is drawn from U(-b / 2, b / 2).
       saturation: s; the factor is drawn from U(0, s).
       contrast: c; the factor is drawn from U(c, 1 + c).
-      own: the registered ops among ``tokens``, as they were when this was made: a strategy with a token whose op has
-        been changed since is unequal to it, and nothing that was compiled for one serves the other.
+      own: the registered ops among ``tokens``, as they were when this was made. If an op is registered again, a new
+        strategy is unequal to this one, so that no program compiled for one is used for the other.
+
+    Raises:
+      ValueError: if a token or the mode is unknown, or a number is out of its range.
     """
 
     tokens: tuple[str, ...]
@@ -166,11 +196,11 @@ class Strategy:
 if TYPE_CHECKING:
     Augmentation = str | Strategy
 else:
-    Augmentation = str  # of the two a command line can write the text alone, and tyro makes its options from the types
+    Augmentation = str  # tyro makes its options from the types, and a command line can only write the text
 
 
 def strategy(text: Augmentation, *, mode: str = "S") -> Strategy:
-    """Parses "color_crop_cutout_flip_scale_rotate" (natural images; leave out ``flip`` for digits).
+    """Parses tokens such as "color_crop_cutout_flip_scale_rotate" (natural images; leave out ``flip`` for digits).
 
     Args:
       text: tokens joined by underscores; "" or "none" means no augmentation. A ``Strategy`` is returned as it is.
@@ -189,7 +219,7 @@ def strategy(text: Augmentation, *, mode: str = "S") -> Strategy:
 
 
 def register(token: str, op: Op) -> None:
-    """Makes an augmentation of your own a token, good in every text and ``Strategy``.
+    """Registers an augmentation of your own as a token, for every text and ``Strategy``.
 
     >>> def noise(key, images, siamese):
     ...     shape = (1, *images.shape[1:]) if siamese else images.shape
@@ -200,12 +230,12 @@ def register(token: str, op: Op) -> None:
     Args:
       token: letters and digits; no token of ``TOKENS``.
       op: ``(key, images [B, H, W, C], siamese) -> images`` of the same shape and type, differentiable in the images.
-        It may look at one image at a time only. If ``siamese``, all images get the same draw, and an equal key the very
-        same one whatever B is (real and synthetic images are compared under it): nothing drawn may have an axis of
-        length B. Else each image gets a draw of its own.
+        The result for one image must not depend on the others. If ``siamese``, all images get the same draw, and equal
+        keys the same draw for every B (real and synthetic images are compared under it): nothing drawn may have an axis
+        of length B. Otherwise each image gets its own draw.
 
     Raises:
-      ValueError: if the token is no word, holds an underscore or is taken.
+      ValueError: if the token is no word, has an underscore or is taken.
     """
     if "_" in str(token) or token == "dc":
         raise ValueError(f"{token!r} is no token of an augmentation; give letters and digits (underscores join tokens)")
@@ -225,9 +255,9 @@ def transform(
     Args:
       key: typed PRNG key. In Siamese mode equal keys give the very same transform to batches of any size.
       images: [B, H, W, C] float, zero = the data's mean.
-      strategy: what may be drawn, see ``strategy``.
-      siamese: one draw of the parameters for the whole batch (real and synthetic images of a class), or an
-        individual draw for each image (training on a set). The op is the same for the batch either way.
+      strategy: the ops to draw from, see ``strategy``.
+      siamese: one draw of the parameters for the whole batch (DSA compares real and synthetic images of a class under
+        it), or an individual draw for each image (training on a set). The op is the same for the batch either way.
       op_key: chooses the op; default: derived from ``key``. Under ``vmap`` over ``key``, pass an ``op_key``
         that is not batched: otherwise every op is computed for every key and one is kept.
 
@@ -235,6 +265,7 @@ def transform(
       [B, H, W, C], differentiable in ``images``.
     """
     chex.assert_rank(images, 4)
+    # Both keys are always drawn, so that an ``op_key`` changes no parameter.
     own_op_key, draw_key = jax.random.split(key)
     count = 1 if siamese else images.shape[0]
     own = dict(strategy.own)
@@ -248,12 +279,13 @@ def transform(
         for index, op in enumerate(ops):
             images = op(jax.random.fold_in(draw_key, index), images)
         return images
-    index = jax.random.randint(own_op_key if op_key is None else op_key, (), 0, len(ops))
-    return jax.lax.switch(index, ops, draw_key, images)
+    choice = jax.random.randint(own_op_key if op_key is None else op_key, (), 0, len(ops))
+    return jax.lax.switch(choice, ops, draw_key, images)  # one op is computed, not all
 
 
 def _random_color(key: jax.Array, images: jax.Array, strategy: Strategy, count: int) -> jax.Array:
     u = jax.random.uniform(key, (3, count))
+    # One token, three ops in this order, in all released programs.
     images = brightness(images, (u[0] - 0.5) * strategy.brightness)
     images = saturation(images, u[1] * strategy.saturation)
     return contrast(images, u[2] + strategy.contrast)
@@ -269,11 +301,12 @@ def _random_crop(key: jax.Array, images: jax.Array, strategy: Strategy, count: i
 
 def _random_cutout(key: jax.Array, images: jax.Array, strategy: Strategy, count: int) -> jax.Array:
     keys = jax.random.split(key)
-    size = tuple(_share(side, strategy.cutout_ratio) for side in images.shape[1:3])
+    _, height, width, _ = images.shape
+    size = (_share(height, strategy.cutout_ratio), _share(width, strategy.cutout_ratio))
     # An even box has its centre between two pixels, so one more position: 0 ... side inclusive.
     centre_y, centre_x = (
         jax.random.randint(k, (count,), 0, side + (box % 2 == 0))
-        for k, side, box in zip(keys, images.shape[1:3], size, strict=True)
+        for k, side, box in zip(keys, (height, width), size, strict=True)
     )
     return cutout(images, centre_y, centre_x, size)
 
@@ -350,8 +383,8 @@ def _inside(side: int, centre: jax.Array, box: int) -> jax.Array:
 def _sample_separable(images: jax.Array, ys: jax.Array, xs: jax.Array) -> jax.Array:
     """Bilinear samples on a grid of rows ``ys`` [P, H] and columns ``xs`` [P, W] (pixels), zero outside.
 
-    Two matmuls with hat functions: on CPU the gradient is 3 to 8 times faster than that of a gather, which is
-    a scatter. Full precision, because a 0/1 weight must move a pixel unchanged on a GPU or TPU too.
+    Two matrix products with hat functions: on CPU the gradient is 3 to 8 times faster than that of a gather, which is
+    a scatter. Full precision, because a weight of 0 or 1 must move a pixel unchanged on a GPU or TPU too.
     """
     height, width = images.shape[1:3]
     rows = jnp.maximum(0.0, 1.0 - jnp.abs(ys[:, :, None] - jnp.arange(height)))  # [P, H out, H in]
@@ -368,8 +401,9 @@ def _sample_separable(images: jax.Array, ys: jax.Array, xs: jax.Array) -> jax.Ar
 def _sample(images: jax.Array, ys: jax.Array, xs: jax.Array) -> jax.Array:
     """Bilinear samples at any points ``ys``, ``xs`` [P, H, W] (pixels), zero outside, from 4 gathers.
 
-    With one grid all images share the indices. A dense [HW, HW] matmul, the alternative without a scatter in
-    the gradient, measured 2 (P = 1) to 30 (P = B) times slower on CPU, and grows as the side to the fourth.
+    With one grid all images share the indices. The alternative without a scatter in the gradient, a dense [HW, HW]
+    matrix product, is 2 (P = 1) to 30 (P = B) times slower on CPU (measured), and its work grows as the side to the
+    fourth power.
     """
     batch, height, width, channels = images.shape
     flat = images.reshape(batch, height * width, channels)
@@ -378,6 +412,7 @@ def _sample(images: jax.Array, ys: jax.Array, xs: jax.Array) -> jax.Array:
     total = jnp.zeros_like(flat)
     for y, x in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        # Clipped to read a pixel at all; its weight is then 0.
         weight = inside * (1.0 - jnp.abs(ys - y)) * (1.0 - jnp.abs(xs - x))
         index = (jnp.clip(y, 0, height - 1) * width + jnp.clip(x, 0, width - 1)).astype(jnp.int32)
         shared = len(index) == 1

@@ -1,7 +1,7 @@
-"""Pictures of sets, of what networks look at, and of how a run went; arrays in, PNG files out.
+"""Pictures of sets and of class activation maps: arrays in, PNG files out.
 
-Files are written whole or not at all, and only over pictures of this module. Names are drawn literally: "$" is no
-formula. matplotlib is imported where it is used and draws without a screen.
+Files are written whole or not at all, and only replace pictures of this module. Names are drawn literally: "$" starts
+no formula. matplotlib is imported where it is used and needs no screen.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def grid(
     class_names: Sequence[str],
     scores: ArrayLike | None = None,
 ) -> None:
-    """Draws a set: one row a class with its name at the left; if each class has one image, a near-square.
+    """Draws a set: one row per class with its name at the left; if each class has one image, a near-square.
 
     Args:
       file: the PNG to write.
-      images: [N, H, W, C] pixels in [0, 1] (see ``exchange.to_pixels``; what lies beyond is cut), C = 1 or 3. At most
-        10 images of a class and, in rows, the first 100 classes are drawn.
+      images: [N, H, W, C] pixels in [0, 1] (see ``exchange.to_pixels``; values outside are clipped), C = 1 or 3. At
+        most 10 images of a class and, in rows, the first 100 classes are drawn.
       labels: [N] in [0, K).
       class_names: K names.
       scores: [N] a number under each image (a loss, a confidence), or None.
@@ -54,6 +54,7 @@ def grid(
     """
     images, labels, class_names = _checked(images, labels, class_names)
     members = [np.flatnonzero(labels == label)[:_MAX_COLUMNS] for label in range(len(class_names))]
+    # Rows of one image would make a long, empty picture.
     named_above = max(map(len, members)) == 1
     if named_above:
         columns = _near_square(len(members))
@@ -65,7 +66,7 @@ def grid(
     paper = _Paper(
         rows=1 + max(row for row, _, _ in cells),
         columns=columns,
-        shape=images.shape[1:3],
+        shape=(images.shape[1], images.shape[2]),
         left=0 if named_above else _text_width(class_names),
         above=_LINE if named_above else 0,
         below=_LINE if scores is not None else 0,
@@ -94,16 +95,16 @@ def maps(
     threshold: float = 0.5,
     title: str = "",
 ) -> None:
-    """Draws what each network looks at: the image, its maps, the meta mask and the heterogeneous masks.
+    """Draws images with the maps of each network, the meta mask and the heterogeneous masks.
 
     Args:
       file: the PNG to write.
-      images: [B, H, W, C] pixels in [0, 1]; the first 10 are drawn, one a row.
+      images: [B, H, W, C] pixels in [0, 1]; the first 10 are drawn, one per row.
       labels: [B] in [0, K).
       stack: [M, B, H, W] class activation maps in [0, 1].
       class_names: K names.
       network_names: M names.
-      threshold: a place counts as seen where the map reaches this (0..1).
+      threshold: a pixel is high where the map reaches this (0..1).
       title: a line above the picture.
 
     Raises:
@@ -117,13 +118,19 @@ def maps(
             f"maps {stack.shape} do not fit {networks} networks and images {images.shape}; need [M, B, H, W]"
         )
     pixels, stack = np.clip(images, 0, 1)[:_MAX_MAPS], stack[:, :_MAX_MAPS]
+    # Under the colours a grey image, so that a hue is always the map's.
     grey = pixels.mean(axis=-1)
-    high = stack >= threshold
-    meta = high.all(axis=0)
+    high = np.asarray(stack >= threshold)
+    meta = np.asarray(high.all(axis=0))
     heads = ["image", *network_names, "meta", *network_names]
     names = [class_names[label] for label in labels[:_MAX_MAPS]]
     paper = _Paper(
-        len(pixels), len(heads), images.shape[1:3], left=_text_width(names), top=2 * _LINE, title=_printable(title)
+        len(pixels),
+        len(heads),
+        (images.shape[1], images.shape[2]),
+        left=_text_width(names),
+        top=2 * _LINE,
+        title=_printable(title),
     )
     for row, image in enumerate(pixels):
         drawn = [
@@ -182,12 +189,17 @@ class _Paper:
     """Images in rows and columns, each enlarged by a whole factor so that its pixels stay square and crisp.
 
     Args:
-      rows, columns: how many cells.
-      shape: (H, W) of every image.
-      left, top: pixels kept free for names.
-      above, below: pixels kept free over and under each image.
+      rows: number of cells from top to bottom.
+      columns: number of cells from left to right.
+      shape: (H, W) of every image in pixels.
+      left: pixels kept free for names at the left.
+      top: pixels kept free for names at the top.
+      above: pixels kept free over each image.
+      below: pixels kept free under each image.
       title: a line above everything; the paper is made wide enough for it.
     """
+
+    # Own pixels and not matplotlib's axes: those resample, and a distilled pixel must be seen as it is.
 
     def __init__(
         self,
@@ -200,7 +212,7 @@ class _Paper:
         above: int = 0,
         below: int = 0,
         title: str = "",
-    ):
+    ) -> None:
         self._scale = max(1, round(_CELL / max(shape)))
         self._height, self._width = shape[0] * self._scale, shape[1] * self._scale
         top += _LINE + _GAP if title else 0
@@ -259,7 +271,9 @@ class _Paper:
         self._texts.append((y, x, text, style))
 
 
-def _checked(images: ArrayLike, labels: ArrayLike, class_names: Sequence[str]) -> tuple:
+def _checked(
+    images: ArrayLike, labels: ArrayLike, class_names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
     images, labels = np.asarray(images, np.float32), np.asarray(labels)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or labels.shape != images.shape[:1] or not len(images):
         raise ValueError(
@@ -271,7 +285,7 @@ def _checked(images: ArrayLike, labels: ArrayLike, class_names: Sequence[str]) -
 
 
 def _printable(name: Any) -> str:
-    """A name that can be drawn in one line; bytes of a folder's name that are no text become "?"."""
+    """A name as one line; bytes of a folder's name that are no text become "?"."""
     return " ".join(str(name).encode(errors="replace").decode().split())
 
 
@@ -289,7 +303,7 @@ def _write_png(file: str | os.PathLike, figure: Any) -> None:
 
 
 def _is_ours(file: pathlib.Path) -> bool:
-    """Whether a picture was drawn here."""
+    """Whether a picture was drawn by this module: only such a file may be replaced."""
     from PIL import Image  # a dependency of matplotlib
 
     try:
@@ -300,7 +314,7 @@ def _is_ours(file: pathlib.Path) -> bool:
 
 
 def _near_square(count: int) -> int:
-    """Columns that lay ``count`` cells out about square and without gaps where that is possible: 10 -> 5."""
+    """The number of columns for ``count`` cells: about square, and without gaps where that is possible (10 -> 5)."""
     side = math.isqrt(count - 1) + 1
     return next((columns for columns in range(side, 2 * side) if count % columns == 0), side)
 
@@ -310,10 +324,11 @@ def _text_width(names: Sequence[str]) -> int:
 
 
 def _heat(grey: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A map [H, W] in colours over the grey image [H, W], the less transparent the higher; [H, W, 3]."""
+    """A map [H, W] in colours over the grey image [H, W], less transparent where it is higher; [H, W, 3]."""
     from matplotlib import colormaps
 
     heat = np.clip(heat, 0, 1)
+    # Never opaque: what the network responds to must stay visible.
     opacity = (0.2 + 0.6 * heat)[..., None]
     return (1 - opacity) * grey[..., None] + opacity * colormaps["inferno"](heat)[..., :3]
 
