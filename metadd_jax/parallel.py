@@ -1,9 +1,9 @@
-"""The one place where functions are compiled and spread over devices and processes.
+"""Compilation, and distribution over devices and processes: the only file that says pmap or mesh.
 
-Everything else is written once with ``axis_name: str | None``; here a step becomes one compiled dispatch of many
+Everything else is written once with ``axis_name: str | None``. Here a step becomes one compiled dispatch of many
 steps: under jit on one device, under pmap on all devices of all processes, or under jit with a mesh, where the
-compiler divides what ``divide`` names. pmap is the engine on several devices because the project's user asked for it;
-its state stays unstacked (in_axes None), so a checkpoint looks the same whatever it ran on.
+compiler divides what ``divide`` names. pmap is the engine on several devices because the project's user asked for it.
+Its state stays unstacked (in_axes None), so that a checkpoint is the same for every number of devices.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ Update = Callable[[Any, Any, Any], tuple[Any, dict]]
 
 
 def initialize(*, coordinator: str | None = None, num_processes: int | None = 1, process_id: int | None = None) -> None:
-    """Joins this process with the others of the same run. To be called before JAX is used for anything.
+    """Connects this process with the others of the same run. Call it before anything else of JAX.
 
     Args:
       coordinator: "host:port" of process 0, which every process can reach.
-      num_processes: how many there are; 1 does nothing, None asks the cluster (SLURM, Open MPI, TPU pods) for
-        everything.
-      process_id: the number of this one, from 0.
+      num_processes: number of processes; 1 does nothing, None asks the cluster (SLURM, Open MPI, TPU pods) for all
+        three.
+      process_id: the number of this process, from 0.
 
     Raises:
       ValueError: if the three do not go together, or the cluster cannot be found or joined.
     """
     if num_processes == 1 and coordinator is None and process_id is None:
         return
+    settings: dict[str, Any]
     if num_processes is None and coordinator is None and process_id is None:
         settings = {}
     elif coordinator and process_id is not None and num_processes and 0 <= process_id < num_processes > 1:
@@ -56,33 +57,42 @@ def initialize(*, coordinator: str | None = None, num_processes: int | None = 1,
 
 
 def device_count() -> int:
-    """Devices of all processes together."""
+    """Returns the number of devices of all processes together."""
     return len(jax.devices())
 
 
 def is_main() -> bool:
-    """Whether this is process 0, which alone prints and writes."""
+    """Tells whether this is process 0, which alone prints and writes."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until every process has come to the barrier of this name."""
+    """Waits until every process has reached the barrier called ``name``."""
     multihost_utils.sync_global_devices(name)
 
 
 def from_main(value: Any) -> Any:
-    """What process 0 holds (a tree of arrays of the same shapes everywhere), as NumPy arrays, on every process."""
+    """Sends ``value`` of process 0, a tree of arrays, to every process, as NumPy arrays.
+
+    All processes must call it, with the same shapes: a decision that depends on the host (does a file exist?) must be
+    made once, or processes that should train together wait for each other forever.
+    """
     return multihost_utils.broadcast_one_to_all(value)
 
 
 def require_agreement(tree: Any, *, text: str = "") -> None:
-    """Proves that every process holds the same arrays (to the bit) and the same text.
+    """Checks that every process holds the same arrays (to the bit) and the same text.
+
+    Args:
+      tree: arrays, typed keys included.
+      text: whatever else must agree.
 
     Raises:
       ValueError: on every process, if one of them differs.
     """
     if jax.process_count() == 1:
         return
+    # A hash travels, not the arrays: 32 bytes for any size.
     digest = files.hash_arrays(*(_plain(leaf) for leaf in jax.tree.leaves(tree)), text=text)
     own = np.frombuffer(bytes.fromhex(digest), np.uint8)
     others = np.flatnonzero((multihost_utils.process_allgather(own) != from_main(own)).any(axis=1))
@@ -102,12 +112,18 @@ def _plain(leaf: Any) -> np.ndarray:
 
 
 def jit(function: Callable, *, static_argnames: Sequence[str] = (), donate_argnums: Sequence[int] = ()) -> Callable:
-    """Compiles a pure function for one device; donated arguments must not be used again by the caller."""
+    """Compiles a pure function for one device.
+
+    Args:
+      function: the function.
+      static_argnames: arguments that select a program and must be hashable.
+      donate_argnums: arguments whose memory the results may take; the caller must not use them again.
+    """
     return jax.jit(function, static_argnames=tuple(static_argnames), donate_argnums=tuple(donate_argnums))
 
 
 def memory_limit() -> int | None:
-    """Bytes of one device: what an accelerator says that programs may use, a CPU's whole memory; None if unknown."""
+    """Returns the memory of one device in bytes: what programs may use of an accelerator's, a CPU's whole; or None."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
@@ -115,7 +131,7 @@ def memory_limit() -> int | None:
 
 
 def choose_mode(mode: str) -> str:
-    """Returns "jit", "pmap" or "sharded"; "auto" is pmap where there is more than one device.
+    """Returns "jit", "pmap" or "sharded" for ``mode``; "auto" is pmap where there is more than one device.
 
     Raises:
       ValueError: for another word, naming those that exist.
@@ -128,10 +144,14 @@ def choose_mode(mode: str) -> str:
 
 
 def replicate(tree: Any, *, mode: str = "auto") -> Any:
-    """Puts arrays where the steps of this mode leave their results: on the device, or whole on each of them.
+    """Puts arrays where the steps of a mode leave their results: on the device, or whole on each of them.
 
-    Placed once, they are not sent again at every call; and a state that moved would be compiled for twice. All
-    processes must call it with the same values.
+    Arrays that are placed once are not sent again at every call. And a state that moves between the first call and the
+    second would be compiled for twice. All processes must call it with the same values.
+
+    Args:
+      tree: arrays.
+      mode: one of ``MODES``.
     """
     mode = choose_mode(mode)
     if mode == "jit":
@@ -154,7 +174,7 @@ def _everywhere(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def local(tree: Any) -> Any:
-    """Replicated arrays as arrays on the first device of this process."""
+    """Returns replicated arrays of ``tree`` as arrays on the first device of this process."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
@@ -162,8 +182,8 @@ def compile_steps(make_update: Callable[[str | None], Update], *, steps: int, mo
     """Compiles ``steps`` updates into one dispatch.
 
     Args:
-      make_update: from an axis name (None but under pmap) to ``update(state, data, frozen) -> (state, metrics)``.
-      steps: how many updates one call does (a ``lax.scan``; the state is donated).
+      make_update: from an axis name (None except under pmap) to ``update(state, data, frozen) -> (state, metrics)``.
+      steps: updates per call (a ``lax.scan``; the state is donated).
       mode: "auto", "jit", "pmap" or "sharded".
 
     Returns:
@@ -179,7 +199,7 @@ def compile_steps(make_update: Callable[[str | None], Update], *, steps: int, mo
     chunk = _scanned(make_update(AXIS), steps)
 
     def mapped(index: jax.Array, state: Any, data: Any, frozen: Any) -> tuple[Any, dict]:
-        del index  # only there because pmap wants one mapped argument; the step asks for its axis_index itself
+        del index  # pmap needs one mapped argument; the step asks for its axis_index itself
         return chunk(state, data, frozen)
 
     compiled = _pmap(mapped, arguments=3, out_axes=(None, None), donate_argnums=1)
@@ -187,6 +207,7 @@ def compile_steps(make_update: Callable[[str | None], Update], *, steps: int, mo
 
 
 def _sharded(chunk: Update) -> Update:
+    # Replicated outputs, or the compiler might leave the state divided, which a checkpoint must not depend on.
     mesh = _mesh(jax.devices())
     compiled = jax.jit(chunk, donate_argnums=0, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
@@ -204,6 +225,7 @@ def _pmap(function: Callable, *, arguments: int, **options: Any) -> Callable:
 
 
 def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+    # ``Mesh`` has Auto axes; ``jax.make_mesh`` has Explicit ones, under which optax's cross-entropy has no derivative.
     return Mesh(np.array(devices), (AXIS,))
 
 
@@ -218,12 +240,12 @@ def spread(function: Callable, *, mapped: int = 1) -> Callable[..., Any]:
     """Compiles many independent runs of one function (see ``each``), divided over all devices.
 
     Args:
-      function: of ``mapped`` arguments that differ from run to run and further ones that all share.
-      mapped: how many come with a leading axis [n].
+      function: takes ``mapped`` arguments that differ from run to run, then arguments that all runs share.
+      mapped: number of arguments with a leading axis [n].
 
     Returns:
       A function of the same arguments whose results are NumPy arrays [n, ...], on every process. n need not divide
-      evenly: devices without a run of their own repeat the last one, which is dropped.
+      evenly: devices without a run of their own repeat the last one, and the copies are dropped.
     """
 
     def runs(over: Any, shared: Any) -> Any:
@@ -249,17 +271,29 @@ def spread(function: Callable, *, mapped: int = 1) -> Callable[..., Any]:
 
 
 def each(function: Callable[[Any], Any], items: Any) -> Any:
-    """``function`` of every item of arrays [n, ...], results stacked: under vmap, on a CPU one after the other.
+    """Applies a function to every item and stacks the results: under vmap, on a CPU one after the other.
 
-    A CPU is full with one network, and its convolution is slower with many kernels at once (docs/costs.md).
+    One network keeps a CPU busy, and its convolution is slower with many kernels at once (docs/costs.md).
+
+    Args:
+      function: of one item.
+      items: pytree of arrays [n, ...].
+
+    Returns:
+      Pytree of arrays [n, ...].
     """
     return jax.lax.map(function, items) if jax.default_backend() == "cpu" else jax.vmap(function)(items)
 
 
 def divide(tree: Any, *, axis: int = 0) -> Any:
-    """Under sharded jit, arrays of which each device holds and works on its part along ``axis``; else no change.
+    """Divides arrays over the devices under sharded jit, and returns them unchanged elsewhere.
 
-    The values are the same. Items that do not divide evenly stay whole on every device.
+    The values are the same; each device holds and works on its part. Items that do not divide evenly stay whole on
+    every device.
+
+    Args:
+      tree: arrays.
+      axis: the axis to divide.
     """
     devices = _mesh_size()
 
@@ -278,7 +312,7 @@ def _mesh_size() -> int:
 
 
 def psum_if(value: Any, axis_name: str | None) -> Any:
-    """Sum over the devices of ``axis_name``; the value itself where there is one device (None)."""
+    """Sums ``value`` over the devices of ``axis_name``; returns it as it is where there is one device (None)."""
     return value if axis_name is None else jax.lax.psum(value, axis_name)
 
 
@@ -298,10 +332,14 @@ def own_share(size: int, axis_name: str | None) -> tuple[jax.Array | int, int]:
 
 
 def own_items(items: Any, axis_name: str | None) -> tuple[Any, jax.Array]:
-    """This device's part of arrays [n, ...] and weights for it, for independent work that need not divide evenly.
+    """Returns this device's part of arrays and weights for it, for independent work that need not divide evenly.
+
+    Args:
+      items: pytree of arrays [n, ...].
+      axis_name: of pmap, or None on one device.
 
     Returns:
-      The part, ceil(n / devices) items, and 1 for each of them or 0 where it only fills up.
+      The part, ceil(n / devices) items, and 1 for each of them or 0 for padding.
     """
     size = len(jax.tree.leaves(items)[0])
     if axis_name is None:

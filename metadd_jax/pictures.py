@@ -1,4 +1,4 @@
-"""Pictures of sets and of class activation maps: arrays in, PNG files out.
+"""Pictures of sets, class activation maps and curves: arrays in, PNG files out.
 
 Files are written whole or not at all, and only replace pictures of this module. Names are drawn literally: "$" starts
 no formula. matplotlib is imported where it is used and needs no screen.

@@ -1,4 +1,4 @@
-"""Draw a distilled set; with networks (trained on the real data, from the cache) also what they see in it.
+"""Draw a distilled set and its loss; with networks (trained on the real data, from the cache) also their maps.
 
 metadd show runs/mnist5k/dm/seed0 --out pictures --networks vgg11:width=8 lenet
 metadd show mnist5k --networks vgg11:width=8 lenet    (real images; also a folder or an .npz of yours)
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 
 import metadd_jax as mdd
-from metadd_jax import augment, exchange, files, keys, pictures
+from metadd_jax import augment, exchange, files, keys, pictures, storage
 from metadd_jax.job import common, parsing, plugins
 from metadd_jax.job.parsing import Mark
 from metadd_jax.ranges import Whole
@@ -26,7 +26,7 @@ class ShowConfig:
     Attributes:
       file: synthetic.npz or the folder that holds it; or, for one real image of each class, a data set: a name, a
         folder with train/CLASS/ and test/CLASS/, or an .npz with images and labels.
-      out: folder for synthetic.png and maps.png.
+      out: folder for synthetic.png, maps.png and, of a set in its run's folder, loss.png.
       networks: networks whose activation maps are drawn (of the default kind, whatever the set was distilled under);
         they are pre-trained on the real data if need be.
       epochs: of that pre-training.
@@ -69,6 +69,8 @@ def run(arguments: list[str], *, program: str = "metadd show") -> None:
     pixels, names = exchange.to_pixels(synthetic.images, metadata), metadata["class_names"]
     pictures.grid(folder / f"{name}.png", pixels, synthetic.labels, class_names=names)
     print(f"wrote {folder / name}.png")
+    if name == "synthetic":
+        _curve(pathlib.Path(config.file), folder / "loss.png")
     if not config.networks:
         return
     auxiliaries = _pretrained(config, dataset)
@@ -78,6 +80,17 @@ def run(arguments: list[str], *, program: str = "metadd show") -> None:
     shown = [auxiliary.net.label for auxiliary in auxiliaries]
     pictures.maps(folder / "maps.png", pixels[first], labels, stack, network_names=shown, class_names=names)
     print(f"wrote {folder / 'maps.png'}: {mdd.features.CamConfig().describe()}")
+
+
+def _curve(source: pathlib.Path, file: pathlib.Path) -> None:
+    """Draws the loss over the steps, where the set lies beside the metrics of its run."""
+    metrics = (source if source.is_dir() else source.parent) / "metrics.jsonl"
+    if not metrics.exists():
+        return
+    lines = [line for line in storage.JsonLines(metrics).read() if "distill/loss" in line]
+    steps, losses = (np.array([line[name] for line in lines]) for name in ("step", "distill/loss"))
+    pictures.curves(file, {metrics.resolve().parent.parent.name: (steps, losses)}, ylabel="loss")
+    print(f"wrote {file}")
 
 
 def _images(config: ShowConfig) -> tuple[str, Any, dict[str, Any], Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -49,6 +50,19 @@ def test_pretrain_and_show_share_the_cache(made, capsys):
     pretrain.run(["--networks", nets[0], "--epochs", "1"])
     assert "from the cache" in capsys.readouterr().out
     assert (made / "pictures" / "maps.png").stat().st_size > 1000
+
+
+def test_show_draws_the_loss_of_a_set_that_lies_in_its_run(made, tmp_path, capsys):
+    run = tmp_path / "dm" / "seed0"
+    run.mkdir(parents=True)
+    for file in made.glob("synthetic.*"):
+        shutil.copy(file, run)
+    log = mdd.storage.JsonLines(run / "metrics.jsonl")
+    for step in (10, 20, 30):
+        log.write(step, {"distill/loss": 1 / step})
+    show.run([str(run), "--out", str(tmp_path / "pictures")])
+    assert {file.name for file in (tmp_path / "pictures").iterdir()} == {"synthetic.png", "loss.png"}
+    assert "loss.png" in capsys.readouterr().out
 
 
 def test_names_are_checked_before_the_size_of_the_images_is_known():
