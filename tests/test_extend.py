@@ -116,6 +116,14 @@ def test_a_network(plugin):
     assert net.map_shape == (3, 3, 8) and not net.has_batch_stats
 
 
+def test_an_auxiliary_of_another_size(start):
+    space = run("An auxiliary of another size", start)
+    assert space["probe"].images.shape == (20, 28, 28, 1)
+    assert space["to_colour"](space["probe"].images).shape == (20, 32, 32, 3)
+    assert space["auxiliary"].preprocess is space["to_colour"]
+    assert np.isfinite(space["synthetic"].images).all() and np.isfinite(space["metrics"]["loss"])
+
+
 def test_a_data_set(plugin):
     plugin("my_data.py")
     dataset = data.load("stripes", on_device=False)
