@@ -25,20 +25,14 @@ from jax.typing import ArrayLike
 from metadd_jax import ranges, registries
 from metadd_jax.ranges import Real
 
-NATURAL = "color_crop_cutout_flip_scale_rotate"
-"""The published tokens for natural images; digits are not flipped."""
+NATURAL = "color_crop_cutout_flip_scale_rotate"  # the published tokens for natural images; digits are not flipped
 
 Op = Callable[[jax.Array, jax.Array, bool], jax.Array]  # of a user, see ``register``
 _OWN: dict[str, Op] = {}
 
 
 def flip(images: jax.Array, flipped: ArrayLike) -> jax.Array:
-    """Mirrors images left to right.
-
-    Args:
-      images: [B, H, W, C].
-      flipped: [P] bool, which are mirrored.
-    """
+    """Mirrors ``images`` [B, H, W, C] left to right where ``flipped`` ([P] bool) is true."""
     # A choice and not a product of both, so that an image that is not flipped stays the same to the bit.
     return jnp.where(_column(flipped), images[:, :, ::-1], images)
 
@@ -114,33 +108,18 @@ def cutout(images: jax.Array, centre_y: ArrayLike, centre_x: ArrayLike, size: tu
 
 
 def brightness(images: jax.Array, offset: ArrayLike) -> jax.Array:
-    """Adds a number to every pixel.
-
-    Args:
-      images: [B, H, W, C].
-      offset: [P], in units of the data's standard deviation.
-    """
+    """Adds ``offset`` ([P], in units of the data's standard deviation) to all pixels of ``images`` [B, H, W, C]."""
     return images + _column(offset)
 
 
 def saturation(images: jax.Array, factor: ArrayLike) -> jax.Array:
-    """Multiplies each pixel's distance to its mean over the channels.
-
-    Args:
-      images: [B, H, W, C].
-      factor: [P]; 0 gives grey, 1 changes nothing.
-    """
+    """Multiplies the distance of each pixel of ``images`` to its mean over channels by ``factor`` ([P], 0: grey)."""
     mean = images.mean(axis=-1, keepdims=True)
     return (images - mean) * _column(factor) + mean
 
 
 def contrast(images: jax.Array, factor: ArrayLike) -> jax.Array:
-    """Multiplies each pixel's distance to its image's mean over pixels and channels.
-
-    Args:
-      images: [B, H, W, C].
-      factor: [P]; 1 changes nothing.
-    """
+    """Multiplies the distance of each pixel of ``images`` to the mean of its whole image by ``factor`` ([P])."""
     mean = images.mean(axis=(1, 2, 3), keepdims=True)
     return (images - mean) * _column(factor) + mean
 
@@ -383,8 +362,8 @@ def _inside(side: int, centre: jax.Array, box: int) -> jax.Array:
 def _sample_separable(images: jax.Array, ys: jax.Array, xs: jax.Array) -> jax.Array:
     """Bilinear samples on a grid of rows ``ys`` [P, H] and columns ``xs`` [P, W] (pixels), zero outside.
 
-    Two matrix products with hat functions: on CPU the gradient is 3 to 8 times faster than that of a gather, which is
-    a scatter. Full precision, because a weight of 0 or 1 must move a pixel unchanged on a GPU or TPU too.
+    Two matrix products with hat functions: on CPU their gradient is 3 to 8 times faster than that of a gather, a
+    scatter. Full precision, because a weight of 0 or 1 must move a pixel unchanged on a GPU or TPU too.
     """
     height, width = images.shape[1:3]
     rows = jnp.maximum(0.0, 1.0 - jnp.abs(ys[:, :, None] - jnp.arange(height)))  # [P, H out, H in]
@@ -401,9 +380,8 @@ def _sample_separable(images: jax.Array, ys: jax.Array, xs: jax.Array) -> jax.Ar
 def _sample(images: jax.Array, ys: jax.Array, xs: jax.Array) -> jax.Array:
     """Bilinear samples at any points ``ys``, ``xs`` [P, H, W] (pixels), zero outside, from 4 gathers.
 
-    With one grid all images share the indices. The alternative without a scatter in the gradient, a dense [HW, HW]
-    matrix product, is 2 (P = 1) to 30 (P = B) times slower on CPU (measured), and its work grows as the side to the
-    fourth power.
+    With one grid all images share the indices. A dense [HW, HW] matrix product, which has no scatter in its gradient,
+    is 2 (P = 1) to 30 (P = B) times slower on CPU, and its work grows as the side to the fourth power.
     """
     batch, height, width, channels = images.shape
     flat = images.reshape(batch, height * width, channels)
