@@ -1,6 +1,7 @@
 """The house rules, read from the sources: imports go downwards, jit and Orbax have one address each."""
 
 import ast
+import graphlib
 import pathlib
 import re
 
@@ -42,6 +43,25 @@ def imports(path):
 
 def room_of(path):
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def test_no_two_files_need_each_other():
+    """Imports within functions and for types count too: a circle is one, however it is hidden."""
+    scripts = sorted((ROOT / "experiments").rglob("*.py"))
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCES}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    files |= {
+        path.stem: path for path in scripts if path.parent.name != "experiments"
+    }  # they are imported by their names
+
+    def behind(name):
+        """The file of a module, or of the module that ``from module import name`` reads."""
+        place = next((place for place in (name, name.rpartition(".")[0]) if place in files), None)
+        return {files[place]} if place else set()
+
+    needs = {path: set().union(*map(behind, imports(path))) - {path} for path in [*SOURCES, *scripts]}
+    assert sum(map(len, needs.values())) > len(needs)
+    graphlib.TopologicalSorter(needs).prepare()  # a CycleError names the files
 
 
 def test_every_room_has_a_floor():
