@@ -20,11 +20,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from metadd_jax import keys, parallel, zoo
 from metadd_jax.data import sampling
 from metadd_jax.ranges import OneOf, check
-from metadd_jax.structs import Auxiliary, Dataset
+from metadd_jax.structs import Array, Auxiliary, Dataset
 
 ATTENTION = ("attention", "rollout", "attention_logits")
 TRANSFORMER_METHODS = ("grad", *ATTENTION)
@@ -163,7 +164,7 @@ def _attention_map(out: dict[str, jax.Array], labels: jax.Array, method: str) ->
 
 
 def normalise_maps(
-    maps: jax.Array, size: tuple[int, int], *, map_eps: jax.Array | float = 1e-6, config: CamConfig | None = None
+    maps: jax.Array, size: tuple[int, ...], *, map_eps: ArrayLike = 1e-6, config: CamConfig | None = None
 ) -> jax.Array:
     """Scales maps [B, h, w] up to [B, H, W] (bilinear) and each to [0, 1] by its own minimum and maximum.
 
@@ -189,7 +190,7 @@ def activation_maps(
     images: jax.Array,
     labels: jax.Array,
     *,
-    map_eps: jax.Array | float = 1e-6,
+    map_eps: ArrayLike = 1e-6,
     config: CamConfig | None = None,
 ) -> jax.Array:
     """Class activation maps [B, H, W] in [0, 1] of images [B, H, W, C] at their labels [B].
@@ -251,7 +252,7 @@ def observe(
     return Sight(normalise_maps(raw, images.shape[1:3], map_eps=map_eps, config=config), logits, out["embedding"])
 
 
-def _map_eps(auxiliary: Auxiliary, kind: str) -> jax.Array:
+def _map_eps(auxiliary: Auxiliary, kind: str) -> Array:
     if not isinstance(auxiliary.map_eps, Mapping) or kind not in auxiliary.map_eps:
         raise ValueError(
             f"the auxiliary {auxiliary.net.name} holds no range of {kind!r} maps; "
@@ -264,7 +265,8 @@ def stack_maps(
     auxiliaries: Sequence[Auxiliary], images: jax.Array, labels: jax.Array, *, config: CamConfig | None = None
 ) -> jax.Array:
     """The maps of several auxiliaries over the same images, [M, B, H, W] in [0, 1]."""
-    return jnp.stack([observe(auxiliary, images, labels, config=config).maps for auxiliary in auxiliaries])
+    sights = [observe(auxiliary, images, labels, config=config) for auxiliary in auxiliaries]
+    return jnp.stack([sight.maps for sight in sights if sight.maps is not None])  # asked for, so that none is None
 
 
 def freeze(net: zoo.Architecture, variables: Any, dataset: Dataset, *, preprocess: Any = None) -> Auxiliary:
@@ -288,8 +290,8 @@ def freeze(net: zoo.Architecture, variables: Any, dataset: Dataset, *, preproces
         return Auxiliary(variables=variables, map_eps={}, net=net, preprocess=preprocess)
     arrays = dataset.train
     per_class = min(_PROBES, int(np.min(arrays.counts)))
-    rows, labels = sampling.random_rows(keys.root(0, "probe"), arrays, per_class)
-    rows = np.asarray(rows)
+    drawn, labels = sampling.random_rows(keys.root(0, "probe"), arrays, per_class)
+    rows = np.asarray(drawn)
     height, width, _ = net.image_shape
     parts = -(-len(rows) * height * width // _PART_PIXELS)
     share = -(-len(rows) // parts)

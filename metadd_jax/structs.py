@@ -161,7 +161,7 @@ class DistillState:
       key: typed PRNG key of the run; step t draws from ``fold_in(key, t)`` and nothing else (see ``keys``).
     """
 
-    step: Array
+    step: jax.Array
     synthetic: Any
     opt_state: Any
     aux: Any

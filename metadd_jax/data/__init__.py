@@ -6,8 +6,6 @@ from metadd_jax.data.catalog import CLASS_NAMES, CONSTANTS, IMAGENET_SUBSETS, Co
 from metadd_jax.data.registry import register
 from metadd_jax.data.sampling import (
     class_indices,
-    draw_class,
-    gather,
     images_per_class,
     random_per_class,
     standardise,
@@ -25,9 +23,7 @@ __all__ = [
     "augmentation",
     "cache_folder",
     "class_indices",
-    "draw_class",
     "from_arrays",
-    "gather",
     "images_per_class",
     "load",
     "random_per_class",

@@ -79,40 +79,6 @@ def class_indices(
     return indices.astype(jnp.int32), valid.astype(jnp.float32)
 
 
-def gather(arrays: ImageArrays, indices: ArrayLike, weights: ArrayLike) -> jax.Array:
-    """Takes images out of a split and standardises them; those of weight 0 become zeros.
-
-    Args:
-      arrays: the real images.
-      indices: [...] integers in [0, N).
-      weights: [...] in {0, 1}.
-
-    Returns:
-      [..., H, W, C] float32, standardised.
-    """
-    images = standardise(jnp.asarray(arrays.images)[indices], arrays.mean, arrays.std)
-    # Zeros, not the class's first image that padding points to: a sum over a batch then needs no weights.
-    present = jnp.asarray(weights)[..., None, None, None] > 0
-    return jnp.where(present, images, 0.0)
-
-
-def draw_class(key: jax.Array, arrays: ImageArrays, class_index: ArrayLike, batch: int) -> tuple[jax.Array, jax.Array]:
-    """Draws distinct real images of one class (see ``class_indices``).
-
-    Args:
-      key: typed PRNG key.
-      arrays: the real images.
-      class_index: [] integer in [0, K), may be traced.
-      batch: how many to draw (static).
-
-    Returns:
-      images: [batch, H, W, C] float32, standardised; padded images are zeros.
-      weights: [batch] float32, 1 for an image and 0 for padding.
-    """
-    indices, weights = class_indices(key, arrays, class_index, batch)
-    return gather(arrays, indices, weights), weights
-
-
 def per_class(ipc: int | Sequence[int], num_classes: int) -> tuple[int, ...]:
     """Spells out the images of each class.
 
@@ -192,20 +158,26 @@ def random_per_class(
       ValueError: if ``ipc`` is below 1 or, without ``repeat``, above the size of a class.
     """
     rows, labels = random_rows(key, arrays, ipc, repeat=repeat)
-    return gather(arrays, rows, jnp.ones(len(rows))), jnp.asarray(labels)
+    return standardise(jnp.asarray(arrays.images)[rows], arrays.mean, arrays.std), jnp.asarray(labels)
 
 
 def random_rows(
     key: jax.Array, arrays: ImageArrays, ipc: int | Sequence[int], *, repeat: bool = False
 ) -> tuple[jax.Array, np.ndarray]:
-    """Draws as ``random_per_class`` does, without reading an image.
+    """Draws as ``random_per_class`` does, without reading an image: for images that stay on the host.
+
+    Args:
+      key: typed PRNG key.
+      arrays: the real images, of which only the class sizes are read.
+      ipc: images per class, see ``per_class``.
+      repeat: whether a class with fewer images gives them again.
 
     Returns:
-      rows: [N] int32 in the real images, class-major.
+      rows: [N] int32, positions in ``arrays.images``, class-major.
       labels: [N] int32, their classes.
 
     Raises:
-      ValueError: as ``random_per_class``, whose arguments these are.
+      ValueError: as ``random_per_class``.
     """
     sizes = np.asarray(arrays.counts)
     wanted = per_class(ipc, len(sizes))

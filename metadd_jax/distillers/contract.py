@@ -249,7 +249,8 @@ def make_update(
         updates, opt_state = tx.update(gradient, state.opt_state, state.synthetic)
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient), **metrics}
         return (
-            state.replace(
+            dataclasses.replace(
+                state,
                 step=state.step + 1,
                 synthetic=optax.apply_updates(state.synthetic, updates),
                 opt_state=opt_state,

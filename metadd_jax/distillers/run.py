@@ -115,11 +115,12 @@ def distil(
     first = dataclasses.replace(dataset, train=_pool(dataset.train, seed, 0, config))
     state = init_state(keys.root(seed, "distil"), method, tx, first)
     checkpoints = None if directory is None else storage.Checkpointer(pathlib.Path(directory) / "checkpoints")
-    writes = directory is not None and parallel.is_main()
-    log = storage.JsonLines(pathlib.Path(directory) / "metrics.jsonl") if writes else storage.NoMetrics()
+    log: storage.JsonLines | storage.NoMetrics = storage.NoMetrics()
+    if directory is not None and parallel.is_main():
+        log = storage.JsonLines(pathlib.Path(directory) / "metrics.jsonl")
     done = 0 if checkpoints is None else checkpoints.latest() or 0
     parallel.require_agreement((state, method.frozen), text=f"{dataset.fingerprint} {done}")
-    if done:
+    if checkpoints is not None and done:
         state = checkpoints.restore(done, state)
     state, frozen = place(state), place(method.frozen)
     arrays = dataset.train if config.stream_per_class else place(dataset.train)
@@ -176,7 +177,7 @@ def _pulls(seed: int, method: Distiller, state: DistillState, arrays: ImageArray
         return {}
     # On one device, whatever the steps run on; a set that is streamed gives its first pool.
     synthetic, aux = parallel.local((state.synthetic, state.aux))
-    state = state.replace(synthetic=synthetic, aux=aux)
+    state = dataclasses.replace(state, synthetic=synthetic, aux=aux)
     facts = pulls(keys.root(seed, "report"), method, state, _pool(arrays, seed, 0, config))
     return {f"report/{name}": float(value) for name, value in facts.items()}
 

@@ -150,14 +150,16 @@ def look(
 
     sights = [(jax.checkpoint(observe) if config.checkpoint else observe)(one, images) for one in auxiliaries]
     maps, logits, embeddings = zip(*sights, strict=True)
-    main = reference is not None and "reference" in asked
+    compared = None
+    if reference is not None and "reference" in asked:
+        compared = features.observe(reference, images, labels, maps=False).logits
     return Seen(
         images=images,
         labels=labels,
         logits=jnp.stack(logits),
         maps=jnp.stack(maps) if "maps" in asked else None,
         embeddings=embeddings,
-        reference=features.observe(reference, images, labels, maps=False).logits if main else None,
+        reference=compared,
     )
 
 
@@ -181,7 +183,7 @@ def values_of(terms: Mapping[str, Term], seen: Seen) -> tuple[dict[str, jax.Arra
             if fact in facts:
                 raise ValueError(f"two terms log a fact {fact!r}; give that of {name!r} another name")
             facts[fact] = jnp.atleast_2d(array)
-    if any("maps" in (term.needs or ()) for term in terms.values()):
+    if seen.maps is not None and any("maps" in (term.needs or ()) for term in terms.values()):
         facts["maps"] = seen.maps
     return values, facts
 

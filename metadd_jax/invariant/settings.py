@@ -92,7 +92,8 @@ class InvariantConfig:
         """
         cam = features.CamConfig(alpha="mean", transformer_method="attention")
         fields = {"ai": 1.0, "pos": 1.0, "var": 1.0, "weighting": "raw", "kl": 1.0, "temperature": 1.0, "cam": cam}
-        return cls(**fields | changes)
+        every: dict[str, Any] = fields | changes
+        return cls(**every)
 
     @property
     def strengths(self) -> dict[str, float]:

@@ -85,6 +85,7 @@ def l_ai(
     facts = {"cross_entropy": ce, "auxiliary_accuracy": seen.logits.argmax(axis=2) == seen.labels[None]}
     if not kl:
         return ce.sum(axis=0), facts
+    assert seen.reference is not None  # where kl is not 0 the term needs it (see ``InvariantConfig.terms``)
     chex.assert_shape(seen.reference, seen.logits.shape[1:])
     distance = divergence(seen.logits, seen.reference, temperature=temperature, reverse=kl_reverse)
     if kl_cap is not None:
@@ -99,6 +100,7 @@ def l_pos(seen: Seen, *, kind: str = "jaccard") -> jax.Array:
 
 def l_var(seen: Seen) -> jax.Array:
     """L_var [B] = 1/(HW) sum_ij 1/M sum_m (mean_m c_ij - c^m_ij)^2, see ``variance``. [Q]"""
+    assert seen.maps is not None  # the term needs them (see ``TERMS``)
     return variance(seen.maps)
 
 
@@ -133,7 +135,7 @@ def divergence(
     return jnp.sum(jnp.exp(log_ref) * (log_ref - log_m), axis=2)
 
 
-def positivity(maps: jax.Array, logits: jax.Array, labels: jax.Array, *, kind: str = "jaccard") -> jax.Array:
+def positivity(maps: jax.Array | None, logits: jax.Array, labels: jax.Array, *, kind: str = "jaccard") -> jax.Array:
     """L_pos per image [B]: small where the networks share much ("positivity" itself is [U] in the paper).
 
     Kinds:
@@ -146,18 +148,18 @@ def positivity(maps: jax.Array, logits: jax.Array, labels: jax.Array, *, kind: s
     """
     if kind not in POSITIVITY:
         raise ValueError(f"positivity {kind!r} must be one of {', '.join(POSITIVITY)}")
-    if kind != "hinge":
-        chex.assert_rank(maps, 4)
+    if kind == "hinge":
+        own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)[None]
+        other = jnp.where(own, -jnp.inf, logits).max(axis=2)
+        mine = jnp.where(own, logits, 0.0).sum(axis=2)
+        return jax.nn.relu(1.0 - (mine - other)).mean(axis=0)
+    assert maps is not None  # all but the hinge compare maps
+    chex.assert_rank(maps, 4)
     if kind == "jaccard":
         shared = maps.min(axis=0).sum(axis=(1, 2))
         total = maps.max(axis=0).sum(axis=(1, 2))
         return 1.0 - shared / (total + 1e-6)
-    if kind == "soft_ratio":
-        return 1.0 - jnp.prod(jax.nn.sigmoid((maps - 0.5) / 0.1), axis=0).mean(axis=(1, 2))
-    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)[None]
-    other = jnp.where(own, -jnp.inf, logits).max(axis=2)
-    mine = jnp.where(own, logits, 0.0).sum(axis=2)
-    return jax.nn.relu(1.0 - (mine - other)).mean(axis=0)
+    return 1.0 - jnp.prod(jax.nn.sigmoid((maps - 0.5) / 0.1), axis=0).mean(axis=(1, 2))
 
 
 TERMS: dict[str, Term] = {
