@@ -8,7 +8,6 @@ Its state stays unstacked (in_axes None), so that a checkpoint is the same for e
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -189,7 +188,7 @@ def compile_steps(make_update: Callable[[str | None], Update], *, steps: int, mo
     Returns:
       ``chunk(state, data, frozen) -> (state, metrics)``, metrics stacked [steps]. On several devices state, data and
       frozen are replicated and every device works on its share of each batch: under pmap of what ``own_share`` and
-      ``sum_over`` give it, under sharded jit of what ``divide`` and ``sum_over`` name.
+      ``parts.total`` give it, under sharded jit of what ``divide`` names.
     """
     mode = choose_mode(mode)
     if mode == "jit":
@@ -295,7 +294,7 @@ def divide(tree: Any, *, axis: int = 0) -> Any:
       tree: arrays.
       axis: the axis to divide.
     """
-    devices = _mesh_size()
+    devices = mesh_size()
 
     def place(leaf: jax.Array) -> jax.Array:
         if devices == 1 or leaf.shape[axis] % devices:
@@ -305,10 +304,10 @@ def divide(tree: Any, *, axis: int = 0) -> Any:
     return jax.tree.map(place, tree)
 
 
-def _mesh_size() -> int:
-    """Devices of the mesh of a sharded step that is being traced; 1 elsewhere, under pmap too."""
+def mesh_size() -> int:
+    """Devices of the mesh of a sharded step that is being traced; 1 elsewhere, under pmap and in a user's mesh too."""
     mesh = jax.sharding.get_abstract_mesh()
-    return mesh.size if mesh.axis_types == (AxisType.Auto,) else 1
+    return mesh.size if (mesh.axis_names, mesh.axis_types) == ((AXIS,), (AxisType.Auto,)) else 1
 
 
 def psum_if(value: Any, axis_name: str | None) -> Any:
@@ -322,7 +321,7 @@ def own_share(size: int, axis_name: str | None) -> tuple[jax.Array | int, int]:
     Raises:
       ValueError: if the devices cannot share the items evenly.
     """
-    devices = _mesh_size() if axis_name is None else jax.lax.axis_size(axis_name)
+    devices = mesh_size() if axis_name is None else jax.lax.axis_size(axis_name)
     if size % devices:
         raise ValueError(f"a batch of {size} does not split over {devices} devices; use a multiple of {devices}")
     if axis_name is None:
@@ -347,46 +346,3 @@ def own_items(items: Any, axis_name: str | None) -> tuple[Any, jax.Array]:
     share = -(-size // jax.lax.axis_size(axis_name))
     places = jax.lax.axis_index(axis_name) * share + jnp.arange(share)
     return jax.tree.map(lambda leaf: leaf[jnp.minimum(places, size - 1)], items), (places < size).astype(jnp.float32)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def sum_gradient(tree: Any, axis_name: str | None) -> Any:
-    """The tree itself; its gradient is the sum of the devices' gradients.
-
-    With ``sum_value`` at the end, a loss whose terms are spread over the devices has on each of them the value and the
-    gradient of the whole.
-    """
-    del axis_name
-    return tree
-
-
-def _sum_gradient_backward(axis_name: str | None, _: None, gradient: Any) -> tuple[Any]:
-    return (psum_if(gradient, axis_name),)
-
-
-sum_gradient.defvjp(lambda tree, axis_name: (tree, None), _sum_gradient_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def sum_value(tree: Any, axis_name: str | None) -> Any:
-    """The sum over the devices, whose gradient reaches each device's own part once (see ``sum_gradient``)."""
-    return psum_if(tree, axis_name)
-
-
-sum_value.defvjp(lambda tree, axis_name: (psum_if(tree, axis_name), None), lambda axis_name, _, gradient: (gradient,))
-
-
-def sum_over(function: Callable[[Any], Any], items: Any, axis_name: str | None) -> Any:
-    """Sum of ``function(item)`` over items [n, ...], shared over the devices whatever n is; one at a time on each.
-
-    Under pmap the items must have passed ``sum_gradient`` if the sum is to be differentiated.
-    """
-    devices = _mesh_size()
-    if devices > 1:  # rounds in which each device has one item
-        size = len(jax.tree.leaves(items)[0])
-        places = jnp.arange(-(-size // devices) * devices).reshape(-1, devices)
-        weights = (places < size).astype(jnp.float32)
-        items = divide(jax.tree.map(lambda leaf: leaf[jnp.minimum(places, size - 1)], items), axis=1)
-        return jax.tree.map(lambda value: (value * weights).sum(), jax.lax.map(jax.vmap(function), items))
-    own, weights = own_items(items, axis_name)
-    return sum_value(jax.tree.map(lambda value: value @ weights, jax.lax.map(function, own)), axis_name)

@@ -88,51 +88,6 @@ def test_jit_passes_static_and_donated_arguments_on():
     assert x.is_deleted()
 
 
-def test_independent_work_is_shared_whatever_its_number():
-    """6 terms on 4 devices: value and gradient of their sum on every device are those of one device."""
-
-    def loss(x, axis_name):
-        terms = parallel.sum_gradient(x, axis_name).reshape(6, 2)
-        (own, factors), weights = parallel.own_items((terms, jnp.arange(6.0)), axis_name)
-        assert len(weights) == (6 if axis_name is None else 2)
-        return parallel.sum_value((factors * (own**3).sum(axis=1)) @ weights, axis_name)
-
-    x = jnp.arange(12.0) / 7
-    alone = jax.value_and_grad(loss)(x, None)
-    shared = jax.pmap(
-        lambda _: jax.value_and_grad(loss)(x, parallel.AXIS), axis_name=parallel.AXIS, devices=jax.devices()
-    )(jnp.arange(4))
-    for one, each in zip(alone, shared, strict=True):
-        assert len(each) == 4
-        np.testing.assert_allclose(each, jnp.broadcast_to(one, each.shape), rtol=1e-6)
-    np.testing.assert_allclose(alone[1], np.repeat(np.arange(6.0), 2) * 3 * np.asarray(x) ** 2, rtol=1e-6)
-
-
-def shared_sum(x, axis_name):
-    terms = parallel.sum_gradient(x, axis_name).reshape(6, 2)
-    return parallel.sum_over(lambda item: item[0] * (item[1] ** 3).sum(), (jnp.arange(6.0), terms), axis_name)
-
-
-@pytest.mark.parametrize("mode", ["jit", "pmap", "sharded"])
-def test_a_sum_over_items_is_the_same_in_every_mode(mode):
-    """6 items on 4 devices: the value, and three steps down its gradient."""
-
-    def make(axis_name):
-        def update(x, data, frozen):
-            value, gradient = jax.value_and_grad(shared_sum)(x, axis_name)
-            return x - data * gradient, {"value": value}
-
-        return update
-
-    x = np.arange(12.0, dtype=np.float32) / 7
-    end, metrics = parallel.compile_steps(make, steps=3, mode=mode)(jnp.asarray(x), jnp.float32(0.01), ())
-    for value in metrics["value"]:
-        terms = x.reshape(6, 2)
-        np.testing.assert_allclose(value, (np.arange(6) * (terms**3).sum(axis=1)).sum(), rtol=1e-6)
-        x = x - 0.01 * 3 * np.repeat(np.arange(6), 2) * x**2
-    np.testing.assert_allclose(end, x, rtol=1e-5)
-
-
 @pytest.mark.parametrize("size", [8, 6])
 def test_sharded_jit_divides_what_divides(size):
     """The parts of what is named lie on different devices, and the work on them too."""

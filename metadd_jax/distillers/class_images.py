@@ -32,7 +32,7 @@ class ClassWise(Method):
         its data set: digits are not flipped).
       class_batch: classes at once; None for all of them (a job: as many as half of a device's memory holds). Memory
         grows with it, and on accelerators so does speed.
-      micro_batch: real images of a class that pass a network at once, see ``training.batches.sum_in_parts``; None for
+      micro_batch: real images of a class that pass a network at once, see ``parts.add_up``; None for
         all, on a CPU for 32.
     """
 
@@ -194,46 +194,3 @@ def draw(
     images, weights = jax.vmap(draw_one)(jax.random.split(key, num_classes), jnp.arange(num_classes))
     images, weights = parallel.divide((images, weights), axis=1)
     return {"images": images, "weights": weights, "mean": data.mean, "std": data.std}
-
-
-def sum_over_classes(
-    loss: Callable[[jax.Array, Any, Any], jax.Array], images: jax.Array, items: Any, shared: Any, *, class_batch: int
-) -> jax.Array:
-    """Sum over the classes of ``loss(own images, own item, shared)``.
-
-    Each class's gradient in its images is taken as the class passes by, so activations are kept for one class and not
-    for all, and nothing is computed twice. Where the gradient in ``items`` or ``shared`` is asked for as well, it is
-    the true one too, by plain differentiation, which keeps the activations of all classes.
-
-    Args:
-      images: [K, n, H, W, C], see ``by_class``.
-      items: pytree of arrays [K, ...].
-      shared: pytree of arrays that all classes see.
-      class_batch: classes at once. A plain scan (1) runs only the drawn augmentation; under vmap all of them run.
-    """
-
-    def each(function: Callable, images: jax.Array, items: Any, shared: Any) -> Any:
-        size = class_batch if class_batch > 1 else None
-        return jax.lax.map(lambda x: function(*x, shared), (images, items), batch_size=size)
-
-    @jax.custom_vjp
-    def total(images: jax.Array, items: Any, shared: Any) -> jax.Array:
-        return each(loss, images, items, shared).sum()
-
-    def with_gradient(*arguments: Any) -> tuple[jax.Array, Any]:
-        # With symbolic zeros each leaf says whether a derivative in it is asked for.
-        images, items, shared = jax.tree.map(lambda leaf: leaf.value, arguments, is_leaf=_is_marked)
-        if any(leaf.perturbed for leaf in jax.tree.leaves(arguments[1:], is_leaf=_is_marked)):
-            return jax.vjp(lambda *all_three: each(loss, *all_three).sum(), images, items, shared)
-        values, gradients = each(jax.value_and_grad(loss), images, items, shared)
-        return values.sum(), gradients
-
-    def backward(kept: Any, slope: jax.Array) -> tuple[Any, Any, Any]:
-        return kept(slope) if callable(kept) else (slope * kept, None, None)
-
-    total.defvjp(with_gradient, backward, symbolic_zeros=True)
-    return total(images, items, shared)
-
-
-def _is_marked(leaf: Any) -> bool:
-    return hasattr(leaf, "perturbed")

@@ -12,7 +12,7 @@ Rules for all of them, under which the same functions run under jit, pmap and ji
    real side's *sums* over that axis (``parallel.psum_if``) before anything nonlinear is done to them: a mean of losses
    of shares is not the loss. The sum stands under a ``stop_gradient``: the gradient of a collective is wrong.
 4. What cannot be shared so (batch statistics over all real images) refuses an ``axis_name`` by a ValueError.
-5. A loss that shares out its *synthetic* side instead wraps the images in ``parallel.sum_gradient`` first.
+5. A loss that shares out its *synthetic* side instead gives ``parts.total`` the ``axis_name``.
 """
 
 from __future__ import annotations

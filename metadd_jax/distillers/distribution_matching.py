@@ -18,13 +18,12 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from metadd_jax import augment, keys, parallel, zoo
+from metadd_jax import augment, keys, parallel, parts, zoo
 from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images, registry
 from metadd_jax.distillers.contract import Distiller
 from metadd_jax.distillers.networks import Networks, as_networks
 from metadd_jax.structs import Dataset, ImageArrays
-from metadd_jax.training import batches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,24 +120,20 @@ def _distiller(settings: DM, nets: Networks, counts: class_images.Counts, repeat
         def psi(theta: Any, images: jax.Array) -> jax.Array:
             return net.apply_batch(theta, images)[1]["embedding"]
 
-        def class_distance(synthetic: jax.Array, item: tuple, shared: tuple) -> jax.Array:
-            (w, real, weights, share), (theta, mean, std) = item, shared
+        def class_distance(item: tuple, shared: tuple) -> jax.Array:
+            (synthetic, w, real, weights, share), (theta, mean, std) = item, shared
 
             def weighted_sum(part: tuple) -> jax.Array:
                 real, weights = part
                 return weights @ psi(theta, view(w, sampling.standardise(real, mean, std)))
 
-            total = batches.sum_in_parts(weighted_sum, (real, weights), micro_batch=settings.micro_batch)
+            total = parts.add_up(weighted_sum, (real, weights), size=settings.micro_batch)
             own = class_images.mean(psi(theta, view(w, synthetic)), share)
             return _squared_distance(total, weights.sum(), own, axis_name)
 
-        return class_images.sum_over_classes(
-            class_distance,
-            class_images.by_class(images, counts),
-            (w, batch["images"], batch["weights"], class_images.shares(counts)),
-            (theta, batch["mean"], batch["std"]),
-            class_batch=settings.class_batch or classes,
-        )
+        own, share = class_images.by_class(images, counts), class_images.shares(counts)
+        items, shared = (own, w, batch["images"], batch["weights"], share), (theta, batch["mean"], batch["std"])
+        return parts.sum_each(class_distance, items, shared, at_once=settings.class_batch or classes)
 
     def all_classes_together(
         net: zoo.Architecture, theta: Any, w: jax.Array, batch: dict, images: jax.Array, axis_name: str | None

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metadd_jax import augment, keys, parallel, zoo
+from metadd_jax import augment, keys, parallel, parts, zoo
 from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images, registry
 from metadd_jax.distillers.contract import Distiller
@@ -32,7 +32,7 @@ from metadd_jax.distillers.distances import DISTANCES, gradient_distance
 from metadd_jax.distillers.networks import Networks, as_networks
 from metadd_jax.ranges import OneOf, Whole
 from metadd_jax.structs import Dataset, ImageArrays
-from metadd_jax.training import Recipe, batches, fit
+from metadd_jax.training import Recipe, fit
 
 BATCH_NORMS = ("improved", "published")
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # ipc: (outer, inner)
@@ -224,28 +224,26 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
             if net.has_batch_stats:
                 variables = _with_statistics(net, variables, batch, settings.batch_norm)
 
-            def class_distance(own: jax.Array, item: tuple, shared: tuple) -> jax.Array:
-                (w, label, real, weights, share), (variables, mean, std) = item, shared
+            def class_distance(item: tuple, shared: tuple) -> jax.Array:
+                (own, w, label, real, weights, share), (variables, mean, std) = item, shared
 
                 def summed_gradient(part: tuple) -> Any:
                     images, weights = part
                     seen = view(w, sampling.standardise(images, mean, std))
                     return _gradient(net, variables, seen, label, weights)
 
-                total = batches.sum_in_parts(summed_gradient, (real, weights), micro_batch=settings.micro_batch)
+                total = parts.add_up(summed_gradient, (real, weights), size=settings.micro_batch)
                 total, count = parallel.psum_if((total, weights.sum()), axis_name)
                 target = jax.lax.stop_gradient(jax.tree.map(lambda x: x / count, total))
                 share = jnp.full(len(own), 1 / len(own)) if share is None else share
                 gradient = _gradient(net, variables, view(w, own), label, share)
                 return gradient_distance(target, gradient, kind=settings.distance)
 
-            return variables, class_images.sum_over_classes(
-                class_distance,
-                class_images.by_class(synthetic["images"], counts),
-                (w, jnp.arange(classes), batch["images"], batch["weights"], class_images.shares(counts)),
-                (variables, batch["mean"], batch["std"]),
-                class_batch=settings.class_batch or classes,
-            )
+            own, share = class_images.by_class(synthetic["images"], counts), class_images.shares(counts)
+            items = (own, w, jnp.arange(classes), batch["images"], batch["weights"], share)
+            shared = (variables, batch["mean"], batch["std"])
+            at_once = settings.class_batch or classes
+            return variables, parts.sum_each(class_distance, items, shared, at_once=at_once)
 
         network, distance = nets.change(aux["network"], match)
         return distance, ({"network": network}, {})

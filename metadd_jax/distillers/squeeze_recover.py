@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from metadd_jax import augment, parallel, ranges, training, transforms, zoo
+from metadd_jax import augment, parallel, parts, ranges, training, transforms, zoo
 from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images, registry
 from metadd_jax.distillers.contract import Distiller
@@ -247,32 +247,23 @@ def _distiller(settings: SqueezeRecover, net: zoo.Architecture, counts: class_im
         key: jax.Array, synthetic: dict, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None
     ) -> tuple[jax.Array, tuple[Any, dict]]:
         del batch
-        images = parallel.sum_gradient(synthetic["images"], axis_name)
-        labels, by_size = class_images.labels_of(counts), groups(counts, settings.group_size, settings.group_ipc)
-        parts = [
-            sum_over_groups(jax.random.fold_in(key, number), images[places], labels[places], frozen, axis_name)
-            for number, places in by_size
-        ]
-        total = jax.tree.map(lambda *sums: sum(sums), *parts)
-        value, count = total.pop("loss"), sum(len(places) for _, places in by_size)
-        return value, (aux, {name: value / count for name, value in total.items()})
+        images, labels = synthetic["images"], class_images.labels_of(counts)
+        at_once = parallel.mesh_size()  # each device has a group, so all of one size
 
-    def sum_over_groups(
-        key: jax.Array, images: jax.Array, labels: jax.Array, variables: Any, axis_name: str | None
-    ) -> dict[str, jax.Array]:
-        """Sums over groups [G, b, H, W, C], on all devices together, of what ``group_loss`` gives."""
-        keys = jax.random.split(key, len(images))
+        def some(part: tuple, weights: jax.Array, variables: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+            values, found = parts.alone(
+                lambda group: group_loss(*group, variables), parallel.divide(part), at_once=at_once
+            )
+            return (values * weights).sum(keepdims=True), jax.tree.map(lambda value: value[None], found)
 
-        def group(item: tuple) -> dict[str, jax.Array]:
-            key, images, labels = item
-            constant = jax.lax.stop_gradient(images)
-            value_of = jax.value_and_grad(group_loss, argnums=1, has_aux=True)
-            (value, parts), slope = value_of(key, constant, labels, variables)
-            # The plane that touches the loss here, so that the way back needs no activations of all groups at once.
-            # First derivatives are true, in the teacher too; ``parts`` are for reading and have none in the images.
-            return {"loss": value + jnp.vdot(slope, images - constant), **parts}
-
-        return parallel.sum_over(group, (keys, images, labels), axis_name)
+        values, found = [], []
+        for number, places in groups(counts, settings.group_size, settings.group_ipc):
+            keys = jax.random.split(jax.random.fold_in(key, number), len(places))
+            items = (keys, images[places], labels[places])
+            (value,), facts = parts.total(some, items, frozen, size=at_once, axis_name=axis_name)
+            values.append(value)
+            found.append(facts)
+        return sum(values), (aux, jax.tree.map(lambda *facts: jnp.concatenate(facts, axis=1).mean(), *found))
 
     def group_loss(
         key: jax.Array, x: jax.Array, y: jax.Array, variables: Any

@@ -1,21 +1,17 @@
-"""The order of the images, what is done to them, and sums over parts of a batch: functions of keys and arrays alone.
+"""The order of the images and what is done to them: functions of keys and arrays alone.
 
 ``fit`` trains on these batches and ``relabel.store`` writes a teacher's opinion on the very same ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from metadd_jax import augment, keys, parts, transforms
+from metadd_jax import augment, keys, transforms
 from metadd_jax.training import recipes, views
 
 MIXUP_ALPHA, CUTMIX_ALPHA = 0.8, 1.0  # of the Beta distributions in SRe2L's programs
-_CPU_PART = 32
 
 
 def epoch_order(key: jax.Array, epoch: jax.Array, count: int, batch_size: int) -> tuple[jax.Array, jax.Array]:
@@ -86,30 +82,3 @@ def view(
     elif recipe.mix == "cutmix":
         images = transforms.mix(images, transforms.draw_cutmix(mix_key, count, size, CUTMIX_ALPHA, weights=weights))
     return images
-
-
-def sum_in_parts(function: Callable[[Any], Any], items: Any, *, micro_batch: int | None = None) -> Any:
-    """Sum of ``function(part)`` over parts of arrays [n, ...], one after the other: memory is that of one part.
-
-    Args:
-      function: from a part of ``items`` to a pytree of sums over it, to which items of zeros add nothing.
-      items: pytree of arrays [n, ...]; zeros fill up the last part.
-      micro_batch: largest part; None takes all at once, on a CPU 32 (docs/costs.md: what then passes from layer to
-        layer stays in its caches).
-    """
-    size = len(jax.tree.leaves(items)[0])
-    micro_batch = micro_batch or (_CPU_PART if jax.default_backend() == "cpu" else size)
-    count, share = parts.shares(size, micro_batch)
-    if count == 1:
-        return function(items)
-
-    def divide(leaf: jax.Array) -> jax.Array:
-        return parts.deal(jnp.pad(leaf, ((0, count * share - size), *[(0, 0)] * (leaf.ndim - 1))), count)
-
-    divided = jax.tree.map(divide, items)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, _first(divided)))
-    return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None), zeros, divided)[0]
-
-
-def _first(items: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[0], items)

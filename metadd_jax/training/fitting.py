@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metadd_jax import keys, zoo
+from metadd_jax import keys, parts, zoo
 from metadd_jax.data import sampling
 from metadd_jax.structs import Auxiliary, ImageArrays
 from metadd_jax.training import batches, recipes, relabel
@@ -143,7 +143,7 @@ def _gradient(
 
     items = (images, targets, weights)
     # Only batch norm looks from one image to another.
-    gradient, batch_stats = of_sum(items) if net.has_batch_stats else batches.sum_in_parts(of_sum, items)
+    gradient, batch_stats = of_sum(items) if net.has_batch_stats else parts.add_up(of_sum, items)
     return jax.tree.map(lambda x: x / weights.sum(), gradient), batch_stats
 
 
