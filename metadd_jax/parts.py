@@ -32,7 +32,7 @@ _CPU_PART = 32
 def total(
     function: Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]],
     items: Any,
-    shared: Any = (),
+    shared: Any,
     *,
     size: int,
     weight: float = 1.0,
@@ -116,7 +116,7 @@ def total(
     return run(items, shared)
 
 
-def sum_each(function: Callable[[Any, Any], jax.Array], items: Any, shared: Any = (), *, at_once: int = 1) -> jax.Array:
+def sum_each(function: Callable[[Any, Any], jax.Array], items: Any, shared: Any, *, at_once: int = 1) -> jax.Array:
     """Adds up the losses of items that are computed each alone, such as classes.
 
     Args:

@@ -142,7 +142,7 @@ def test_a_sum_over_groups_is_the_same_in_every_mode(mode):
     def make(axis_name):
         def loss(x):
             groups = jnp.arange(6.0), x.reshape(6, 2)
-            return parts.total(some, groups, size=parallel.mesh_size(), axis_name=axis_name)[0].sum()
+            return parts.total(some, groups, (), size=parallel.mesh_size(), axis_name=axis_name)[0].sum()
 
         def update(x, data, frozen):
             value, gradient = jax.value_and_grad(loss)(x)
