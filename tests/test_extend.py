@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metadd_jax import augment, data, distillers, keys, zoo
+from metadd_jax import augment, data, distillers, invariant, keys, zoo
 from metadd_jax.data import catalog
 from metadd_jax.data import registry as sets
 from metadd_jax.distillers import registry as methods
+from metadd_jax.invariant import terms
 from metadd_jax.zoo import registry as networks
 
 PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "extend.md").read_text()
@@ -37,16 +38,14 @@ IN_CODE = {heading: [block for block in code if block[0] != "#"] for heading, co
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch):
+def registered():
     """What an example registers is gone after it."""
-    for module, table in (
-        (augment, "_OWN"),
-        (methods, "_METHODS"),
-        (networks, "_OWN"),
-        (sets, "_OWN"),
-        (catalog, "OWN"),
-    ):
-        monkeypatch.setattr(module, table, dict(getattr(module, table)))
+    tables = [augment._OWN, methods._METHODS, networks._OWN, sets._OWN, catalog.OWN, terms._OWN, terms.TERMS]
+    before = [dict(table) for table in tables]
+    yield
+    for table, kept in zip(tables, before, strict=True):
+        table.clear()
+        table.update(kept)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +107,19 @@ def test_a_method(plugin, start):
     assert len(real[0]) == 20
     gaps = [moments(t.astype(np.float32)) - moments(s) for t, s in zip(real, fake, strict=True)]
     np.testing.assert_allclose(loss, np.sum(np.square(gaps)), rtol=1e-4)
+
+
+def test_a_term(plugin, start):
+    plugin("my_terms.py")
+    logits = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    seen = invariant.Seen(None, None, logits, None, (), None)
+    belief = (np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)).mean(0)
+    np.testing.assert_allclose(invariant.TERMS["doubt"].value(seen), -(belief * np.log(belief)).sum(-1), rtol=1e-4)
+    space = run("A term", start)
+    metrics = space["metrics"]
+    parts = [metrics[f"weight_{name}"] * metrics[f"loss_{name}"] for name in ("ai", "contradiction")]
+    np.testing.assert_allclose(metrics["loss"], metrics["loss_base"] + sum(parts), rtol=1e-5)
+    assert min(parts) > 0
 
 
 def test_a_network(plugin):
