@@ -92,7 +92,10 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
         synthetic, aux = base.init(key, dataset)
         if not isinstance(synthetic, dict) or "images" not in synthetic:
             raise ValueError(f"{base.name} trains no dict with images, so there is nothing to parameterise")
-        _check_classes(base, base.decode(synthetic, aux, base.frozen), per_stored)
+        if per_stored > 1:
+            # Labels are known, also where a job asks for the shapes of a state alone.
+            with jax.ensure_compile_time_eval():
+                _check_classes(base, base.decode(synthetic, aux, base.frozen), per_stored)
         images = synthetic.pop("images")
         latents = parameterisation.init(keys.named(key, "latents"), images)
         _check_latents(latents, len(images) // per_stored, micro_batch)

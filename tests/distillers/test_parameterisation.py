@@ -205,6 +205,17 @@ def test_the_budget_counts_what_is_trained(key, tiny):
     )
 
 
+@pytest.mark.parametrize("name", ["dm", "mtt"])
+def test_a_state_of_shapes_alone_is_refused_and_made_like_a_real_one(tiny, name):
+    """A job checks itself so before any long work."""
+    made, tx = members.make(name, None, tiny)  # 2 images a class
+    with pytest.raises(ValueError, match="a stored item holds 4 of one class"):
+        jax.eval_shape(lambda: distillers.init_state(jax.random.key(0), packed(over=made), tx, tiny))
+    method = distillers.parameterise(made, distillers.factor(1))
+    shapes = jax.eval_shape(lambda: distillers.init_state(jax.random.key(0), method, tx, tiny))
+    assert shapes.synthetic["latents"].shape == (6, *members.SHAPE)
+
+
 def test_what_cannot_be_packed_is_refused_with_the_numbers(key, tiny):
     with pytest.raises(
         ValueError, match="dm has 2 images in class 0, but a stored item holds 4 of one class; give it 4 t"
