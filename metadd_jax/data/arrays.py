@@ -30,7 +30,7 @@ def from_arrays(
     class_names: Sequence[str] | None = None,
     mean: ArrayLike | None = None,
     std: ArrayLike | None = None,
-    train_per_class: int = 0,
+    train_per_class: int | None = None,
     validation_fraction: float = 0.0,
     seed: int = 0,
 ) -> Dataset:
@@ -50,7 +50,7 @@ def from_arrays(
         catalog's where their number fits, else "0", "1", ...
       mean: [C] of pixels in [0, 1]; default the catalog's, else computed from all training images.
       std: [C], positive, given together with ``mean``.
-      train_per_class: most training images of a class to use, drawn before any are set aside; 0 uses all. The
+      train_per_class: most training images of a class to use, drawn before any are set aside; None uses all. The
         draw does not depend on ``seed``. Computed constants are those of the images in use.
       validation_fraction: share of each training class to set aside, in [0, 1). Above 0, a class of two or
         more images gives at least one and keeps at least one; a single image stays in training.
@@ -61,8 +61,8 @@ def from_arrays(
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction is {validation_fraction}; give a share from 0 to below 1")
-    if train_per_class < 0:
-        raise ValueError(f"train_per_class is {train_per_class}; give a number of images, or 0 for all")
+    if train_per_class is not None and train_per_class < 1:
+        raise ValueError(f"train_per_class is {train_per_class}; give a number of images, or None for all")
     # Everything is checked before anything is sorted or copied: ImageNet takes minutes.
     images = check_images(train_images, "training")
     test_images = check_images(test_images, "test")

@@ -48,7 +48,7 @@ def look(picture: PIL.Image.Image, *, upright: bool) -> tuple[tuple[int, int], s
     return (picture.size[::-1] if turned else picture.size), picture.mode
 
 
-def to_array(picture: PIL.Image.Image, mode: str, image_size: int, *, upright: bool = False) -> np.ndarray:
+def to_array(picture: PIL.Image.Image, mode: str, image_size: int | None, *, upright: bool = False) -> np.ndarray:
     """Decodes a picture, and brings it to a square as the field does with ImageNet (MTT: Resize, CenterCrop).
 
     The shorter side is resized to ``image_size`` (bilinear with antialiasing, the longer side rounded down) and the
@@ -57,7 +57,7 @@ def to_array(picture: PIL.Image.Image, mode: str, image_size: int, *, upright: b
     Args:
       picture: an opened picture of any mode with 8-bit pixels.
       mode: "L" or "RGB"; grey becomes RGB by repeating, alpha is dropped.
-      image_size: side of the square in pixels; 0 leaves the size as it is.
+      image_size: side of the square in pixels; None leaves the size as it is.
       upright: turn it as EXIF says, as viewers show it. The published programs do not.
 
     Returns:

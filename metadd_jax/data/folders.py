@@ -88,14 +88,14 @@ def picture_facts(root: pathlib.Path, splits: Pictures) -> list:
     return [list(splits["train"]), counts, content(root, paths)]
 
 
-def read_pictures(splits: Pictures, *, image_size: int = 0, upright: bool = True, progress: bool) -> RawSet:
+def read_pictures(splits: Pictures, *, image_size: int | None = None, upright: bool = True, progress: bool) -> RawSet:
     """Decodes the pictures: to one channel if all are grey, else all to RGB (alpha is dropped).
 
     Sizes and modes are read from the files' heads first: one picture of another size shows before the long work.
 
     Args:
       splits: from ``list_pictures``.
-      image_size: side of the square that pictures are brought to (see ``decoding.to_array``); 0 leaves them.
+      image_size: side of the square that pictures are brought to (see ``decoding.to_array``); None leaves them.
       upright: whether to turn pictures as their EXIF says.
       progress: whether to show bars.
 

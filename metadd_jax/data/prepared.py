@@ -84,13 +84,13 @@ def facts(folder: pathlib.Path) -> str:
     return content(folder, sorted(path for path in folder.iterdir() if path.is_file()))
 
 
-def read(folder: pathlib.Path, *, classes: Sequence[int] = (), image_size: int = 0, progress: bool) -> RawSet:
+def read(folder: pathlib.Path, *, classes: Sequence[int] = (), image_size: int | None = None, progress: bool) -> RawSet:
     """Decodes the training split and the test split (validation where the test labels are not public).
 
     Args:
       folder: a prepared set, from ``find``.
       classes: ImageNet's indices of the classes to read, in label order; empty for all of any set.
-      image_size: side of the square that images are brought to (see ``decoding.to_array``); 0 leaves them.
+      image_size: side of the square that images are brought to (see ``decoding.to_array``); None leaves them.
       progress: whether to show bars.
 
     Raises:
@@ -158,7 +158,7 @@ def _decode(
     *,
     classes: Sequence[int],
     mode: str,
-    image_size: int,
+    image_size: int | None,
     progress: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decodes into one array; where only some classes are wanted, first looks which records to decode."""

@@ -55,7 +55,7 @@ def read(
     *,
     data_dir: str | os.PathLike | None,
     cache_dir: str | os.PathLike | None,
-    image_size: int,
+    image_size: int | None,
     progress: bool,
 ) -> npz.Contents:
     """Calls the loader of ``name`` and checks what it gives; see ``register``.
@@ -64,7 +64,7 @@ def read(
       name: one that is registered.
       data_dir: as in ``data.load``, like the others: passed on to a loader that names it.
       cache_dir: likewise.
-      image_size: likewise, in pixels; 0 leaves the images as they are.
+      image_size: likewise, in pixels; None leaves the images as they are.
       progress: likewise.
 
     Raises:
@@ -73,7 +73,7 @@ def read(
     load, options = _OWN[name], dict(zip(OPTIONS, (data_dir, cache_dir, image_size, progress), strict=True))
     taken = inspect.signature(load).parameters
     if image_size and "image_size" not in taken:
-        raise ValueError(f"image_size is {image_size}, and the loader of {name} takes none; give 0")
+        raise ValueError(f"image_size is {image_size}, and the loader of {name} takes none; leave it out")
     found = load(**{option: value for option, value in options.items() if option in taken})
     # Back to arrays: a Dataset of the user's gets the same checks, splits and fingerprint as an .npz of them.
     if isinstance(found, Dataset):

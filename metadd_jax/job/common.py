@@ -117,8 +117,8 @@ def real_data(metadata: dict[str, Any], *, name: str | None = None, **places: st
     # Sets exported before None meant "all" say 0.
     dataset = mdd.data.load(
         own,
-        image_size=settings["image_size"] or 0,
-        train_per_class=settings["train_per_class"] or 0,
+        image_size=settings["image_size"] or None,
+        train_per_class=settings["train_per_class"] or None,
         validation_fraction=settings["validation_fraction"] or 0.0,
         zca=metadata["value_space"] == "zca",
         data_dir=places.get("data_dir"),

@@ -186,9 +186,12 @@ def _spelt(arguments: Sequence[str], options: Sequence[_Option], layout: Layout)
         if option.path[0] == layout.short:
             beginning = f"{layout.prefixes[option.path[0]]}."
             full = {spelling.removeprefix(beginning): spelling for spelling in option.spellings} | full
-    words = []
+    switches = {spelling for option in options if option.kind is bool for spelling in option.spellings}
+    words: list[str] = []
     for word in arguments:
         if not re.match(r"--[A-Za-z]", word):
+            if word in ("True", "False") and words and words[-1].removeprefix("--") in switches:
+                raise ValueError(f"{words[-1]} is a switch and takes no {word}; write --NAME or --no-NAME")
             words.append(word)
             continue
         written, equals, value = word[2:].partition("=")

@@ -71,9 +71,9 @@ def open_job(config: DistillConfig) -> Job:
         config.dataset,
         data_dir=config.data_dir,
         cache_dir=config.cache_dir,
-        image_size=config.image_size or 0,
+        image_size=config.image_size,
         zca=config.zca,
-        train_per_class=config.train_per_class or 0,
+        train_per_class=config.train_per_class,
         validation_fraction=config.validation_fraction,
         on_device=not config.stream_per_class,
     )

@@ -54,7 +54,7 @@ def run(arguments: list[str], *, program: str = "metadd pretrain") -> None:
     common.check_names(config.networks)
     cache = common.open_cache(config.cache_dir)
     places = {"data_dir": config.data_dir, "cache_dir": config.cache_dir}
-    dataset = mdd.data.load(config.dataset, image_size=config.image_size or 0, **places)
+    dataset = mdd.data.load(config.dataset, image_size=config.image_size, **places)
     recipe = mdd.training.pretraining(config.epochs)
     nets = common.networks(config.networks, dataset)
     common.pretrain(nets, dataset, recipe, cache, seed=config.seed)

@@ -101,8 +101,8 @@ def _images(config: ShowConfig) -> tuple[str, Any, dict[str, Any], Any]:
             config.file,
             data_dir=config.data_dir,
             cache_dir=config.cache_dir,
-            train_per_class=config.train_per_class or 0,
-            image_size=config.image_size or 0,
+            train_per_class=config.train_per_class,
+            image_size=config.image_size,
         )
         facts = {**exchange.value_space(dataset), "class_names": dataset.class_names}
         return "real", mdd.evaluation.random_real(keys.root(0, "random"), dataset, 1), facts, dataset

@@ -203,5 +203,5 @@ def test_a_limit_keeps_some_of_each_class_before_any_are_set_aside():
     assert used(limited) == used(other) and len(used(limited)) == 24
     assert limited.fingerprint != load(validation_fraction=0.2).fingerprint
     assert load(train_per_class=99).fingerprint == load().fingerprint
-    with pytest.raises(ValueError, match="train_per_class is -1"):
-        load(train_per_class=-1)
+    with pytest.raises(ValueError, match="train_per_class is 0; give a number of images, or None for all"):
+        load(train_per_class=0)

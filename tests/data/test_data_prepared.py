@@ -201,7 +201,7 @@ def test_unknown_name_without_the_library_says_what_to_install(tmp_path, monkeyp
 
 
 def decode(source, split, **settings):
-    settings = {"classes": (), "mode": "RGB", "image_size": 0, "progress": False} | settings
+    settings = {"classes": (), "mode": "RGB", "image_size": None, "progress": False} | settings
     return prepared._decode(source, ("image", "label"), pathlib.Path("set"), split, **settings)
 
 

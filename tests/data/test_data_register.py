@@ -97,7 +97,7 @@ def test_what_a_loader_must_give_and_take():
     data.register("mine", lambda: tuple(ARRAYS.values()))
     with pytest.raises(ValueError, match="the loader of mine gives a tuple; return a dictionary"):
         data.load("mine")
-    with pytest.raises(ValueError, match="image_size is 4, and the loader of mine takes none; give 0"):
+    with pytest.raises(ValueError, match="image_size is 4, and the loader of mine takes none; leave it out"):
         data.load("mine", image_size=4)
     with pytest.raises(ValueError, match="data set bad: load asks for split; it can have data_dir, cache_dir"):
         data.register("bad", lambda split: ARRAYS)

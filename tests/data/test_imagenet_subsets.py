@@ -102,7 +102,7 @@ def test_a_part_of_imagenet_is_refused(folder, tmp_path):
 
 @pytest.mark.parametrize(("name", "size"), [("mnist5k", 8), ("a.npz", 8), ("imagewoof", -1)])
 def test_a_size_that_cannot_be_given_is_refused(name, size):
-    with pytest.raises(ValueError, match=f"image_size is {size} for {name}; give 0, or"):
+    with pytest.raises(ValueError, match=f"image_size is {size} for {name}; leave it out, or give"):
         data.load(name, image_size=size)
 
 

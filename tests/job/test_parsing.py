@@ -97,6 +97,7 @@ def test_defaults_are_those_that_are_given_and_a_hidden_record_stays():
         (["x", "--rate", "-1"], "--fast.rate=-1.0 must be a finite float32 number, at least 0"),
         (["x", "--width", "0"], "--fast.width=0 must be a whole number, at least 1, or None"),
         (["x", "--width", "many"], "--fast.width: 'many' is no {None}|INT; --help lists the options"),
+        (["x", "--raw", "False"], "--fast.raw is a switch and takes no False; write --NAME or --no-NAME"),
         (["x", "--depth"], "Missing value for argument '--depth'"),
         (["x", "y"], "Unrecognized options: y; --help lists the options"),
         ([], "missing: FILE (required); --help lists the options"),

@@ -169,6 +169,16 @@ def test_options_are_checked_before_anything_is_read(script, arguments, words, t
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("none", [0, None])
+def test_a_set_that_was_exported_while_0_said_all_is_read_as_one_of_today(none):
+    dataset = mdd.data.load("mnist5k")
+    facts = {"dataset": "mnist5k", "class_names": list(dataset.class_names), **mdd.exchange.value_space(dataset)}
+    facts |= {"image_size": none, "train_per_class": none, "validation_fraction": 0.0}
+    assert common.real_data(facts).fingerprint == dataset.fingerprint
+    with pytest.raises(ValueError, match="train_per_class of the set is 'all', not a number"):
+        common.real_data(facts | {"train_per_class": "all"})
+
+
 def test_every_preset_names_networks_that_exist():
     for config in presets.PRESETS.values():
         shape = (28, 28, 1) if config.dataset == "mnist5k" else (32, 32, 3)
