@@ -1,8 +1,9 @@
 """The console command: it lists its sub-commands, calls the one that is named, and says what it does not know."""
 
 import importlib
-import subprocess
+import logging
 import sys
+import warnings
 
 import pytest
 
@@ -28,10 +29,13 @@ def test_the_words_behind_a_sub_command_are_its_own(monkeypatch, capsys):
         assert called == [(["--steps", "3"], f"metadd {name}")]
 
 
-def test_a_typo_is_one_line_and_names_the_nearest():
-    done = subprocess.run(
-        [sys.executable, "-m", "metadd_jax.cli", "distil"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: unknown command 'distil' (did you mean 'distill'?); use distill, pretrain")
-    assert done.stderr.count("\n") == 1
+def test_a_typo_is_one_line_and_names_the_nearest(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["metadd", "distil"])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back afterwards
+    monkeypatch.setattr(logging.getLogger(), "handlers", logging.getLogger().handlers[:])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 1 and said.out == ""
+    assert said.err.startswith("error: unknown command 'distil' (did you mean 'distill'?); use distill, pretrain")
+    assert said.err.count("\n") == 1
