@@ -14,7 +14,7 @@ class Preprocess:
 
     x -> ((x * source_std + source_mean) resized and repeated - target_mean) / target_std
 
-    Pass it as ``preprocess`` to ``features.make_auxiliary``, so that a network of another size or other constants
+    Pass it as ``preprocess`` to ``features.freeze``, so that a network of another size or other constants
     (torchvision's at 224 pixels) can be an auxiliary of the set (docs/extend.md). The gradient flows back to the set's
     own pixels.
 
