@@ -171,6 +171,7 @@ def curves(
     """
     from matplotlib.figure import Figure
 
+    # ``Figure`` and not pyplot, which keeps global state and may open a window.
     figure = Figure(figsize=(7, 4), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     for name, (steps, values) in series.items():

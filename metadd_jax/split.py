@@ -62,6 +62,7 @@ def measure(stack: jax.Array, *, threshold: ArrayLike = 0.5) -> dict[str, jax.Ar
           log(H W): 0 for a single pixel, 1 for a flat map; mean over the maps that are not all zero, 0 if
           there are none.
     """
+    chex.assert_rank(stack, 4)
     high = stack >= threshold
     # The raw ratio alone can be gamed: independent maps of area .9 give .66 for four networks. So every ratio is
     # reported beside the areas and the share of dead maps.

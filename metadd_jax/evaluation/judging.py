@@ -67,6 +67,7 @@ def train_and_test(
       [S, seeds] float32 accuracies in [0, 1]; NaN where a training diverged.
     """
     draws = [0] * len(sets) if draws is None else list(draws)
+    # Stacked on the device once; a training picks its set by index, so all sets share one program.
     images = jnp.stack([jnp.asarray(s.images) for s in sets])
     labels = _labels(sets, net.num_classes)
     rates = _learning_rates(sets, recipe)
@@ -117,6 +118,8 @@ def _accuracies(net: zoo.Architecture, recipe: recipes.Recipe) -> Callable[..., 
 
 def _labels(sets: Sequence[SyntheticSet], num_classes: int) -> jax.Array:
     """[S, N] int32, or [S, N, K] probabilities as soon as one set has soft labels."""
+    # Sets of one table share the form of their labels, so that hard and soft ones train in one program: one-hot
+    # probabilities give the same cross-entropy.
     if all(s.soft_labels is None for s in sets):
         return jnp.stack([jnp.asarray(s.labels) for s in sets])
     soft = [jax.nn.one_hot(s.labels, num_classes) if s.soft_labels is None else s.soft_labels for s in sets]
@@ -240,6 +243,7 @@ def cross_architecture(
 
 
 def _check(net: zoo.Architecture, synthetic: SyntheticSet, dataset: Dataset) -> None:
+    # All three, because a set may come from a file and the network from a command line.
     shape = tuple(synthetic.images.shape[1:])
     if shape != tuple(net.image_shape) or shape != dataset.image_shape:
         raise ValueError(

@@ -17,9 +17,9 @@ from metadd_jax.structs import Array, Auxiliary, SyntheticSet
 
 
 def map_stack(
+    auxiliaries: Sequence[Auxiliary],
     images: Array,
     labels: Array,
-    auxiliaries: Sequence[Auxiliary],
     *,
     config: features.CamConfig | None = None,
     batch_size: int = 500,
@@ -27,9 +27,9 @@ def map_stack(
     """Computes the class activation maps of a whole set under trained networks, in batches of images.
 
     Args:
+      auxiliaries: M frozen networks with a spatial map.
       images: [N, H, W, C] float32 in the set's value space.
       labels: [N] int, the class whose map is computed.
-      auxiliaries: M frozen networks with a spatial map.
       config: how maps are computed; take that of the run whose loss the maps should explain.
       batch_size: images per batch; fewer need less memory.
 
@@ -72,7 +72,7 @@ def agreement(
     """
     if len(auxiliaries) < 2:
         raise ValueError(f"agreement needs at least 2 networks with activation maps, got {len(auxiliaries)}")
-    stack = jnp.asarray(map_stack(synthetic.images, synthetic.labels, auxiliaries, config=config))
+    stack = jnp.asarray(map_stack(auxiliaries, synthetic.images, synthetic.labels, config=config))
     if area is not None:  # ones and zeros, which every threshold splits alike
         stack = split.at_matched_area(stack, area)
     facts = split.measure(stack, threshold=threshold)

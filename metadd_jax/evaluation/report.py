@@ -62,7 +62,7 @@ def accuracies(rows: Sequence[Mapping[str, Any]], set_name: str, *, roles: Seque
         raise ValueError(f"no rows of a set {set_name!r}; there are {there or 'none'}")
     chosen = [row for row in rows if row["set"] == set_name and row["role"] in roles]
     seeds = sorted({row["distill_seed"] for row in chosen})
-    networks = list(dict.fromkeys(row["network"] for row in chosen))
+    networks = list(dict.fromkeys(row["network"] for row in chosen))  # in their order in the rows, without repetition
     found = {(row["distill_seed"], row["network"]): row["accuracies"] for row in chosen}
     return np.array([[found[seed, network] for network in networks] for seed in seeds])
 
@@ -80,6 +80,7 @@ def compare(rows: Sequence[Mapping[str, Any]], first: str, second: str) -> dict[
       ``{"diverged": "2 of 6 trainings"}`` where a training diverged, so that there is no difference.
     """
     present = {row["role"] for row in rows}
+    # The networks that did not distil are what a method is judged by, seen or unseen.
     groups: dict[str, tuple[str, ...]] = {role: (role,) for role in ROLES if role in present}
     if {"seen", "unseen"} <= present:
         groups["foreign"] = ("seen", "unseen")
@@ -135,7 +136,7 @@ def table_lines(
     """
     networks = list(dict.fromkeys((row["network"], row["role"]) for row in rows))
     present = {role for _, role in networks}
-    means = [role for role in ("seen", "unseen") if role in present]
+    means = [role for role in ("seen", "unseen") if role in present]  # "same" is one network
     header = [f"{network} ({role})" for network, role in networks] + [f"**mean {role}**" for role in means]
     lines = ["| set | " + " | ".join(header) + " |", "|---" * (len(header) + 1) + "|"]
     for name in dict.fromkeys(row["set"] for row in rows):
@@ -172,6 +173,7 @@ def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
             lines.append(f"| {role} | none: {facts['diverged']} diverged | . | . | . | . | . |")
             continue
         t = "one seed" if facts["t_interval"] is None else _interval(facts["t_interval"])
+        # The t interval is the one to trust for few seeds, and the sign test is no proof (see ``statistics.paired``).
         sign = facts["sign_test"]
         cells = [f"{100 * facts['difference']:+.2f}", _interval(facts["bootstrap"]), t]
         cells += [_points(facts["sd_sets"]), _points(facts["sd_trainings"])]
@@ -269,6 +271,7 @@ def write(directory: str | pathlib.Path, results: Mapping[str, Any]) -> str:
       The Markdown.
     """
     text = markdown(results)  # first, so that incomplete results write no file
+    # The hash tells results that were edited by hand, or cut, from those that a run may go on with.
     plain = files.plain({**results, "rows": _without_nan(results["rows"])})
     files.write_json(pathlib.Path(directory) / "results.json", plain | {"sha256": files.hash_json(plain)})
     files.write_text(pathlib.Path(directory) / "results.md", text)

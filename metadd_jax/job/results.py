@@ -62,7 +62,7 @@ def _draw_set(job: Job, folder: pathlib.Path, synthetic: mdd.SyntheticSet, seen:
         return
     first = np.unique(synthetic.labels, return_index=True)[1]  # one image of each class
     labels, shown = synthetic.labels[first], [net.name for net in job.seen]
-    stack = mdd.evaluation.map_stack(synthetic.images[first], labels, seen, config=job.config.metadd.cam)
+    stack = mdd.evaluation.map_stack(seen, synthetic.images[first], labels, config=job.config.metadd.cam)
     pictures.maps(folder / "maps.png", pixels[first], labels, stack, network_names=shown, class_names=names)
 
 

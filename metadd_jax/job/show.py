@@ -76,7 +76,7 @@ def run(arguments: list[str], *, program: str = "metadd show") -> None:
     auxiliaries = _pretrained(config, dataset)
     first = np.unique(np.asarray(synthetic.labels), return_index=True)[1]
     labels = synthetic.labels[first]
-    stack = mdd.evaluation.map_stack(synthetic.images[first], labels, auxiliaries)
+    stack = mdd.evaluation.map_stack(auxiliaries, synthetic.images[first], labels)
     shown = [auxiliary.net.label for auxiliary in auxiliaries]
     pictures.maps(folder / "maps.png", pixels[first], labels, stack, network_names=shown, class_names=names)
     print(f"wrote {folder / 'maps.png'}: {mdd.features.CamConfig().describe()}")

@@ -118,6 +118,7 @@ def _make(folder: pathlib.Path, facts: dict[str, Any], train: Callable, on_shard
     experts, at_once, half = facts["experts"], facts["at_once"], facts["half"]
     groups = [(first, min(first + at_once, experts)) for first in range(0, experts, at_once)]
     names = [shard_names(number, half) for number in range(len(groups))]
+    # Which groups are whole already: process 0 knows, and tells the others.
     whole = np.zeros(len(groups), np.int32)
     manifest: dict[str, Any] = {}
     if parallel.is_main():
@@ -189,7 +190,7 @@ def _begin(unfinished: pathlib.Path, facts: dict[str, Any]) -> dict[str, Any]:
     place = unfinished / folders.MANIFEST
     files.require_writable(unfinished)
     for path in unfinished.iterdir():
-        if files.is_temporary(path):  # what a killed process was writing: nobody else works here now
+        if files.is_temporary(path):  # of a killed process: nobody else works here while this run holds the lock
             files.discard(path)
         elif not _OURS.fullmatch(path.name):
             raise ValueError(f"{path} was not written by metadd_jax; move it away")

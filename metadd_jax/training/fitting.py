@@ -73,10 +73,12 @@ def fit(
     batch_size = min(recipe.batch_size, images.shape[0])
     steps = -(-images.shape[0] // batch_size)
     tx, rate = recipes.direction(recipe), recipes.learning_rate(recipe, steps)
+    # A learned step size replaces the recipe's at the start; the schedule then lowers both alike.
     scale = 1.0 if learning_rate is None else learning_rate / recipe.learning_rate
     restart = recipes.restart_step(recipe, steps)
     ragged = images.shape[0] % batch_size > 0  # else there is no padding, and no norm has to look at the weights
     variables = net.init(keys.named(key, "weights")) if variables is None else variables
+    # After the weights are drawn: students of one set of labels differ in them alone.
     if isinstance(teacher, relabel.StoredLogits):
         key, shared_key = teacher.key, teacher.shared_key
 
@@ -98,6 +100,7 @@ def fit(
         params = jax.tree.map(lambda p, u: p - scale * rate(step) * u, variables["params"], updates)
         return ({**variables, "params": params, **_as_collection(batch_stats)}, opt_state), None
 
+    # Scans within a scan: the program is as long as one step, however many epochs.
     def epoch(carry: tuple, number: jax.Array) -> tuple[tuple, Any]:
         indices, weights = batches.epoch_order(key, number, images.shape[0], batch_size)
         carry, _ = jax.lax.scan(train_step, carry, (number * steps + jnp.arange(steps), indices, weights))
@@ -142,7 +145,7 @@ def _gradient(
         return jax.grad(summed_loss, has_aux=True)(variables["params"], *part)
 
     items = (images, targets, weights)
-    # Only batch norm looks from one image to another.
+    # In parts, which stay in a CPU's caches (docs/costs.md). Only batch norm looks from one image to another.
     gradient, batch_stats = of_sum(items) if net.has_batch_stats else parts.add_up(of_sum, items)
     return jax.tree.map(lambda x: x / weights.sum(), gradient), batch_stats
 

@@ -130,6 +130,7 @@ def store(
     classes, count = teacher.net.num_classes, len(images)
     _check_room(path, stored_bytes(count, recipe.epochs, classes))
     batch_size = min(recipe.batch_size, count)
+    # Everything that decides a view of an image, or what the teacher says of it.
     facts = _facts(key, images, recipe, shared_key)
     facts |= {"constants": _constants(mean, std), "teacher": _teacher(teacher)}
 
@@ -242,6 +243,7 @@ def _constants(mean: ArrayLike | None, std: ArrayLike | None) -> list:
 
 
 def _teacher(teacher: Auxiliary) -> str:
+    # By weights and code, not by name: two teachers of one architecture give other labels.
     code = provenance.code_of([teacher.net, teacher.preprocess])
     return files.hash_arrays(*jax.tree.leaves(teacher.variables), text=f"{teacher.net!r} {code}")
 

@@ -33,7 +33,7 @@ def whole(synthetic, auxiliaries):
 
 
 def test_batches_make_no_difference(synthetic, auxiliaries, whole):
-    stack = evaluation.map_stack(synthetic.images, synthetic.labels, auxiliaries, batch_size=3)  # 3, 3 and 1
+    stack = evaluation.map_stack(auxiliaries, synthetic.images, synthetic.labels, batch_size=3)  # 3, 3 and 1
     assert stack.shape == (2, 7, 8, 8)
     np.testing.assert_allclose(stack, whole, atol=1e-5)
 
@@ -53,7 +53,7 @@ def test_the_ratios_against_numpy(synthetic, auxiliaries, whole, threshold):
 
 def test_the_maps_are_of_the_kind_that_is_asked_for(synthetic, auxiliaries, whole):
     config = features.CamConfig(alpha="mean")
-    stack = evaluation.map_stack(synthetic.images, synthetic.labels, auxiliaries, config=config)
+    stack = evaluation.map_stack(auxiliaries, synthetic.images, synthetic.labels, config=config)
     for auxiliary, maps, others in zip(auxiliaries, stack, whole, strict=True):
         raw = features.raw_maps(auxiliary.net, auxiliary.variables, synthetic.images, synthetic.labels, config=config)
         up = np.asarray(jax.image.resize(raw[0], maps.shape, "bilinear"))
