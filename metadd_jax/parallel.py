@@ -167,6 +167,7 @@ def _everywhere(leaf: Any, sharding: NamedSharding) -> jax.Array:
     """One array on the devices of all processes, each of which holds its value."""
     if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
         return leaf
+    # Keys travel as their numbers: a typed key has no shards to be made from.
     value = _plain(leaf)
     placed = jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
     return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else placed
@@ -201,6 +202,7 @@ def compile_steps(make_update: Callable[[str | None], Update], *, steps: int, mo
         del index  # pmap needs one mapped argument; the step asks for its axis_index itself
         return chunk(state, data, frozen)
 
+    # ``out_axes=None``: state and metrics come out replicated and unstacked, as they went in.
     compiled = _pmap(mapped, arguments=3, out_axes=(None, None), donate_argnums=1)
     return lambda state, data, frozen: compiled(*replicate((state, data, frozen), mode="pmap"))
 
@@ -230,6 +232,7 @@ def _mesh(devices: Sequence[jax.Device]) -> Mesh:
 
 def _scanned(update: Update, steps: int) -> Update:
     def chunk(state: Any, data: Any, frozen: Any) -> tuple[Any, dict]:
+        # One dispatch for all steps: the host would otherwise wait for each of them.
         return jax.lax.scan(lambda carry, _: update(carry, data, frozen), state, None, length=steps)
 
     return chunk
@@ -251,6 +254,7 @@ def spread(function: Callable, *, mapped: int = 1) -> Callable[..., Any]:
         return each(lambda own: function(*own, *shared), over)
 
     if device_count() == 1:
+        # ``device_get``, so that the results are NumPy arrays as on several devices.
         alone = jax.jit(runs)
         return lambda *arguments: jax.device_get(alone(arguments[:mapped], arguments[mapped:]))
 
@@ -260,9 +264,11 @@ def spread(function: Callable, *, mapped: int = 1) -> Callable[..., Any]:
 
     compiled = _pmap(share, arguments=2, out_axes=0)
 
+    # Whole on every device, and each takes its part there: the parts of independent runs are small.
     def divided(*arguments: Any) -> Any:
         over, shared = replicate((arguments[:mapped], arguments[mapped:]), mode="pmap")
         size = len(jax.tree.leaves(over)[0])
+        # Devices of other processes cannot be read, so all results are gathered.
         results = multihost_utils.process_allgather(compiled(over, shared), tiled=True)
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], results)
 
@@ -305,28 +311,35 @@ def divide(tree: Any, *, axis: int = 0) -> Any:
 
 
 def mesh_size() -> int:
-    """Devices of the mesh of a sharded step that is being traced; 1 elsewhere, under pmap and in a user's mesh too."""
+    """Returns the number of devices of a sharded step that is being traced; 1 elsewhere, also in a user's own mesh."""
+    # By the axis name: inside a user's mesh nothing must ask for an axis that is not there.
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.size if (mesh.axis_names, mesh.axis_types) == ((AXIS,), (AxisType.Auto,)) else 1
 
 
 def psum_if(value: Any, axis_name: str | None) -> Any:
     """Sums ``value`` over the devices of ``axis_name``; returns it as it is where there is one device (None)."""
+    # Never differentiate through it under pmap: grad(psum(x)) there is not psum(grad(x)).
     return value if axis_name is None else jax.lax.psum(value, axis_name)
 
 
-def own_share(size: int, axis_name: str | None) -> tuple[jax.Array | int, int]:
-    """(start, length) of this device's part of ``size`` items; all of them without an axis name.
+def own_share(count: int, axis_name: str | None) -> tuple[jax.Array | int, int]:
+    """Returns (start, length) of this device's part of a batch.
+
+    Args:
+      count: number of items in the batch.
+      axis_name: of pmap, or None: all items.
 
     Raises:
       ValueError: if the devices cannot share the items evenly.
     """
+    # Refused and not padded: a mean over a batch that differs from device to device would weigh images unequally.
     devices = mesh_size() if axis_name is None else jax.lax.axis_size(axis_name)
-    if size % devices:
-        raise ValueError(f"a batch of {size} does not split over {devices} devices; use a multiple of {devices}")
+    if count % devices:
+        raise ValueError(f"a batch of {count} does not split over {devices} devices; use a multiple of {devices}")
     if axis_name is None:
-        return 0, size
-    share = size // devices
+        return 0, count  # under sharded jit the compiler divides
+    share = count // devices
     return jax.lax.axis_index(axis_name) * share, share
 
 
