@@ -1,4 +1,4 @@
-"""Options and steps that the small scripts share."""
+"""Steps that several commands share: sets, data, networks, the cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from metadd_jax.job import command
 
 
 def load_set(file: str) -> tuple[mdd.SyntheticSet, dict[str, Any]]:
-    """A distilled set from ``synthetic.npz`` or from the folder that holds it.
+    """Reads a distilled set from ``synthetic.npz`` or from the folder that holds it.
+
+    Args:
+      file: the path of either, as the user wrote it ("~" is their home).
+
+    Returns:
+      The set, and its metadata.
 
     Raises:
       ValueError: if there is none, or it is damaged; the folder of a run names the sets that it holds.
@@ -27,12 +33,21 @@ def load_set(file: str) -> tuple[mdd.SyntheticSet, dict[str, Any]]:
 
 
 def sets_inside(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The folders of the sets that a run's folder holds, or a method's in it."""
+    """Lists the folders of the sets that a run's folder holds, or that of one of its methods.
+
+    Args:
+      folder: ``runs/smoke`` or ``runs/smoke/dm``.
+    """
     return sorted(file.parent for pattern in ("*/seed*", "seed*") for file in folder.glob(f"{pattern}/synthetic.npz"))
 
 
 def is_set(file: str) -> bool:
-    """Whether a path means a distilled set (or a run of such) and not real data: not its name decides."""
+    """Tells a distilled set, or a run of such, from real data: what lies there decides, and not its name.
+
+    Args:
+      file: a path or the name of a data set. A file that does not exist counts as a set if it ends in .npz, so that the
+        error speaks of a missing set.
+    """
     path = pathlib.Path(file).expanduser()
     if path.is_dir():
         return (path / "synthetic.npz").exists() or bool(sets_inside(path))
@@ -42,18 +57,22 @@ def is_set(file: str) -> bool:
 
 
 def option(name: str) -> str:
-    """How the user writes a field of a script's settings: "mtt.lr_teacher" is ``--mtt.lr-teacher``."""
+    """Spells a field of a command's settings as the user does: "metadd.micro_batch" is ``--metadd.micro-batch``."""
     return f"--{name.replace('_', '-')}"
 
 
 def open_cache(cache_dir: str | None) -> pathlib.Path:
-    """The folder of everything that need not be made twice: decoded images, trained networks, compiled programs.
+    """Opens the folder of what need not be made twice: decoded images, trained networks, compiled programs.
+
+    Args:
+      cache_dir: the folder; None stands for $METADD_CACHE, or else ~/.cache/metadd_jax.
 
     Raises:
       ValueError: if it cannot be made or written to.
     """
     folder = files.require_writable(mdd.data.cache_folder(cache_dir))
-    for place in (folder, folder / "networks", folder / "experts"):  # what killed runs were writing
+    for place in (folder, folder / "networks", folder / "experts"):
+        # A killed run leaves half a file and a lock that nobody holds.
         storage.folder.tidy(place)
         storage.lock.remove_free(place)
     storage.cache_compilations(folder / "compiled")
@@ -63,15 +82,23 @@ def open_cache(cache_dir: str | None) -> pathlib.Path:
 def check_names(specs: tuple[str, ...]) -> None:
     """Finds a typo in a network before any data is read.
 
+    Args:
+      specs: networks as the user writes them, "vgg11:width=8".
+
     Raises:
       ValueError: naming what exists.
     """
     for spec in specs:
-        mdd.zoo.check(spec)  # whether it suits the images is seen when they are there
+        mdd.zoo.check(spec)  # whether it suits the images is seen once they are read
 
 
 def networks(specs: tuple[str, ...], dataset: mdd.Dataset) -> list[mdd.zoo.Architecture]:
-    """Architectures for this data set."""
+    """Makes the architectures for the images and classes of a data set.
+
+    Args:
+      specs: networks as the user writes them, "vgg11:width=8".
+      dataset: the data set.
+    """
     return [mdd.zoo.parse(spec, dataset.num_classes, dataset.image_shape) for spec in specs]
 
 
@@ -85,7 +112,20 @@ def pretrain(
     split: str = "test",
     description: str = "pretrain",
 ) -> list[mdd.training.Trained]:
-    """Trains networks on the real images, or takes them from the cache; shows a bar and prints each accuracy."""
+    """Trains networks on the real images, or takes them from the cache; shows a bar and prints each accuracy.
+
+    Args:
+      nets: the networks.
+      dataset: the real data.
+      recipe: how they are trained.
+      cache: the folder of the cache.
+      seed: of the initialisation and the order of the images.
+      split: which images the accuracy is measured on.
+      description: what the bar is called.
+
+    Returns:
+      The trained networks, in the order of ``nets``.
+    """
     every = []
     with command.bar(len(nets), description, "net") as progress:
         for net in nets:
@@ -98,9 +138,10 @@ def pretrain(
 
 
 def real_data(metadata: dict[str, Any], *, name: str | None = None, **places: str | None) -> mdd.Dataset:
-    """The real data that a set was made from, in the set's own value space; says so if it is other data.
+    """Loads the real data that a set was made from, in the set's own value space; prints a note if it is other data.
 
     Args:
+      metadata: what was exported beside the set.
       name: another data set to judge it on, named by the user.
       places: ``data_dir`` and ``cache_dir``.
 

@@ -15,32 +15,42 @@ from metadd_jax import storage
 
 
 class Stopwatch:
-    """Seconds a step of each method; a chunk that follows nothing (compilation, another set) is not counted."""
+    """Measures the seconds a step of each method takes.
+
+    The first chunk of a set is not counted: compilation, or the other set's last work, is in it.
+    """
 
     def __init__(self) -> None:
         self._seconds: dict[str, list[float]] = {}
         self._last: tuple[str, int, float] | None = None
 
     def start(self) -> None:
-        """Before a set: what comes first has nothing to be measured from."""
+        """Begins a set: its first chunk has no earlier moment to be measured from."""
         self._last = None
 
     def lap(self, method: str, done: int) -> None:
-        """After a chunk of ``method`` that brought the set to ``done`` steps."""
+        """Takes the time after a chunk of ``method`` that brought the set to ``done`` steps."""
         now = time.perf_counter()
         if self._last is not None and done > self._last[1]:
             self._seconds.setdefault(method, []).append((now - self._last[2]) / (done - self._last[1]))
         self._last = (method, done, now)
 
     def medians(self) -> dict[str, float]:
-        """Median seconds a step by method, of those that ran in this start."""
+        """Returns the median seconds a step by method, of the methods that ran in this start."""
         return {method: statistics.median(values) for method, values in self._seconds.items()}
 
 
 def pulls(directory: pathlib.Path, methods: Iterable[str], seeds: Iterable[int]) -> dict[str, dict[str, Any]]:
-    """By set: norm over the base method's gradient norm, and cosine with it, of each term at the start and the end.
+    """Reads back how each added term pulled beside the base method's gradient.
 
-    Means over the seeds; the term "metadd" is the sum of the weighted terms.
+    Args:
+      directory: the run's folder.
+      methods: the names of its sets.
+      seeds: their distillation seeds, over which is averaged.
+
+    Returns:
+      By set, then "start" and "end", then term: "norm" (of the term's gradient over that of the base loss) and "cosine"
+      (between the two). The term "metadd" is the weighted sum of all. A set without two such reports is left out.
     """
     found = {}
     for method in methods:
@@ -57,7 +67,14 @@ def pulls(directory: pathlib.Path, methods: Iterable[str], seeds: Iterable[int])
 def conditions(
     directory: pathlib.Path, sets: Mapping[str, Sequence[mdd.SyntheticSet]], seeds: Iterable[int], dataset: mdd.Dataset
 ) -> list[str]:
-    """Lines for the head of the results: what the pixels, the loss and the gradient of each method's sets came to."""
+    """Says in lines for the head of the results what the pixels, the loss and the gradient of each set came to.
+
+    Args:
+      directory: the run's folder.
+      sets: by name, one of each seed.
+      seeds: their distillation seeds.
+      dataset: the real data, whose range of pixels the sets are held against.
+    """
     lines = []
     for method, group in sets.items():
         found = {}

@@ -29,10 +29,13 @@ _MEMORY = (
 
 
 def in_one_line(error: BaseException) -> str:
-    """What happened and the mend, without line breaks.
+    """Says what happened and how to mend it, without line breaks.
 
     A ``ValueError`` of the package or the scripts speaks for itself. An error of the operating system or of memory
     gets its mend here. Anything else nobody foresaw: its type and its place are named.
+
+    Args:
+      error: as it was caught, with its traceback: whose line raised it decides whether its text is ours.
     """
     text = " ".join(str(error).split())
     if isinstance(error, ValueError) and _raised_here(error):

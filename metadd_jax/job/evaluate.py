@@ -49,11 +49,11 @@ def run(arguments: list[str], *, program: str = "metadd evaluate") -> None:
     """Parses the command line, trains, prints the table.
 
     Args:
+      arguments: the words of the command line.
       program: what the user typed before ``arguments``, for ``--help``.
     """
     plugins.load(arguments)
     config = parsing.parse(EvaluateConfig, arguments, program=program, description=__doc__)
-
     if not config.networks:
         raise ValueError("no network to train; name some by --networks, or leave --networks out")
     common.check_names(config.networks)

@@ -35,10 +35,10 @@ def run(arguments: list[str], *, program: str = "metadd export") -> None:
     """Parses the command line and writes.
 
     Args:
+      arguments: the words of the command line.
       program: what the user typed before ``arguments``, for ``--help``.
     """
     config = parsing.parse(ExportConfig, arguments, program=program, description=__doc__)
-
     synthetic, metadata = common.load_set(config.file)
     note = ""
     if config.format == "png":

@@ -29,6 +29,7 @@ def run(arguments: list[str], *, program: str = "metadd prepare_tiny_imagenet") 
     """Parses the command line and prepares.
 
     Args:
+      arguments: the words of the command line.
       program: what the user typed before ``arguments``, for ``--help``.
     """
     config = parsing.parse(PrepareConfig, arguments, program=program, description=__doc__)

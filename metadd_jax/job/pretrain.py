@@ -44,11 +44,11 @@ def run(arguments: list[str], *, program: str = "metadd pretrain") -> None:
     """Parses the command line, trains, prints the accuracies.
 
     Args:
+      arguments: the words of the command line.
       program: what the user typed before ``arguments``, for ``--help``.
     """
     plugins.load(arguments)
     config = parsing.parse(PretrainConfig, arguments, program=program, description=__doc__)
-
     if not config.networks:
         raise ValueError("no network to train; name some by --networks, or leave --networks out")
     common.check_names(config.networks)

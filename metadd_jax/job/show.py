@@ -57,11 +57,11 @@ def run(arguments: list[str], *, program: str = "metadd show") -> None:
     """Parses the command line and draws.
 
     Args:
+      arguments: the words of the command line.
       program: what the user typed before ``arguments``, for ``--help``.
     """
     plugins.load(arguments)
     config = parsing.parse(ShowConfig, arguments, program=program, description=__doc__)
-
     common.check_names(config.networks)
     augment.strategy(config.augmentation)
     folder = pathlib.Path(files.require_writable(config.out))
@@ -70,11 +70,11 @@ def run(arguments: list[str], *, program: str = "metadd show") -> None:
     pictures.grid(folder / f"{name}.png", pixels, synthetic.labels, class_names=names)
     print(f"wrote {folder / name}.png")
     if name == "synthetic":
-        _curve(pathlib.Path(config.file), folder / "loss.png")
+        _curve(pathlib.Path(config.file).expanduser(), folder / "loss.png")
     if not config.networks:
         return
     auxiliaries = _pretrained(config, dataset)
-    first = np.unique(np.asarray(synthetic.labels), return_index=True)[1]
+    first = np.unique(np.asarray(synthetic.labels), return_index=True)[1]  # one image of each class fills a page
     labels = synthetic.labels[first]
     stack = mdd.evaluation.map_stack(auxiliaries, synthetic.images[first], labels)
     shown = [auxiliary.net.label for auxiliary in auxiliaries]
