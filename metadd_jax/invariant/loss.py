@@ -10,7 +10,7 @@ Shapes: M auxiliaries, B images [H, W, C], maps [M, B, H, W] in [0, 1], logits [
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import chex
@@ -59,21 +59,22 @@ def invariant_loss(
     """
     chex.assert_rank([images, labels], [4, 1])
     config = config or InvariantConfig()
-    terms, w = config.terms if terms is None else terms, config.strengths if weights is None else weights
-    if set(w) != set(terms):
-        raise ValueError(
-            f"weights are for {', '.join(sorted(w))}, but the terms in use are {', '.join(terms)} (strengths of the "
-            "config above 0); give one weight for each"
-        )
+    terms = config.terms if terms is None else terms
+    w = config.strengths if weights is None else weights
+    check_networks(terms, auxiliaries, reference)
+    check_weights(terms, w)
 
     def weighted_sum(images: jax.Array, labels: jax.Array, shares: jax.Array, w: dict, networks: tuple) -> tuple:
-        # Each image has its share in the mean, so that the images can pass the networks in parts.
         seen = look(images, labels, *networks, terms=terms, config=config)
-        values, facts = values_of(terms, seen)
-        return jnp.stack([sum((w[t] * (values[t] @ shares) for t in terms), start=jnp.zeros(()))]), facts
+        L, facts = values_of(terms, seen)  # {t: L_t of each image [B]}
+        # Each image has its share of the mean, 1 / B, so that the images can pass the networks in parts.
+        loss = sum((w[t] * (L[t] @ shares) for t in terms), start=jnp.zeros(()))
+        return loss[None], facts
 
+    images, labels = shared_view(key, images, labels, config)
     w = {t: jnp.asarray(w[t], jnp.float32) for t in terms}
-    (loss,), facts = _in_parts(weighted_sum, key, images, labels, w, auxiliaries, reference, terms, config)
+    networks = (tuple(auxiliaries), reference)
+    (loss,), facts = parts.means(weighted_sum, images, labels, w, networks, size=_part_size(images, config))
     return loss, _metrics(facts)
 
 
@@ -95,20 +96,30 @@ def invariant_terms(
     Raises:
       ValueError: as ``invariant_loss``.
     """
+    chex.assert_rank([images, labels], [4, 1])
     config = config or InvariantConfig()
     terms = config.terms if terms is None else terms
+    check_networks(terms, auxiliaries, reference)
 
     def one_by_one(images: jax.Array, labels: jax.Array, shares: jax.Array, _: Any, networks: tuple) -> tuple:
-        values, facts = values_of(terms, look(images, labels, *networks, terms=terms, config=config))
-        return jnp.stack([jnp.zeros(()), *(values[t] @ shares for t in terms)]), facts
+        seen = look(images, labels, *networks, terms=terms, config=config)
+        L, facts = values_of(terms, seen)
+        return jnp.stack([L[t] @ shares for t in terms]) if terms else jnp.zeros(0), facts
 
-    values, facts = _in_parts(one_by_one, key, images, labels, (), auxiliaries, reference, terms, config)
+    images, labels = shared_view(key, images, labels, config)
+    networks = (tuple(auxiliaries), reference)
+    means, facts = parts.means(one_by_one, images, labels, (), networks, size=_part_size(images, config))
     own = {name: fact for name, fact in _metrics(facts).items() if name.removeprefix("loss_") not in terms}
-    return dict(zip(terms, values[1:], strict=True)), own
+    return dict(zip(terms, means, strict=True)), own
 
 
 def check_networks(terms: Mapping[str, Term], auxiliaries: Sequence[Auxiliary], reference: Auxiliary | None) -> None:
     """Refuses networks that cannot serve the terms.
+
+    Args:
+      terms: the terms by name.
+      auxiliaries: the networks that shall look at the images.
+      reference: the main network, or None.
 
     Raises:
       ValueError: no auxiliary, one where a term compares networks, or no reference where a term needs it.
@@ -129,6 +140,19 @@ def check_networks(terms: Mapping[str, Term], auxiliaries: Sequence[Auxiliary], 
         )
 
 
+def check_weights(terms: Mapping[str, Term], weights: Mapping[str, Any]) -> None:
+    """Refuses weights of other terms than those in use.
+
+    Raises:
+      ValueError: with both lists.
+    """
+    if set(weights) != set(terms):
+        raise ValueError(
+            f"weights are for {', '.join(sorted(weights))}, but the terms in use are {', '.join(terms)} (strengths of "
+            "the config above 0); give one weight for each"
+        )
+
+
 def look(
     images: jax.Array,
     labels: jax.Array,
@@ -138,41 +162,66 @@ def look(
     terms: Mapping[str, Term],
     config: InvariantConfig,
 ) -> Seen:
-    """Shows images [B, H, W, C] to every network, and keeps what the terms need of it."""
+    """Shows images to every network, and keeps what the terms need of it.
+
+    Args:
+      images: [B, H, W, C] in the set's value space.
+      labels: [B] int.
+      auxiliaries: M frozen networks.
+      reference: the frozen main network, or None.
+      terms: those that will read what is seen.
+      config: its ``cam`` and ``checkpoint`` count.
+
+    Raises:
+      ValueError: see ``features.observe``.
+    """
     asked = {need for term in terms.values() for need in term.needs or ()}
     if any(term.needs is None for term in terms.values()):
-        kinds = [auxiliary.net.has_map and features.map_kind(auxiliary.net, config.cam) for auxiliary in auxiliaries]
-        able = all(kind in auxiliary.map_eps for kind, auxiliary in zip(kinds, auxiliaries, strict=True))
-        asked |= {"reference"} | ({"maps"} if able else set())  # a program drops what its terms do not read
+        # Whatever there is: a compiled program drops what its terms do not read.
+        asked |= {"reference", "maps"} if all(_has_map(one, config) for one in auxiliaries) else {"reference"}
 
     def observe(auxiliary: Auxiliary, images: jax.Array) -> features.Sight:
         return features.observe(auxiliary, images, labels, maps="maps" in asked, config=config.cam)
 
-    sights = [(jax.checkpoint(observe) if config.checkpoint else observe)(one, images) for one in auxiliaries]
-    maps, logits, embeddings = zip(*sights, strict=True)
-    compared = None
+    if config.checkpoint:
+        observe = jax.checkpoint(observe)
+    sights = [observe(auxiliary, images) for auxiliary in auxiliaries]
+    main = None
     if reference is not None and "reference" in asked:
-        compared = features.observe(reference, images, labels, maps=False).logits
+        main = features.observe(reference, images, labels, maps=False).logits
     return Seen(
         images=images,
         labels=labels,
-        logits=jnp.stack(logits),
-        maps=jnp.stack(maps) if "maps" in asked else None,
-        embeddings=embeddings,
-        reference=compared,
+        logits=jnp.stack([sight.logits for sight in sights]),
+        maps=jnp.stack([sight.maps for sight in sights if sight.maps is not None]) if "maps" in asked else None,
+        embeddings=tuple(sight.embedding for sight in sights),
+        reference=main,
     )
 
 
+def _has_map(auxiliary: Auxiliary, config: InvariantConfig) -> bool:
+    return auxiliary.net.has_map and features.map_kind(auxiliary.net, config.cam) in auxiliary.map_eps
+
+
 def values_of(terms: Mapping[str, Term], seen: Seen) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Evaluates every term on what is seen: {name: L_t of each image [B]}; and the facts, arrays [N, B, ...].
+    """Evaluates every term on what is seen.
+
+    Args:
+      terms: the terms by name.
+      seen: B images and what the networks see in them.
+
+    Returns:
+      {t: [B]}, the value of each term for each image; and facts for the log, arrays [F, B, ...]: those values, the
+      terms' own facts, and the maps if a term says that it needs them.
 
     Raises:
       ValueError: for a term that does not give one value an image, or a fact of a name that is taken.
     """
-    values, facts = {}, {}
+    values: dict[str, jax.Array] = {}
+    facts: dict[str, jax.Array] = {}
     for name, term in terms.items():
-        value = term.value(seen)
-        value, own = value if isinstance(value, tuple) else (value, {})
+        given = term.value(seen)
+        value, own = given if isinstance(given, tuple) else (given, {})
         if jnp.shape(value) != seen.labels.shape:
             raise ValueError(
                 f"the term {name!r} gives an array of shape {jnp.shape(value)} for {len(seen.labels)} images; it must "
@@ -188,35 +237,43 @@ def values_of(terms: Mapping[str, Term], seen: Seen) -> tuple[dict[str, jax.Arra
     return values, facts
 
 
-def _in_parts(
-    function: Callable,
-    key: jax.Array,
-    images: jax.Array,
-    labels: jax.Array,
-    shared: Any,
-    auxiliaries: Sequence[Auxiliary],
-    reference: Auxiliary | None,
-    terms: Mapping[str, Term],
-    config: InvariantConfig,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Runs ``function`` over this step's images, under the one view, part by part (see ``parts.means``)."""
-    check_networks(terms, auxiliaries, reference)
+def shared_view(
+    key: jax.Array, images: jax.Array, labels: jax.Array, config: InvariantConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Draws the images of this step, under the one view in which all networks see them.
+
+    Args:
+      key: typed PRNG key.
+      images: [N, H, W, C] in the set's value space.
+      labels: [N] int.
+      config: its ``subset`` and ``views`` count.
+
+    Returns:
+      images [B, H, W, C] and their labels [B]; B is ``config.subset``, or N.
+
+    Raises:
+      ValueError: for a subset larger than the set.
+    """
     if config.subset and config.subset > len(images):
         raise ValueError(f"subset={config.subset} is larger than the {len(images)} synthetic images")
     view_key, subset_key = jax.random.split(key)
     if config.subset:
+        # Without replacement, so that the mean over them is an unbiased one over the set.
         chosen = jax.random.choice(subset_key, len(images), (config.subset,), replace=False)
         images, labels = images[chosen], labels[chosen]
     images = parallel.divide(images)
-    # One shared draw: frozen networks shown the bare pixels invite adversarial patterns, and maps of different
-    # views could not be compared.
-    images = augment.transform(view_key, images, augment.strategy(config.views), siamese=True)
-    size = config.micro_batch or (_CPU_PART if jax.default_backend() == "cpu" else len(images))
-    return parts.means(function, images, labels, shared, (tuple(auxiliaries), reference), size=size)
+    # One draw for all networks: shown the bare pixels, frozen networks invite adversarial patterns, and maps of
+    # different views could not be compared.
+    return augment.transform(view_key, images, augment.strategy(config.views), siamese=True), labels
+
+
+def _part_size(images: jax.Array, config: InvariantConfig) -> int:
+    # On a CPU what passes from layer to layer of ten images stays in its caches (docs/costs.md).
+    return config.micro_batch or (_CPU_PART if jax.default_backend() == "cpu" else len(images))
 
 
 def _metrics(facts: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The mean of each fact; the maps are measured together, as their agreement is no mean over images."""
+    """Means of the facts; the maps are measured together, as their agreement is no mean over images."""
     means = {name: fact.mean() for name, fact in facts.items() if name != "maps"}
     if "maps" not in facts:
         return means

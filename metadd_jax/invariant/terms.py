@@ -88,33 +88,53 @@ def l_ai(
     assert seen.reference is not None  # where kl is not 0 the term needs it (see ``InvariantConfig.terms``)
     chex.assert_shape(seen.reference, seen.logits.shape[1:])
     distance = divergence(seen.logits, seen.reference, temperature=temperature, reverse=kl_reverse)
-    if kl_cap is not None:
+    if kl_cap is not None:  # pushed up (s < 0) it has no bound of its own
         distance = jnp.minimum(distance, kl_cap)
     return ce.sum(axis=0) + kl * distance.sum(axis=0), facts | {"kl": distance}
 
 
 def l_pos(seen: Seen, *, kind: str = "jaccard") -> jax.Array:
-    """L_pos [B], by default 1 - sum_ij min_m c_ij / (sum_ij max_m c_ij + eps); its kinds: ``positivity``. [U]"""
+    """L_pos [B], by default 1 - sum_ij min_m c_ij / (sum_ij max_m c_ij + eps). Its definition is [U].
+
+    Args:
+      seen: what the networks see; with its maps, but for the kind "hinge".
+      kind: see ``positivity``.
+
+    Raises:
+      ValueError: for another kind.
+    """
     return positivity(seen.maps, seen.logits, seen.labels, kind=kind)
 
 
 def l_var(seen: Seen) -> jax.Array:
-    """L_var [B] = 1/(HW) sum_ij 1/M sum_m (mean_m c_ij - c^m_ij)^2, see ``variance``. [Q]"""
+    """L_var [B] = 1/(HW) sum_ij 1/M sum_m (mean_m c_ij - c^m_ij)^2, see ``variance``. [Q]
+
+    Args:
+      seen: what the networks see, with its maps.
+    """
     assert seen.maps is not None  # the term needs them (see ``TERMS``)
     return variance(seen.maps)
 
 
 def variance(maps: jax.Array) -> jax.Array:
-    """L_var per image [B]: variance over the networks of each pixel's map value, averaged over pixels. [Q]
+    """Computes L_var [B]: the variance over the networks of each pixel's map value, averaged over pixels. [Q]
 
     Zero when all maps agree, also when all are dead: read it beside the share of dead maps.
+
+    Args:
+      maps: [M, B, H, W] in [0, 1].
     """
     chex.assert_rank(maps, 4)
     return jnp.var(maps, axis=0).mean(axis=(1, 2))
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """CE(f_m(x), y) of logits [M, B, K] and labels [B], per network and image [M, B]. [Q]"""
+    """Computes CE(f_m(x), y), per network and image [M, B], in nats. [Q]
+
+    Args:
+      logits: [M, B, K].
+      labels: [B] int.
+    """
     chex.assert_rank([logits, labels], [3, 1])
     log_p = jax.nn.log_softmax(logits)
     return -jnp.take_along_axis(log_p, jnp.broadcast_to(labels[None, :, None], (*logits.shape[:2], 1)), axis=2)[..., 0]
@@ -123,9 +143,15 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def divergence(
     logits: jax.Array, reference: jax.Array, *, temperature: float = 1.0, reverse: bool = False
 ) -> jax.Array:
-    """KL(p_ref || p_m) of logits [M, B, K] from reference logits [B, K], per network and image [M, B], in nats.
+    """Computes KL(p_ref || p_m), per network and image [M, B], in nats.
 
     The reference is a constant. At T = 1 the gradient of CE + s KL in the logits is (1 + s) p - y - s p_ref.
+
+    Args:
+      logits: [M, B, K] of the networks.
+      reference: [B, K] of the main network.
+      temperature: T of both softmaxes.
+      reverse: KL(p_m || p_ref) instead, which lets a network be sure of what the reference doubts.
     """
     chex.assert_rank([logits, reference], [3, 2])
     log_m = jax.nn.log_softmax(logits / temperature)
@@ -136,12 +162,16 @@ def divergence(
 
 
 def positivity(maps: jax.Array | None, logits: jax.Array, labels: jax.Array, *, kind: str = "jaccard") -> jax.Array:
-    """L_pos per image [B]: small where the networks share much ("positivity" itself is [U] in the paper).
+    """Computes L_pos [B]: small where the networks share much ("positivity" itself is [U] in the paper).
 
-    Kinds:
-      jaccard: 1 - sum_ij min_m c / (sum_ij max_m c + eps), in [0, 1]; dead maps are its worst case.
-      soft_ratio: 1 - mean_ij prod_m sigmoid((c - 0.5) / 0.1), the meta ratio made smooth.
-      hinge: mean over networks of max(0, 1 - (logit_y - largest other logit)).
+    Args:
+      maps: [M, B, H, W] in [0, 1]; the hinge reads none.
+      logits: [M, B, K]; the hinge alone reads them and the labels.
+      labels: [B] int.
+      kind: one of
+        jaccard: 1 - sum_ij min_m c / (sum_ij max_m c + eps), in [0, 1]; dead maps are its worst case.
+        soft_ratio: 1 - mean_ij prod_m sigmoid((c - 0.5) / 0.1), the meta ratio made smooth.
+        hinge: mean over networks of max(0, 1 - (logit_y - largest other logit)).
 
     Raises:
       ValueError: for another kind.
@@ -149,17 +179,19 @@ def positivity(maps: jax.Array | None, logits: jax.Array, labels: jax.Array, *, 
     if kind not in POSITIVITY:
         raise ValueError(f"positivity {kind!r} must be one of {', '.join(POSITIVITY)}")
     if kind == "hinge":
+        chex.assert_rank([logits, labels], [3, 1])
         own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)[None]
         other = jnp.where(own, -jnp.inf, logits).max(axis=2)
         mine = jnp.where(own, logits, 0.0).sum(axis=2)
         return jax.nn.relu(1.0 - (mine - other)).mean(axis=0)
     assert maps is not None  # all but the hinge compare maps
     chex.assert_rank(maps, 4)
-    if kind == "jaccard":
-        shared = maps.min(axis=0).sum(axis=(1, 2))
-        total = maps.max(axis=0).sum(axis=(1, 2))
-        return 1.0 - shared / (total + 1e-6)
-    return 1.0 - jnp.prod(jax.nn.sigmoid((maps - 0.5) / 0.1), axis=0).mean(axis=(1, 2))
+    if kind == "soft_ratio":
+        return 1.0 - jnp.prod(jax.nn.sigmoid((maps - 0.5) / 0.1), axis=0).mean(axis=(1, 2))
+    # A soft intersection over union, bounded; a geometric mean of maps has gradients of 1e3 to 1e5 at dark pixels.
+    shared = maps.min(axis=0).sum(axis=(1, 2))
+    total = maps.max(axis=0).sum(axis=(1, 2))
+    return 1.0 - shared / (total + 1e-6)
 
 
 TERMS: dict[str, Term] = {

@@ -93,7 +93,7 @@ def variant(config: InvariantConfig, changes: str) -> InvariantConfig:
         changes = rest
     own: dict[str, Any] = {}
     cam: dict[str, Any] = {}
-    extra = dict(config.extra)
+    extra: dict[str, Any] = dict(config.extra)
     kinds, of_cam = (_readable(type(settings)) for settings in (config, config.cam))
     for item in changes.split(","):
         name, equals, text = (part.strip() for part in item.partition("="))
