@@ -199,7 +199,7 @@ def activation_maps(
       ValueError: see ``raw_maps``.
     """
     maps, _, _ = raw_maps(net, variables, images, labels, config=config)
-    return normalise_maps(maps, (images.shape[1], images.shape[2]), map_eps=map_eps, config=config)
+    return normalise_maps(maps, images.shape[1:3], map_eps=map_eps, config=config)
 
 
 class Sight(NamedTuple):
@@ -249,8 +249,7 @@ def observe(
         logits, out = auxiliary.net.apply(variables, seen)
         return Sight(None, logits, out["embedding"])
     raw, logits, out = raw_maps(auxiliary.net, variables, seen, labels, config=config)
-    size = images.shape[1], images.shape[2]
-    return Sight(normalise_maps(raw, size, map_eps=map_eps, config=config), logits, out["embedding"])
+    return Sight(normalise_maps(raw, images.shape[1:3], map_eps=map_eps, config=config), logits, out["embedding"])
 
 
 def _map_eps(auxiliary: Auxiliary, kind: str) -> Array:
@@ -259,7 +258,7 @@ def _map_eps(auxiliary: Auxiliary, kind: str) -> Array:
             f"the auxiliary {auxiliary.net.name} holds no range of {kind!r} maps; "
             "make it with features.freeze or features.make_auxiliary, which measure every kind"
         )
-    return jax.lax.stop_gradient(jnp.asarray(auxiliary.map_eps[kind]))
+    return jax.lax.stop_gradient(auxiliary.map_eps[kind])
 
 
 def stack_maps(

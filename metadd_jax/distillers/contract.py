@@ -238,11 +238,10 @@ def make_update(
     """
 
     def update(state: DistillState, data: Any, frozen: Any) -> tuple[DistillState, dict[str, jax.Array]]:
-        step = jnp.asarray(state.step)
-        step_key = jax.random.fold_in(state.key, step)
+        step_key = jax.random.fold_in(state.key, state.step)
         refresh_key, sample_key, loss_key = (keys.named(step_key, part) for part in ("refresh", "sample", "loss"))
-        aux = method.refresh(refresh_key, state.synthetic, state.aux, step, frozen)
-        batch = method.sample(sample_key, data, step, axis_name=axis_name)
+        aux = method.refresh(refresh_key, state.synthetic, state.aux, state.step, frozen)
+        batch = method.sample(sample_key, data, state.step, axis_name=axis_name)
         gradient_of = jax.value_and_grad(method.loss, argnums=1, has_aux=True)
         (loss, (aux, metrics)), gradient = gradient_of(
             loss_key, state.synthetic, aux, batch, frozen, axis_name=axis_name
@@ -252,7 +251,7 @@ def make_update(
         return (
             dataclasses.replace(
                 state,
-                step=step + 1,
+                step=state.step + 1,
                 synthetic=optax.apply_updates(state.synthetic, updates),
                 opt_state=opt_state,
                 aux=aux,
