@@ -9,6 +9,7 @@ import traceback
 
 # The package, and the scripts of a checkout beside it.
 _OWN = (pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parents[2] / "experiments")
+PLUGIN = "metadd_plugin_"  # what the modules of --plugin are called, before the file's name
 _MOST = 600  # characters of a foreign message: some hold a whole program
 _MENDS = {
     errno.ENOSPC: "free some space there, or choose other folders by --run-dir and --cache-dir",
@@ -61,8 +62,10 @@ def _is_own(file: str) -> bool:
 
 
 def _more(error: BaseException) -> str:
-    """Where in our code it happened, and how to see the rest."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
+    """Where in our code or in a plugin of the user's it happened, and how to see the rest."""
+    plugins = {getattr(module, "__file__", "") for name, module in sys.modules.items() if name.startswith(PLUGIN)}
+    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in frames if _is_own(frame.filename) or frame.filename in plugins]
     place = ""
     if frames:
         file = pathlib.Path(frames[-1].filename)

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 
 from metadd_jax import files
-from metadd_jax.job import parsing
+from metadd_jax.job import errors, parsing
 
 
 def load(arguments: Sequence[str]) -> None:
@@ -41,7 +41,7 @@ def _run(path: pathlib.Path) -> None:
     if path.suffix != ".py" or not path.is_file():
         raise ValueError(f"--plugin {path}: there is no such Python file; give the path of one that ends in .py")
     # The file's name and not its folder: networks that it defines have the same key in the cache when it is moved.
-    name = f"metadd_plugin_{path.stem}"
+    name = f"{errors.PLUGIN}{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"--plugin {path}: Python cannot read it as a module")
@@ -58,7 +58,8 @@ def _line_of(error: Exception, path: pathlib.Path) -> str:
     """The last line of the file on the way to the error."""
     if isinstance(error, SyntaxError):
         return f" line {error.lineno}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    frames, file = traceback.extract_tb(error.__traceback__), str(path.absolute())  # as Python names a module's file
+    lines = [frame.lineno for frame in frames if frame.filename == file]
     return f" line {lines[-1]}" if lines else ""
 
 

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from metadd_jax import files, zoo
-from metadd_jax.job import plugins, pretrain, runfolder
+from metadd_jax import data, files, zoo
+from metadd_jax.job import errors, plugins, pretrain, runfolder
 from metadd_jax.job.options import DistillConfig
 
 NETWORK = """
@@ -53,11 +53,23 @@ def test_a_network_of_a_plugin_has_a_name_on_the_command_line(plugin):
         ("raise ValueError('so\\nnot')", "own.py line 1: ValueError: so not"),
     ],
 )
-def test_a_plugin_that_fails_is_told_in_one_line_by_every_command(plugin, text, said):
+def test_a_plugin_that_fails_is_told_in_one_line_by_every_command(plugin, tmp_path, monkeypatch, text, said):
+    monkeypatch.chdir(tmp_path)
+    plugin(text)
     with pytest.raises(ValueError) as found:
-        pretrain.run(["--plugin", str(plugin(text))])
+        pretrain.run(["--plugin", "own.py"])
     assert str(found.value).endswith(said)
     assert "metadd_plugin_own" not in sys.modules
+
+
+def test_what_fails_later_in_a_plugin_is_told_with_its_line(plugin):
+    file = plugin('import metadd_jax as mdd\nmdd.data.register("broken_of_a_plugin",\n    lambda: {}["images"])\n')
+    plugins.load(["--plugin", str(file)])
+    with pytest.raises(KeyError) as found:
+        data.load("broken_of_a_plugin")
+    assert errors.in_one_line(found.value) == (
+        f"KeyError: 'images' (at {file.parent.name}/own.py:3; METADD_TRACEBACK=1 shows the rest)"
+    )
 
 
 def test_a_plugin_that_is_not_there_and_two_of_one_name_are_refused(plugin, tmp_path):
