@@ -110,7 +110,9 @@ def _plain(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
-def jit(function: Callable, *, static_argnames: Sequence[str] = (), donate_argnums: Sequence[int] = ()) -> Callable:
+def jit(
+    function: Callable, *, static_argnames: Sequence[str] = (), donate_argnums: Sequence[int] = ()
+) -> jax.stages.Wrapped:
     """Compiles a pure function for one device.
 
     Args:

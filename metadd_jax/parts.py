@@ -19,6 +19,7 @@ One rule of gradients, whatever the number of parts, of items at once and of dev
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -88,8 +89,8 @@ def total(
 
     def with_slope(arguments: tuple[Any, Any], directions: tuple[Any, Any]) -> tuple:
         # Symbolic zeros tell in which leaves a derivative is asked for.
-        leaves, directions = jax.tree.leaves(arguments), jax.tree.leaves(directions)
-        asked = [place for place in range(len(leaves)) if type(directions[place]) is not SymbolicZero]
+        leaves, along = jax.tree.leaves(arguments), jax.tree.leaves(directions)
+        asked = [place for place in range(len(leaves)) if type(along[place]) is not SymbolicZero]
 
         def with_gradients(items: Any, weights: jax.Array, shared: Any) -> tuple:
             leaves, tree = jax.tree.flatten((items, shared))
@@ -97,7 +98,7 @@ def total(
             def of(chosen: list) -> tuple[jax.Array, Any]:
                 for place, leaf in zip(asked, chosen, strict=True):
                     leaves[place] = leaf
-                items, shared = tree.unflatten(leaves)
+                items, shared = jax.tree.unflatten(tree, leaves)
                 return function(items, weights, shared)
 
             sums, pull, facts = jax.vjp(of, [leaves[place] for place in asked], has_aux=True)
@@ -109,7 +110,7 @@ def total(
         sums, facts, slope = add(sums), jax.tree.map(join, facts), 0.0
         for place, gradient in zip(asked, gradients, strict=True):
             whole = join(gradient) if place < len(jax.tree.leaves(arguments[0])) else add(gradient)  # [R, ...]
-            slope += (whole * directions[place]).sum(axis=range(1, whole.ndim))
+            slope += (whole * along[place]).sum(axis=range(1, whole.ndim))
         return (sums, facts), (slope, jax.tree.map(lambda x: zero_from_primal(x, symbolic_zeros=True), facts))
 
     run.defjvp(with_slope, symbolic_zeros=True)
@@ -140,7 +141,7 @@ def sum_each(function: Callable[[Any, Any], jax.Array], items: Any, shared: Any,
         for first, last in ((0, full), (full, count))
         if first < last
     ]
-    return sum(sums)[0]
+    return functools.reduce(jnp.add, sums)[0]
 
 
 def alone(function: Callable[[Any], Any], items: Any, *, at_once: int) -> Any:
@@ -178,7 +179,7 @@ def means(
       The means [R] and the facts [F, B, ...].
     """
 
-    def some(part: tuple, weights: jax.Array, everywhere: tuple) -> tuple[jax.Array, Any]:
+    def some(part: tuple[jax.Array, Any], weights: jax.Array, everywhere: tuple[Any, Any]) -> tuple[jax.Array, Any]:
         return function(*part, weights, *everywhere)
 
     items, frozen = jax.lax.stop_gradient((items, frozen))

@@ -252,7 +252,9 @@ def _distiller(settings: SqueezeRecover, net: zoo.Architecture, counts: class_im
 
         def some(part: tuple, weights: jax.Array, variables: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
             values, found = parts.alone(
-                lambda group: group_loss(*group, variables), parallel.divide(part), at_once=at_once
+                lambda group: group_loss(group[0], group[1], group[2], variables),
+                parallel.divide(part),
+                at_once=at_once,
             )
             return (values * weights).sum(keepdims=True), jax.tree.map(lambda value: value[None], found)
 
