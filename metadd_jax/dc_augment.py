@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +40,7 @@ def augment_each(
     Returns:
       [B, H, W, C], differentiable in ``images``.
     """
+    chex.assert_rank(images, 4)
     op_key, *draw_keys = jax.random.split(key, 1 + len(tokens))
     mean = jnp.average(images.mean(axis=(1, 2)), axis=0, weights=weights)
     # All ops on all images, then a choice: the ops are cheap, and images of one batch cannot branch apart.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -85,6 +86,7 @@ def resized_crop(images: jax.Array, box: Box) -> jax.Array:
     Returns:
       [B, H, W, C].
     """
+    chex.assert_rank([images, box.top], [4, 1])
     _, height, width, _ = images.shape
     rows, columns = _spread(height, box.top, box.height), _spread(width, box.left, box.width)
     rows, columns, p = (rows[0], columns[0], "") if len(rows) == 1 else (rows, columns, "b")
@@ -185,6 +187,7 @@ def mix(images: jax.Array, how: Mix) -> jax.Array:
     Returns:
       [B, H, W, C].
     """
+    chex.assert_rank([images, how.partner, how.share], [4, 1, 2])
     share = how.share[:, :, None]
     return share * images + (1 - share) * images[how.partner]
 

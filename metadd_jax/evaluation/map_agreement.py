@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 
@@ -36,6 +37,7 @@ def map_stack(
     Returns:
       [M, N, H, W] float32 in [0, 1], on the host.
     """
+    chex.assert_rank([images, labels], [4, 1])
     # One program for all batches (the last one, if shorter, is a second).
     observe = parallel.jit(functools.partial(features.stack_maps, config=config))
     batches = [

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -60,6 +61,7 @@ def view(
       [B, H, W, C] float32.
     """
     # By step and not by a split of the key: a teacher's labels can then be stored for any step alone.
+    chex.assert_rank(images, 4)
     # Two keys: what is drawn for each image differs between networks, the token of a step does not (see ``fit``).
     step_key = jax.random.fold_in(keys.named(key, "view"), step)
     op_key = jax.random.fold_in(keys.named(shared_key, "token"), step)

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -70,6 +71,7 @@ def fit(
             "size; pass learning_rate=None, or optimiser='sgd'"
         )
     images, labels = jnp.asarray(images), jnp.asarray(labels)  # NumPy arrays cannot be indexed in a scan
+    chex.assert_rank([images, labels], [4, {1, 2}])
     batch_size = min(recipe.batch_size, images.shape[0])
     steps = -(-images.shape[0] // batch_size)
     tx, rate = recipes.direction(recipe), recipes.learning_rate(recipe, steps)

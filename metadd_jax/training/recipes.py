@@ -20,7 +20,15 @@ CROPS = ("none", "shift", "resized")
 MIXES = ("none", "mixup", "cutmix")
 TEACHER_MODES = ("evaluation", "training")
 # The settings of the step itself: an optax transformation has its own, so they must stay at their defaults beside it.
-STEP = ("learning_rate", "momentum", "weight_decay", "schedule", "drop_epoch", "warmup_epochs", "decay_vectors")
+STEP_SETTINGS = (
+    "learning_rate",
+    "momentum",
+    "weight_decay",
+    "schedule",
+    "drop_epoch",
+    "warmup_epochs",
+    "decay_vectors",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +40,7 @@ class Recipe:
       batch_size: images per step; a smaller set is one batch, the last batch of an epoch may be smaller.
       optimiser: "sgd" (momentum; weight decay is added to the gradient), "adamw" (decoupled decay), or any optax
         transformation. That is the whole step, its size and schedule included (``optax.adam(1e-3)``), so what says so
-        here (``STEP``) must stand at its default beside it.
+        here (``STEP_SETTINGS``) must stand at its default beside it.
       learning_rate: step size at the start, above 0.
       momentum: of SGD, 0 to below 1.
       weight_decay: at least 0, on all parameters or on those that ``decay_vectors`` says.
@@ -86,7 +94,7 @@ class Recipe:
         object.__setattr__(self, "augmentation", views.settled(self.augmentation))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not isinstance(self.optimiser, str) and field.name in STEP and value != field.default:
+            if not isinstance(self.optimiser, str) and field.name in STEP_SETTINGS and value != field.default:
                 raise ValueError(
                     f"{field.name}={value!r} plays no part beside an optax transformation, which is the whole step; "
                     f"leave it at {field.default!r} and build it into the transformation"

@@ -44,7 +44,7 @@ def norm(x: jax.Array, kind: str, *, train: bool, name: str, epsilon: float = EP
     if kind == "none":
         return x
     if kind == "batch":
-        # Two passes, as in ``standardise``.
+        # Two passes, as in ``normalise``.
         return nn.BatchNorm(
             use_running_average=not train, momentum=0.9, epsilon=epsilon, use_fast_variance=False, name=name
         )(x)
@@ -121,11 +121,11 @@ class FeatureNorm(nn.Module):
             if channels % _GROUPS:
                 raise SizeError(f"group norm needs channels in multiples of {_GROUPS}, not {channels}; set width so")
             grouped = x.reshape(*x.shape[:3], _GROUPS, channels // _GROUPS)
-            return standardise(grouped, (1, 2, 4))[0].reshape(x.shape) * scale + bias
-        return standardise(x, (1, 2, 3) if self.kind == "layer" else (1, 2))[0] * scale + bias
+            return normalise(grouped, (1, 2, 4))[0].reshape(x.shape) * scale + bias
+        return normalise(x, (1, 2, 3) if self.kind == "layer" else (1, 2))[0] * scale + bias
 
 
-def standardise(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+def normalise(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Subtracts the mean over ``axes`` and divides by the (biased) standard deviation, in float32 at least.
 
     In two passes: the one-pass formula E[x^2] - E[x]^2 loses every digit where the mean is much larger than the
@@ -165,7 +165,7 @@ def instance_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _keep(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, tuple]:
-    standard, mean, rate = standardise(widen(x), (1, 2))
+    standard, mean, rate = normalise(widen(x), (1, 2))
     # Rounded once: a CPU rounds to bfloat16 by integer operations.
     return (standard * widen(scale) + widen(bias)).astype(x.dtype), (x, mean, rate, scale)
 

@@ -30,11 +30,11 @@ def test_norms_equal_numpy(kind):
     np.testing.assert_allclose(result, _expected_norm(x, kind, scale, bias), rtol=1e-4, atol=1e-4)
 
 
-def test_standardise_survives_a_large_mean():
+def test_normalise_survives_a_large_mean():
     # Values that float32 holds exactly: the one-pass variance would be pure rounding noise here.
     offsets = np.random.default_rng(0).integers(-8, 9, size=(2, 8, 8, 3))
     x = (4096 + offsets).astype(np.float32)
-    result = norms.standardise(jnp.asarray(x), (1, 2))[0]
+    result = norms.normalise(jnp.asarray(x), (1, 2))[0]
     np.testing.assert_allclose(result, _expected_norm(offsets, "instance", 1, 0), atol=1e-3)
 
 
