@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,7 +71,7 @@ def barrier(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def from_main(value: Any) -> Any:
+def from_main(value: chex.ArrayTree) -> Any:
     """Sends ``value`` of process 0, a tree of arrays, to every process, as NumPy arrays.
 
     All processes must call it, with the same shapes: a decision that depends on the host (does a file exist?) must be
@@ -79,7 +80,7 @@ def from_main(value: Any) -> Any:
     return multihost_utils.broadcast_one_to_all(value)
 
 
-def require_agreement(tree: Any, *, text: str = "") -> None:
+def require_agreement(tree: chex.ArrayTree, *, text: str = "") -> None:
     """Checks that every process holds the same arrays (to the bit) and the same text.
 
     Args:
@@ -144,7 +145,7 @@ def choose_mode(mode: str) -> str:
     return mode
 
 
-def replicate(tree: Any, *, mode: str = "auto") -> Any:
+def replicate(tree: chex.ArrayTree, *, mode: str = "auto") -> Any:
     """Puts arrays where the steps of a mode leave their results: on the device, or whole on each of them.
 
     Arrays that are placed once are not sent again at every call. And a state that moves between the first call and the
@@ -175,7 +176,7 @@ def _everywhere(leaf: Any, sharding: NamedSharding) -> jax.Array:
     return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else placed
 
 
-def local(tree: Any) -> Any:
+def local(tree: chex.ArrayTree) -> Any:
     """Returns replicated arrays of ``tree`` as arrays on the first device of this process."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
@@ -200,7 +201,9 @@ def compile_steps(make_update: Callable[[str | None], Update], *, steps: int, mo
         return _sharded(_scanned(make_update(None), steps))
     chunk = _scanned(make_update(AXIS), steps)
 
-    def mapped(index: jax.Array, state: Any, data: Any, frozen: Any) -> tuple[Any, dict]:
+    def mapped(
+        index: jax.Array, state: chex.ArrayTree, data: chex.ArrayTree, frozen: chex.ArrayTree
+    ) -> tuple[Any, dict]:
         del index  # pmap needs one mapped argument; the step asks for its axis_index itself
         return chunk(state, data, frozen)
 
@@ -214,7 +217,7 @@ def _sharded(chunk: Update) -> Update:
     mesh = _mesh(jax.devices())
     compiled = jax.jit(chunk, donate_argnums=0, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-    def replicated(state: Any, data: Any, frozen: Any) -> tuple[Any, dict]:
+    def replicated(state: chex.ArrayTree, data: chex.ArrayTree, frozen: chex.ArrayTree) -> tuple[Any, dict]:
         with jax.set_mesh(mesh):  # where ``divide`` finds it
             return compiled(*replicate((state, data, frozen), mode="sharded"))
 
@@ -233,7 +236,7 @@ def _mesh(devices: Sequence[jax.Device]) -> Mesh:
 
 
 def _scanned(update: Update, steps: int) -> Update:
-    def chunk(state: Any, data: Any, frozen: Any) -> tuple[Any, dict]:
+    def chunk(state: chex.ArrayTree, data: chex.ArrayTree, frozen: chex.ArrayTree) -> tuple[Any, dict]:
         # One dispatch for all steps: the host would otherwise wait for each of them.
         return jax.lax.scan(lambda carry, _: update(carry, data, frozen), state, None, length=steps)
 
@@ -252,7 +255,7 @@ def spread(function: Callable, *, mapped: int = 1) -> Callable[..., Any]:
       evenly: devices without a run of their own repeat the last one, and the copies are dropped.
     """
 
-    def runs(over: Any, shared: Any) -> Any:
+    def runs(over: chex.ArrayTree, shared: chex.ArrayTree) -> Any:
         return each(lambda own: function(*own, *shared), over)
 
     if device_count() == 1:
@@ -260,7 +263,7 @@ def spread(function: Callable, *, mapped: int = 1) -> Callable[..., Any]:
         alone = jax.jit(runs)
         return lambda *arguments: jax.device_get(alone(arguments[:mapped], arguments[mapped:]))
 
-    def share(index: jax.Array, over: Any, shared: Any) -> Any:
+    def share(index: jax.Array, over: chex.ArrayTree, shared: chex.ArrayTree) -> Any:
         del index
         return runs(own_items(over, AXIS)[0], shared)
 
@@ -277,7 +280,7 @@ def spread(function: Callable, *, mapped: int = 1) -> Callable[..., Any]:
     return divided
 
 
-def each(function: Callable[[Any], Any], items: Any) -> Any:
+def each(function: Callable[[Any], Any], items: chex.ArrayTree) -> Any:
     """Applies a function to every item and stacks the results: under vmap, on a CPU one after the other.
 
     One network keeps a CPU busy, and its convolution is slower with many kernels at once (docs/costs.md).
@@ -292,7 +295,7 @@ def each(function: Callable[[Any], Any], items: Any) -> Any:
     return jax.lax.map(function, items) if jax.default_backend() == "cpu" else jax.vmap(function)(items)
 
 
-def divide(tree: Any, *, axis: int = 0) -> Any:
+def divide(tree: chex.ArrayTree, *, axis: int = 0) -> Any:
     """Divides arrays over the devices under sharded jit, and returns them unchanged elsewhere.
 
     The values are the same; each device holds and works on its part. Items that do not divide evenly stay whole on
@@ -319,7 +322,7 @@ def mesh_size() -> int:
     return mesh.size if (mesh.axis_names, mesh.axis_types) == ((AXIS,), (AxisType.Auto,)) else 1
 
 
-def psum_if(value: Any, axis_name: str | None) -> Any:
+def psum_if(value: chex.ArrayTree, axis_name: str | None) -> Any:
     """Sums ``value`` over the devices of ``axis_name``; returns it as it is where there is one device (None)."""
     # Never differentiate through it under pmap: grad(psum(x)) there is not psum(grad(x)).
     return value if axis_name is None else jax.lax.psum(value, axis_name)
@@ -345,7 +348,7 @@ def own_share(count: int, axis_name: str | None) -> tuple[jax.Array | int, int]:
     return jax.lax.axis_index(axis_name) * share, share
 
 
-def own_items(items: Any, axis_name: str | None) -> tuple[Any, jax.Array]:
+def own_items(items: chex.ArrayTree, axis_name: str | None) -> tuple[Any, jax.Array]:
     """Returns this device's part of arrays and weights for it, for independent work that need not divide evenly.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, overload
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +102,14 @@ def _accuracies(net: zoo.Architecture, recipe: recipes.Recipe) -> Callable[..., 
     """
 
     def one(
-        seed: jax.Array, index: jax.Array, key: Any, images: Any, labels: Any, rates: Any, arrays: Any, teacher: Any
+        seed: jax.Array,
+        index: jax.Array,
+        key: jax.Array,
+        images: jax.Array,
+        labels: jax.Array,
+        rates: jax.Array | None,
+        arrays: ImageArrays,
+        teacher: Auxiliary | None,
     ) -> jax.Array:
         rate = None if rates is None else rates[index]
         own = jax.random.fold_in(key, seed)

@@ -22,7 +22,7 @@ import numpy as np
 
 from metadd_jax import files, keys, parallel, provenance, ranges, storage, zoo
 from metadd_jax.storage import folder as folders
-from metadd_jax.structs import Dataset
+from metadd_jax.structs import Dataset, ImageArrays
 from metadd_jax.training import recipes
 from metadd_jax.training.fitting import fit
 from metadd_jax.training.trajectories import (
@@ -141,7 +141,7 @@ def _make(folder: pathlib.Path, facts: dict[str, Any], train: Callable, on_shard
 def _trainer(net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, key: jax.Array) -> Callable:
     """``(first, last) -> [last - first, T + 1, P]`` float32: the trajectories of these experts, on the host."""
 
-    def one(number: jax.Array, key: jax.Array, arrays: Any) -> jax.Array:
+    def one(number: jax.Array, key: jax.Array, arrays: ImageArrays) -> jax.Array:
         return fit(
             jax.random.fold_in(key, number),
             net,

@@ -16,23 +16,24 @@ import optax
 
 from metadd_jax import keys, parts, zoo
 from metadd_jax.data import sampling
-from metadd_jax.structs import Auxiliary, ImageArrays
+from metadd_jax.structs import Array, Auxiliary, ImageArrays
 from metadd_jax.training import batches, recipes, relabel
+from metadd_jax.zoo.architecture import Variables
 
 
 def fit(
     key: jax.Array,
     net: zoo.Architecture,
-    images: jax.Array,
-    labels: jax.Array,
+    images: Array,
+    labels: Array,
     recipe: recipes.Recipe,
     *,
     shared_key: jax.Array,
-    mean: jax.Array | None = None,
-    std: jax.Array | None = None,
+    mean: Array | None = None,
+    std: Array | None = None,
     learning_rate: jax.Array | None = None,
-    variables: Any | None = None,
-    record: Callable[[Any], Any] | None = None,
+    variables: Variables | None = None,
+    record: Callable[[Variables], chex.ArrayTree] | None = None,
     teacher: Auxiliary | relabel.StoredLogits | None = None,
 ) -> Any:
     """Trains a network and returns its variables.
@@ -116,7 +117,12 @@ def fit(
 
 
 def _opinion(
-    teacher: Any, net: zoo.Architecture, step: jax.Array, batch: jax.Array, recipe: recipes.Recipe, weights: Any
+    teacher: Auxiliary | relabel.StoredLogits,
+    net: zoo.Architecture,
+    step: jax.Array,
+    batch: jax.Array,
+    recipe: recipes.Recipe,
+    weights: jax.Array | None,
 ) -> jax.Array:
     if isinstance(teacher, relabel.StoredLogits):
         return relabel.stored_logits(teacher, step, (batch.shape[0], net.num_classes))
@@ -134,12 +140,20 @@ def _losses(targets: jax.Array, logits: jax.Array, *, recipe: recipes.Recipe | N
 
 
 def _gradient(
-    net: Any, variables: Any, images: Any, targets: Any, weights: Any, losses_of: Callable, ragged: bool
+    net: zoo.Architecture,
+    variables: Variables,
+    images: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    losses_of: Callable,
+    ragged: bool,
 ) -> tuple[Any, Any]:
     """Gradient of the mean loss with respect to ``params``, and the new ``batch_stats``; weight 0 marks padding."""
     present = weights if ragged and net.has_batch_stats else None  # [B] as a whole: such a batch passes in one part
 
-    def summed_loss(params: Any, images: Any, targets: Any, weights: Any) -> tuple[jax.Array, Any]:
+    def summed_loss(
+        params: chex.ArrayTree, images: jax.Array, targets: jax.Array, weights: jax.Array
+    ) -> tuple[jax.Array, Variables]:
         logits, _, batch_stats = net.apply_train({**variables, "params": params}, images, present)
         return (losses_of(targets, logits) * weights).sum(), batch_stats
 
@@ -152,12 +166,12 @@ def _gradient(
     return jax.tree.map(lambda x: x / weights.sum(), gradient), batch_stats
 
 
-def _as_collection(batch_stats: Any) -> dict[str, Any]:
+def _as_collection(batch_stats: chex.ArrayTree) -> dict[str, Any]:
     return {"batch_stats": batch_stats} if batch_stats else {}
 
 
 def count_correct(
-    net: zoo.Architecture, variables: Any, arrays: ImageArrays, *, batch_size: int = 250
+    net: zoo.Architecture, variables: Variables, arrays: ImageArrays, *, batch_size: int = 250
 ) -> tuple[jax.Array, jax.Array]:
     """Counts the images of one split that a network classifies correctly.
 

@@ -18,9 +18,10 @@ import numpy as np
 
 from metadd_jax import files, keys, parallel, provenance, storage, zoo
 from metadd_jax.data.splits import SPLITS, split_of
-from metadd_jax.structs import Dataset
+from metadd_jax.structs import Dataset, ImageArrays
 from metadd_jax.training import recipes
 from metadd_jax.training.fitting import count_correct, fit
+from metadd_jax.zoo.architecture import Variables
 
 
 class Trained(NamedTuple):
@@ -35,7 +36,7 @@ class Trained(NamedTuple):
     """
 
     net: zoo.Architecture
-    variables: Any
+    variables: Variables
     accuracy: float
     cached: bool
     split: str = "test"
@@ -108,7 +109,7 @@ def pretrain(
         stored = storage.restore_tree(folder, like)
         return Trained(net, stored["variables"], float(stored["accuracies"][split]), True, split)
 
-    def train(key: jax.Array, arrays: Any) -> Any:
+    def train(key: jax.Array, arrays: ImageArrays) -> Variables:
         return fit(key, net, arrays.images, arrays.labels, recipe, shared_key=key, mean=arrays.mean, std=arrays.std)
 
     variables = parallel.jit(train)(key, dataset.train)
@@ -136,7 +137,7 @@ def _folder(
     return pathlib.Path(cache_dir) / "networks" / f"{net.name}-{key[:20]}"  # 80 bits: no two keys will ever meet
 
 
-def measure(net: zoo.Architecture, variables: Any, dataset: Dataset, *, split: str = "test") -> Trained:
+def measure(net: zoo.Architecture, variables: Variables, dataset: Dataset, *, split: str = "test") -> Trained:
     """Measures the accuracy of a network whose weights come from elsewhere (``zoo.torchvision.load``).
 
     Args:

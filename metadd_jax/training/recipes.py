@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Annotated, Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -283,7 +284,7 @@ def direction(recipe: Recipe) -> optax.GradientTransformation:
     return optax.chain(optax.scale_by_adam(), decay)
 
 
-def _has_several_axes(params: Any) -> Any:
+def _has_several_axes(params: chex.ArrayTree) -> chex.ArrayTree:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 

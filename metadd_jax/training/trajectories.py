@@ -11,6 +11,7 @@ import os
 import pathlib
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,12 +103,12 @@ def device_experts(trajectories: Trajectories, *, experts: int = 0, snapshots: i
     return jnp.asarray(np.stack([trajectories.read(expert, snapshots) for expert in range(experts)]))
 
 
-def flatten(params: Any) -> jax.Array:
+def flatten(params: chex.ArrayTree) -> jax.Array:
     """Concatenates all leaves of ``params`` to one vector [P], in the order of ``jax.tree.leaves``."""
     return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(params)])
 
 
-def unflatten(net: zoo.Architecture, vector: jax.Array) -> Any:
+def unflatten(net: zoo.Architecture, vector: jax.Array) -> chex.ArrayTree:
     """Restores the ``params`` of ``net`` from a vector [P]; the inverse of ``flatten``, in any float type.
 
     Args:

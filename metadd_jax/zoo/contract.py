@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import errors
@@ -64,7 +65,7 @@ def trace(label: str, module: nn.Module, num_classes: int, image_shape: tuple[in
     return {name: variables[name] for name in COLLECTIONS if name in variables}, out
 
 
-def _check_training(label: str, module: nn.Module, variables: Any, images: Any) -> None:
+def _check_training(label: str, module: nn.Module, variables: Mapping[str, Any], images: jax.ShapeDtypeStruct) -> None:
     """A module that can only be evaluated would be found out after the data is read, deep in a compiled step."""
     try:
         jax.eval_shape(lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"]), variables, images)
@@ -74,7 +75,13 @@ def _check_training(label: str, module: nn.Module, variables: Any, images: Any) 
         raise _broken(label, f"it cannot be called as module(images, train=True): {_first_line(error)}") from error
 
 
-def check_map(label: str, module: nn.Module, variables: Any, made: Any, images: Any) -> None:
+def check_map(
+    label: str,
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    made: jax.ShapeDtypeStruct,
+    images: jax.ShapeDtypeStruct,
+) -> None:
     """Checks that ``out["map"]`` is what ``self.perturb`` returned, and that the logits are computed from it.
 
     Otherwise the derivative of the logits at the map is zero or belongs to another tensor, and so are all class
@@ -96,7 +103,7 @@ def check_map(label: str, module: nn.Module, variables: Any, made: Any, images: 
             label, 'out["map"] is not what self.perturb("map", ...) gave, so no class activation map can be made of it'
         )
 
-    def logits(shift: Any, variables: Any, images: Any) -> Any:
+    def logits(shift: chex.ArrayTree, variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
         return module.apply({**variables, "perturbations": shift}, images, train=False)[0]
 
     if not _depends(logits, shift, variables, images):
