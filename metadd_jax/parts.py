@@ -107,10 +107,12 @@ def total(
             return sums, facts, jax.lax.map(lambda row: pull(row)[0], jnp.eye(len(sums), dtype=sums.dtype))
 
         sums, facts, gradients = each(with_gradients, *arguments)
-        sums, facts, slope = add(sums), jax.tree.map(join, facts), 0.0
+        sums, facts = add(sums), jax.tree.map(join, facts)
+        slope = jnp.zeros_like(sums)
         for place, gradient in zip(asked, gradients, strict=True):
             whole = join(gradient) if place < len(jax.tree.leaves(arguments[0])) else add(gradient)  # [R, ...]
-            slope += (whole * along[place]).sum(axis=range(1, whole.ndim))
+            product = whole * along[place].astype(slope.dtype)  # images may be narrower than the sums
+            slope += product.sum(axis=range(1, whole.ndim)).astype(slope.dtype)
         return (sums, facts), (slope, jax.tree.map(lambda x: zero_from_primal(x, symbolic_zeros=True), facts))
 
     run.defjvp(with_slope, symbolic_zeros=True)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from metadd_jax import parallel
 
@@ -108,6 +109,19 @@ def test_sharded_jit_divides_what_divides(size):
     assert float(state) == 50 * rows.sum()
     assert seen[0].shard_shape(rows.shape) == (1, size // 4 if size % 4 == 0 else size, 3)
     assert parallel.divide(rows) is rows  # elsewhere it is nothing
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("axes", [{"data": 4}, {"data": 2, "model": 2}, {"devices": 2, "model": 2}])
+def test_inside_a_users_own_mesh_nothing_is_divided_or_asked_for(axes, kind):
+    """A mesh is ours only if its one axis is; an update made without an axis name runs in any other as it is."""
+    rows = jnp.arange(24.0).reshape(8, 3)
+    mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(kind,) * len(axes))
+    with jax.set_mesh(mesh):
+        assert parallel.mesh_size() == 1 and parallel.divide(rows) is rows
+        assert parallel.own_share(6, None) == (0, 6) and parallel.psum_if(rows, None) is rows
+        state, metrics = jax.jit(make_update(None))({"x": jnp.zeros(())}, DATA, jnp.float32(0.5))
+    assert float(state["x"]) == 14 and float(metrics["total"]) == 28
 
 
 def test_sharded_jit_refuses_a_batch_that_does_not_divide():

@@ -92,6 +92,20 @@ def test_other_derivatives_agree_with_finite_differences(float64, size):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found, second)
 
 
+def test_images_and_sums_may_differ_in_their_numbers_width():
+    """bfloat16 images and a float32 loss: sum_i mean(x_i)^2 in parts of 2."""
+
+    def some(part, weights, shared):
+        return (jnp.float32(part).mean(axis=1) ** 2)[None] @ weights, ()
+
+    x = jnp.bfloat16(RNG.normal(size=(5, 4)))
+    value, slope = jax.value_and_grad(lambda x: parts.total(some, x, (), size=2)[0].sum())(x)
+    means = np.asarray(x, np.float64).mean(axis=1)
+    assert value.dtype == jnp.float32 and slope.dtype == jnp.bfloat16
+    assert float(value) == pytest.approx((means**2).sum(), rel=1e-6)
+    np.testing.assert_allclose(np.float64(slope), np.repeat(means[:, None] / 2, 4, axis=1), rtol=2**-7)
+
+
 def test_no_part_is_computed_twice_none_is_too_large_and_nothing_unasked_is_derived():
     seen = []
 

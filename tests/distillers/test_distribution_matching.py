@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from metadd_jax import distillers, zoo
 
@@ -227,3 +228,18 @@ def test_data_that_cannot_serve_are_refused(tiny, key):
         make(ipc=6).init(key, tiny)
     with pytest.raises(ValueError, match=r"stub takes \(8, 8, 3\) images of 3 classes.*create the network"):
         make(Stub(image_shape=(8, 8, 3))).init(key, tiny)
+
+
+@pytest.mark.parametrize("axes", [("data",), ("data", "model")])
+def test_a_step_runs_inside_a_users_own_mesh(tiny, axes):
+    """Whole on each of its devices, it gives the images that it gives without a mesh."""
+    method, tx = make(), optax.sgd(0.1)
+    state = distillers.init_state(jax.random.key(0), method, tx, tiny)
+    step = jax.jit(distillers.make_update(method, tx))
+    alone, _ = step(state, tiny.train, method.frozen)
+    mesh = jax.make_mesh((2,) * len(axes), axes, axis_types=(AxisType.Auto,) * len(axes))
+    with jax.set_mesh(mesh):
+        arguments = jax.device_put((state, tiny.train, method.frozen), NamedSharding(mesh, PartitionSpec()))
+        inside, _ = step(*arguments)
+    assert len(inside.synthetic["images"].sharding.device_set) == mesh.size
+    np.testing.assert_allclose(inside.synthetic["images"], alone.synthetic["images"], rtol=1e-6, atol=1e-7)
