@@ -15,7 +15,6 @@ from metadd_jax.distillers.run import NotFiniteError, RunConfig, compile_chunks,
 from metadd_jax.distillers.squeeze_recover import SqueezeRecover, recover_optimiser, sre2l
 from metadd_jax.distillers.student import TrajectoryMatching, trajectory_optimiser
 from metadd_jax.distillers.trajectory_matching import MTT, TESLA, mtt, tesla
-from metadd_jax.features import freeze
 
 __all__ = [
     "DC",
@@ -42,7 +41,6 @@ __all__ = [
     "dsa",
     "examine",
     "factor",
-    "freeze",
     "get",
     "gradient_distance",
     "init_state",

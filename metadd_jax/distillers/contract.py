@@ -144,36 +144,47 @@ class LossTerms:
         def terms(synthetic: Any) -> dict[str, jax.Array]:
             return self.terms(key, synthetic, aux, batch, frozen, axis_name=axis_name)
 
+        # Reverse mode for all terms over one forward pass; the base method is not passed through once more for each.
         of_terms = jax.jacrev(terms)(synthetic)
         return {"base": _vector(jax.grad(base)(synthetic)), **{name: _vector(tree) for name, tree in of_terms.items()}}
 
-    @functools.cached_property
-    def mean_gradients(self) -> Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
-        """``(key, synthetic, aux, arrays, frozen)`` -> the *sum* of ``gradients`` over the batches, and mean weights.
+    def sum_gradients(
+        self, key: jax.Array, synthetic: Any, aux: Any, arrays: ImageArrays, frozen: Any
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """Adds up ``gradients`` over ``batches`` batches while the set stands still.
 
-        Compiled once, for all seeds of the method.
+        Args:
+          key: draws the batches and all that is random in the loss.
+          synthetic: the set.
+          aux: what the method keeps; it is refreshed before every batch, as in a run.
+          arrays: the real images.
+          frozen: the method's ``frozen``.
+
+        Returns:
+          {"base": vector, t: vector}, sums whose common factor 1 / ``batches`` cancels in every ratio; and the mean
+          weight of each term.
         """
 
-        def run(key: jax.Array, synthetic: Any, aux: Any, arrays: ImageArrays, frozen: Any) -> tuple[dict, dict]:
-            def body(carry: tuple[dict, dict, Any], step: jax.Array) -> tuple[tuple[dict, dict, Any], None]:
-                total, weights, aux = carry
-                step_key = jax.random.fold_in(keys.named(key, "calibrate"), step)
-                refresh_key, sample_key, loss_key = (
-                    keys.named(step_key, part) for part in ("refresh", "sample", "loss")
-                )
-                aux = self.refresh(refresh_key, synthetic, aux, step, frozen)
-                batch = self.sample(sample_key, arrays, step)
-                gradients = self.gradients(loss_key, synthetic, aux, batch, frozen)
-                # A running mean: of equal numbers it is that number, to the bit.
-                now = self.weights(aux, gradients)
-                weights = {t: mean + (now[t] - mean) / (step + 1) for t, mean in weights.items()}
-                return (jax.tree.map(jnp.add, total, gradients), weights, aux), None
+        def body(carry: tuple[dict, dict, Any], step: jax.Array) -> tuple[tuple[dict, dict, Any], None]:
+            total, weights, aux = carry
+            step_key = jax.random.fold_in(keys.named(key, "calibrate"), step)
+            refresh_key, sample_key, loss_key = (keys.named(step_key, part) for part in ("refresh", "sample", "loss"))
+            aux = self.refresh(refresh_key, synthetic, aux, step, frozen)
+            batch = self.sample(sample_key, arrays, step)
+            gradients = self.gradients(loss_key, synthetic, aux, batch, frozen)
+            # A running mean: of equal numbers it is that number, to the bit.
+            now = self.weights(aux, gradients)
+            weights = {t: mean + (now[t] - mean) / (step + 1) for t, mean in weights.items()}
+            return (jax.tree.map(jnp.add, total, gradients), weights, aux), None
 
-            zeros = {name: jnp.zeros_like(_vector(synthetic)) for name in ("base", *self.names)}
-            weights = {name: jnp.zeros(()) for name in self.names}
-            return jax.lax.scan(body, (zeros, weights, aux), jnp.arange(self.batches))[0][:2]
+        zeros = {name: jnp.zeros_like(_vector(synthetic)) for name in ("base", *self.names)}
+        weights = {name: jnp.zeros(()) for name in self.names}
+        return jax.lax.scan(body, (zeros, weights, aux), jnp.arange(self.batches))[0][:2]
 
-        return parallel.jit(run)
+    @functools.cached_property
+    def compiled(self) -> Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
+        """``sum_gradients``, compiled once: calibration and ``pulls`` of all seeds of a method share it."""
+        return parallel.jit(self.sum_gradients)
 
 
 def _vector(tree: Any) -> jax.Array:

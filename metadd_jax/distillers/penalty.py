@@ -94,7 +94,7 @@ def penalise(
         aux = {"base": base_aux, "weights": {t: jnp.asarray(rho, jnp.float32) for t, rho in strengths.items()}}
         if weighting == "calibrated":
             # The strengths come in outside of what is compiled: settings that differ in them share the program.
-            vectors, _ = penalty.apart.mean_gradients(key, synthetic, aux, dataset.train, frozen)
+            vectors, _ = penalty.apart.compiled(key, synthetic, aux, dataset.train, frozen)
             aux["weights"] = penalty.relative(vectors)
         return synthetic, aux
 
@@ -126,7 +126,7 @@ class _Penalty:
         loss_base, (base_aux, metrics) = self.base.loss(
             key, synthetic, aux["base"], batch, frozen["base"], axis_name=axis_name
         )
-        w = aux["weights"]
+        w = aux["weights"]  # constants of the run, unless they are made anew here
         if self.config.weighting == "per_step":
             constant = jax.lax.stop_gradient(synthetic)
             w = self.relative(self.apart.gradients(key, constant, aux, batch, frozen, axis_name=axis_name))

@@ -27,7 +27,8 @@ def pulls(key: jax.Array, method: Distiller, state: DistillState, data: ImageArr
     """
     if method.terms is None:
         return {}
-    vectors, weights = method.terms.mean_gradients(key, state.synthetic, state.aux, data, method.frozen)
+    vectors, weights = method.terms.compiled(key, state.synthetic, state.aux, data, method.frozen)
+    # Sums over the batches: the norms are those of the means, and cosines do not care.
     base, batches = vectors["base"], method.terms.batches
     weighted = {name: weights[name] * vectors[name] for name in weights}
     weighted[method.terms.name] = sum(weighted.values(), start=jnp.zeros_like(base))

@@ -88,7 +88,16 @@ def invariant_terms(
     config: InvariantConfig | None = None,
     terms: Mapping[str, Term] | None = None,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Computes the terms one by one: what ``invariant_loss``, whose arguments these are, weighs and adds up.
+    """Computes the terms one by one: what ``invariant_loss`` weighs and adds up.
+
+    Args:
+      key: draws the shared view and the random subset.
+      images: [B, H, W, C] in the set's value space.
+      labels: [B] int.
+      auxiliaries: M frozen networks.
+      reference: the frozen main network, or None.
+      config: the switches.
+      terms: what to compute in place of the config's terms, by name.
 
     Returns:
       {name: L_t []}, differentiable in the images alone, and the metrics of ``invariant_loss`` without the means.

@@ -39,7 +39,7 @@ class InvariantConfig:
       checkpoint: keep nothing of an auxiliary's forward pass but its input and compute the rest again for the
         gradient: memory of one auxiliary at a time instead of all, for about a third more work in them.
       cam: how maps are made.
-      extra: further terms by name (see ``register``), each with its strength.
+      extra: further terms by name (``invariant.register``), each with its strength.
     """
 
     ai: Annotated[float, Real(0)] = 0.3

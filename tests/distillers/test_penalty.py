@@ -147,6 +147,26 @@ def test_a_penalty_around_a_penalised_method_adds_to_it(tiny, auxiliaries):
     )
 
 
+def test_pulls_see_a_penalty_inside_a_parameterisation(tiny, auxiliaries):
+    """Latents that are the pixels upside down have the pixels' gradients upside down: the same norms and cosines."""
+
+    class Negative:
+        frozen = ()
+
+        def init(self, key, images):
+            return -images
+
+        def decode(self, latents, frozen):
+            return -latents
+
+    inner = distillers.penalise(quadratic(), auxiliaries, {energy: 0.25}, **PLAIN)
+    found = []
+    for method in (inner, distillers.parameterise(inner, Negative())):
+        state = distillers.init_state(jax.random.key(0), method, TX, tiny)
+        found.append(distillers.pulls(jax.random.key(1), method, state, tiny.train))
+    assert len(found[0]) == 5 and found[1] == pytest.approx(found[0], rel=1e-5)
+
+
 def test_what_cannot_be_weighed_is_refused_at_once(auxiliaries):
     def penalise(terms, networks=auxiliaries, **settings):
         return distillers.penalise(quadratic(), networks, terms, **settings)
