@@ -98,6 +98,29 @@ class OneOf:
 
 
 @dataclasses.dataclass(frozen=True)
+class Named:
+    """The names that a registry holds by now, those that the user's own code gave it among them."""
+
+    names: Callable[[], tuple[str, ...]]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The names, asked anew each time."""
+        return self.names()
+
+    def holds(self, value: Any) -> bool:
+        """Tells whether ``value`` is one of them."""
+        return OneOf(self.words).holds(value)
+
+    def __str__(self) -> str:
+        return str(OneOf(self.words))
+
+    def outside(self) -> list[Any]:
+        """Lists values that are none of them, for tests."""
+        return OneOf(self.words).outside()
+
+
+@dataclasses.dataclass(frozen=True)
 class Ordered:
     """A pair of whole numbers (low, high), low at most high."""
 
@@ -170,7 +193,7 @@ class Pairs:
         return ["ai", (("ai",),), *((("ai", wrong),) for wrong in self.rule.outside())]
 
 
-Range = Whole | Real | OneOf | Ordered | Text | Each | Pairs
+Range = Whole | Real | OneOf | Named | Ordered | Text | Each | Pairs
 
 
 def of(settings: type) -> dict[str, Range]:
@@ -230,7 +253,7 @@ def require(name: str, value: Any, rule: Range, *, optional: bool = False) -> No
     if rule.holds(value):
         return
     # Only where words are known: of a number nobody knows which one was meant.
-    hint = nearest(str(value), rule.words) if isinstance(rule, OneOf) else ""
+    hint = nearest(str(value), rule.words) if isinstance(rule, OneOf | Named) else ""
     raise ValueError(f"{name}={value!r} must be {rule}{', or None' if optional else ''}{hint}")
 
 

@@ -28,10 +28,10 @@ class ClassWise(Method):
     Attributes:
       batch_size: real images per class and step; a class with fewer gives all of its images.
       init: what the images start from, "real" (random real images) or "noise" (standard normal); None as published.
-      augmentation: DSA tokens joined by "_", "none", or a whole ``Strategy``; None as published (a job takes those of
-        its data set: digits are not flipped).
-      class_batch: classes at once; None for all of them (a job: as many as half of a device's memory holds). Memory
-        grows with it, and on accelerators so does speed.
+      augmentation: DSA tokens joined by "_", "none", or a ``Strategy``; None as published (in a job: those of its data
+        set, digits are not flipped).
+      class_batch: classes at once; None for all (in a job: as many as half of a device's memory holds). Memory grows
+        with it, and on accelerators so does speed.
       micro_batch: real images of a class that pass a network at once, see ``parts.add_up``; None for
         all, on a CPU for 32.
     """
@@ -65,10 +65,10 @@ class ClassWise(Method):
         """``views`` as the record that ``augment.transform`` takes."""
         return augment.strategy(self.views)
 
-    def for_data(self, augmentation: str) -> ClassWise:
+    def for_data(self, tokens: Callable[[], augment.Augmentation]) -> ClassWise:
         """Takes the data set's own tokens where the published ones depend on it."""
         if self.augmentation is None and self.published_augmentation != "none":
-            return dataclasses.replace(self, augmentation=augmentation)
+            return dataclasses.replace(self, augmentation=tokens())
         return self
 
     def for_memory(self, scratch: Callable[[Method], float], limit: float | None, classes: int) -> ClassWise:

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 import optax
 
-from metadd_jax import ranges, registries, zoo
+from metadd_jax import augment, ranges, registries, zoo
 from metadd_jax.distillers.contract import Distiller
 from metadd_jax.structs import Dataset
 from metadd_jax.training import Recipe, Trained
@@ -88,13 +88,14 @@ class Method:
         del steps, dataset
         return optax.sgd(learning_rate, momentum=momentum)
 
-    def for_data(self, augmentation: str) -> Method:
+    def for_data(self, tokens: Callable[[], augment.Augmentation]) -> Method:
         """Fills in what is None because the data set decides it.
 
         Args:
-          augmentation: the data set's own DSA tokens (digits are not flipped).
+          tokens: gives the data set's own DSA tokens (digits are not flipped); asked only where they are needed, since
+            a data set that is not known is warned of.
         """
-        del augmentation
+        del tokens
         return self
 
     def for_memory(self, scratch: Callable[[Method], float], limit: float | None, classes: int) -> Method:

@@ -33,6 +33,7 @@ from metadd_jax.distillers.distances import norm
 from metadd_jax.distillers.registry import Method, Progress
 from metadd_jax.ranges import OneOf, Ordered, Real, Text, Whole
 from metadd_jax.structs import Dataset
+from metadd_jax.training import recipes
 
 SQUEEZES = ("cifar", "tiny", "short")
 
@@ -135,8 +136,7 @@ class SqueezeRecover(Method):
     def backbone_recipe(self, usual: training.Recipe) -> training.Recipe:
         """The squeeze."""
         recipe = usual if self.squeeze == "short" else training.sre2l_squeeze(self.squeeze)
-        epochs = self.squeeze_epochs or recipe.epochs
-        return dataclasses.replace(recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs - 1))
+        return recipes.shortened(recipe, self.squeeze_epochs) if self.squeeze_epochs else recipe
 
     def backbone_variables(self, net: zoo.Architecture) -> Any:
         """Those of the file ``weights``."""

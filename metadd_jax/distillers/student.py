@@ -39,11 +39,11 @@ class TrajectoryMatching(Method):
       lr_teacher: alpha before the first update.
       lr_lr: learning rate of alpha, see ``trajectory_optimiser``.
       batch_syn: images of one student step: the next chunk of a random permutation of the set, drawn anew when it is
-        used up (a remainder makes one smaller chunk); None takes all images.
-      augmentation: what student and experts see: DSA tokens joined by "_", "none", or a whole ``Strategy``, one token a
-        step, individual parameters per image; None as published (a job takes the tokens of its data set).
-      soft_labels: at every step the expert labels the images anew with its weights at the target epoch (softmax); the
-        set carries the labels of the last step. Otherwise the classes are the labels. Published with TESLA.
+        used up (a remainder makes one smaller chunk); None for all.
+      augmentation: what student and experts see: DSA tokens joined by "_", "none", or a ``Strategy``; one token a step,
+        individual parameters per image. None as published (in a job: those of its data set).
+      soft_labels: at every step the expert labels the images anew with its weights at the target epoch (softmax), as
+        published with TESLA; the set carries the labels of the last step. Otherwise the classes are the labels.
       raw_lr: train alpha itself, as published, and not its logarithm, which keeps it positive.
       experts: networks trained on the real data.
       epochs: epochs of an expert.
@@ -120,9 +120,9 @@ class TrajectoryMatching(Method):
         del steps, dataset
         return trajectory_optimiser(learning_rate, self.lr_lr, lr_teacher=self.lr_teacher, momentum=momentum)
 
-    def for_data(self, augmentation: str) -> TrajectoryMatching:
+    def for_data(self, tokens: Callable[[], augment.Augmentation]) -> TrajectoryMatching:
         """Takes the data set's own tokens."""
-        return dataclasses.replace(self, augmentation=augmentation) if self.augmentation is None else self
+        return self if self.augmentation is not None else dataclasses.replace(self, augmentation=tokens())
 
     def check_network(self, net: zoo.Architecture) -> None:
         """Refuses batch norm."""

@@ -39,8 +39,8 @@ class MTT(TrajectoryMatching):
     """Settings of MTT, whose gradient is exact: those of ``TrajectoryMatching`` and this one.
 
     Attributes:
-      checkpoint: compute each step again in the backward pass. Memory is then N weight vectors and one step's
-        activations instead of the activations of N steps; the result is the same.
+      checkpoint: compute each step again in the backward pass: the memory of N weight vectors and one step's
+        activations instead of the activations of N steps, and the same result.
     """
 
     checkpoint: bool = True

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
 import pathlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import metadd_jax as mdd
-from metadd_jax import augment, files, ranges
+from metadd_jax import augment, distillers, files, ranges, training
 from metadd_jax.invariant import InvariantConfig
-from metadd_jax.job import common, methods
+from metadd_jax.job import recipes
 from metadd_jax.job.options import DistillConfig
 
 
@@ -20,7 +23,7 @@ def check_options(config: DistillConfig) -> None:
     Raises:
       ValueError: one line that names the option and what it may be.
     """
-    ranges.check(config, spell=common.option)
+    ranges.check(config, spell=config.option)
     if config.first_seed + config.distill_seeds > ranges.SEEDS:
         raise ValueError(
             f"--first-seed {config.first_seed} and --distill-seeds {config.distill_seeds} reach beyond the last seed "
@@ -30,7 +33,31 @@ def check_options(config: DistillConfig) -> None:
         raise ValueError("MetaDD looks through auxiliary networks: name some by --seen, or distil bare by --no-wrapped")
     if config.evaluate_on == "validation" and not config.validation_fraction:
         raise ValueError("--evaluate-on validation needs --validation-fraction, for example 0.1")
-    methods.check(config)
+    if recipes.relabels(config) and not config.own.teaches:
+        teachers = [name for name in distillers.names() if distillers.get(name).teaches]
+        raise ValueError(
+            f"--eval-recipe {config.eval_recipe} wants the labels of a teacher; it goes with --method "
+            f"{' or '.join(teachers)}"
+        )
+    with spelled(config):
+        config.own.check_pixels(zca=config.zca)
+        config.own.check_prepare()
+    augment.strategy(recipes.augmentation(config, config.pretrain_augmentation))
+    # Also where the recipe has views of its own and leaves these words out.
+    training.short_evaluation(1, augmentation=recipes.augmentation(config, config.eval_augmentation))
+    recipes.backbone(config), recipes.evaluation(config)
+
+
+@contextlib.contextmanager
+def spelled(config: DistillConfig) -> Iterator[None]:
+    """Inside it an error of the package, which names settings ("batch_size=8"), names the options instead."""
+    own = {name: config.option(f"own.{name}") for name in ranges.field_names(type(config.own))}
+    options = {field.name: config.option(field.name) for field in dataclasses.fields(config)} | own
+    try:
+        yield
+    except ValueError as error:
+        text = re.sub(r"(?<![\w.-])(\w+)=", lambda found: options.get(found[1], found[1]) + "=", str(error))
+        raise ValueError(text) from error
 
 
 def check_settings(config: DistillConfig, settings: Mapping[str, InvariantConfig]) -> None:
@@ -41,7 +68,7 @@ def check_settings(config: DistillConfig, settings: Mapping[str, InvariantConfig
     """
     for name, setting in settings.items():
         of = f" in --variants {name[1:]}" if name else ""
-        augment.strategy(methods.augmentation(config, setting.views))
+        augment.strategy(recipes.augmentation(config, setting.views))
         own = {name for name, _ in setting.extra}
         compared = {
             f"--metadd.extra {name}" if name in own else f"--metadd.{name}": setting.strengths[name]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from metadd_jax.job import errors
@@ -63,6 +64,23 @@ def bar(total: int, description: str, unit: str) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, desc=f"{description:<24}", unit=unit, dynamic_ncols=True, smoothing=0.1)
+
+
+@contextlib.contextmanager
+def bars(unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Gives a function ``(what, done, in all)`` that shows a bar for each ``what`` while it is called."""
+    shown: dict[str, Any] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what not in shown:
+            shown[what] = bar(total, what, unit)
+        shown[what].update(done - shown[what].n)
+
+    try:
+        yield progress
+    finally:
+        for each in shown.values():
+            each.close()
 
 
 def be_silent() -> None:

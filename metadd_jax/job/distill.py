@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 from typing import Any
 
-from metadd_jax import features, files, parallel, ranges
+from metadd_jax import distillers, features, files, parallel, ranges
 from metadd_jax.evaluation import report
 from metadd_jax.job import checks, command, effects, options, parsing, plan, plugins, prepare, presets, results, stages
 
@@ -33,7 +33,7 @@ def run(arguments: list[str], *, program: str = "metadd distill") -> None:
         command.be_silent()
     prepared = prepare.open_job(config)
     try:
-        job = plan.with_class_batch(prepared)
+        job = plan.for_memory(prepared)
         if config.plan:
             print("\n".join(plan.lines(job, *plan.estimate(job))))
         else:
@@ -103,28 +103,27 @@ def _do(job: prepare.Job, found: dict[str, Any] | None = None) -> str:
     return markdown
 
 
-OWNERS = {"dc": ("dc", "dsa"), "mtt": options.TRAJECTORIES, "sre2l": ("sre2l",)}  # record of settings: its methods
-
-
 def _layout(method: str) -> parsing.Layout:
     """The options of ``method``, those of others to be refused, and the order of ``--help``."""
-    records = {field.name: field.default for field in dataclasses.fields(options.DistillConfig)}
-    own = next((name for name, methods in OWNERS.items() if method in methods), None)
-    foreign = {}
-    for name, methods in OWNERS.items():
-        if name != own:
-            owner = f"{ranges.listed(methods)}, and the method is {method}"
-            for option in parsing.option_names(type(records[name])):
-                foreign |= {f"{name}.{option}": owner, option: owner}
+    group, foreign = distillers.get(method).group, dict[str, str]()
+    for other in distillers.names():
+        record = distillers.get(other)
+        if record.group != group:
+            sharers = [name for name in distillers.names() if distillers.get(name).group == record.group]
+            owner = f"{ranges.listed(sharers)}, and the method is {method}"
+            for option in parsing.option_names(type(record)):
+                foreign |= {f"{record.group}.{option}": owner, option: owner}
     data, sets, *others = options.GROUPS.items()
-    titles = {f"{method} (--{own}.NAME, or --NAME alone)": (own,)} if own else {}
-    titles |= {"MetaDD's loss (the rest by --help-all)": ("metadd",)}
+    titles = {
+        f"{method} (--{group}.NAME, or --NAME alone)": ("own",),
+        "MetaDD's loss (the rest by --help-all)": ("metadd",),
+    }
     return parsing.Layout(
-        prefixes={"metadd": "metadd"} | ({own: own} if own else {}),
-        short=own,
+        prefixes={"metadd": "metadd", "own": group},
+        short="own",
         foreign=foreign,
         groups=dict([data, sets, *titles.items(), *others]),
-        first=options.FIRST | ({own} if own else set()),
+        first=options.FIRST | {"own"},
     )
 
 
@@ -132,16 +131,18 @@ def _parsed(arguments: list[str], program: str) -> options.DistillConfig:
     name, arguments = _split(arguments)
     plugins.load(arguments)  # a method that it registers can be named below
     preset = presets.preset(name)
-    method = parsing.value_of("method", arguments) or preset.method
-    ranges.require("--method", method, ranges.OneOf(options.METHODS))
+    said = parsing.value_of("method", arguments)
+    method = preset.method if said is None else said
+    ranges.require("--method", method, ranges.Named(distillers.names))
+    preset = preset.with_method(method)
     try:
         config = parsing.parse(
             options.DistillConfig,
             arguments,
-            default=dataclasses.replace(preset, method=method),
+            default=preset,
             program=f"{program} [PRESET]",
             description=f"{__doc__}\nPresets:\n{presets.listing()}\n\nThe defaults below are those of {name!r}.",
-            layout=_layout(method),
+            layout=_layout(preset.method),
         )
     except ValueError as error:
         stray = str(error).removeprefix("Unrecognized options: ").partition(";")[0].split(", ")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
-from metadd_jax import parallel
+from metadd_jax import distillers, parallel, ranges
 from metadd_jax.data import sampling
-from metadd_jax.distillers import class_images, distances, gradient_matching
+from metadd_jax.distillers import Method, class_images
 from metadd_jax.invariant import InvariantConfig
 from metadd_jax.job.parsing import Mark
-from metadd_jax.ranges import SEEDS, Each, OneOf, Ordered, Real, Text, Whole
+from metadd_jax.ranges import SEEDS, Each, Named, OneOf, Real, Text, Whole
 
-MATCHING, TRAJECTORIES = ("dm", "dc", "dsa"), ("mtt", "tesla", "tesla_code")
-METHODS = (*MATCHING, *TRAJECTORIES, "sre2l")
-# How judged networks train; those of sre2l take labels from its teacher.
+# What differs from the published settings on the embedded digits, which the defaults are for.
+_DIGITS: dict[type[Method], dict[str, Any]] = {
+    class_images.ClassWise: {"batch_size": 64},
+    distillers.SqueezeRecover: {"crop": False, "flip": False, "roll": (0, 4)},
+}
+TEACHER_PREFIX = "sre2l_"  # of the recipes under which judged networks take labels from the method's teacher
+# How judged networks train.
 EVALUATIONS = (
     "short", "dc", "sre2l_cifar", "sre2l_cifar_code", "sre2l_tiny", "sre2l_tiny_ddranking", "sre2l_imagenet",
 )  # fmt: skip
@@ -26,8 +30,7 @@ GROUPS = {
     ),
     "the distilled sets": (
         "method", "wrapped", "ipc", "ipc_per_class", "short_class", "backbone", "seen", "steps", "image_lr",
-        "image_momentum", "batch_size", "init", "augmentation", "class_batch", "micro_batch", "distill_seeds",
-        "first_seed", "variants",
+        "image_momentum", "distill_seeds", "first_seed", "variants",
     ),
     "how they are judged": (
         "unseen", "train_seeds", "eval_recipe", "eval_epochs", "eval_augmentation", "pretrain_epochs",
@@ -48,88 +51,17 @@ FIRST = frozenset({
 })  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GradientMatching:
-    """What DC and DSA have beside the options of all methods.
+def settings_of(method: str) -> Method:
+    """The settings of a method by default, smaller than published where a few digits are distilled.
 
-    Attributes:
-      outer: matchings under one network; 0 for the published number of this ipc.
-      inner: epochs that the network trains on the set between two matchings; 0 for the published number.
-      distance: "ours" (row-wise cosine), "mse" or "cos".
-      batch_norm: statistics of batch-norm networks: "improved" or "published".
+    Raises:
+      ValueError: if there is no such method.
     """
-
-    outer: Annotated[int, Whole(0)] = 0
-    inner: Annotated[int, Whole(0)] = 0
-    distance: Annotated[str, OneOf(distances.DISTANCES)] = "ours"
-    batch_norm: Annotated[str, OneOf(gradient_matching.BATCH_NORMS)] = "improved"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrajectoryMatching:
-    """What MTT and TESLA have beside the options of all methods.
-
-    Attributes:
-      experts: networks trained on the real data.
-      epochs: epochs of an expert.
-      at_once: experts that train together; less needs less memory.
-      half: store the steps between an expert's snapshots in half precision.
-      syn_steps: steps of the student on the synthetic images.
-      expert_epochs: how far the target lies ahead of the start, in epochs.
-      max_start_epoch: students start at epochs 0 to this less 1.
-      lr_teacher: the student's step size before it is learned.
-      lr_lr: learning rate of the student's step size.
-      batch_syn: synthetic images of one student step; 0 for all.
-      raw_lr: learn the step size itself, as published, and not its logarithm, which keeps it positive.
-      checkpoint: compute student steps again in the backward pass: less memory, more time (MTT).
-      soft_labels: the expert labels the images anew at every step (TESLA).
-    """
-
-    experts: Annotated[int, Whole(1)] = 10
-    epochs: Annotated[int, Whole(1)] = 10
-    at_once: Annotated[int, Whole(1)] = 5
-    half: bool = False
-    syn_steps: Annotated[int, Whole(1)] = 10
-    expert_epochs: Annotated[int, Whole(1)] = 2
-    max_start_epoch: Annotated[int, Whole(1)] = 5
-    lr_teacher: Annotated[float, Real(0, above=True)] = 0.01
-    lr_lr: Annotated[float, Real(0)] = 1e-5
-    batch_syn: Annotated[int, Whole(0)] = 0
-    raw_lr: bool = False
-    checkpoint: bool = True
-    soft_labels: bool = False
-
-    @property
-    def snapshots(self) -> int:
-        """How many of an expert's snapshots can be reached: the start, and the epochs up to the last target."""
-        return self.max_start_epoch + self.expert_epochs
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SqueezeRecover:
-    """What SRe2L has beside the options of all methods; its teacher is the backbone.
-
-    Attributes:
-      weights: a file of torchvision's weights (.safetensors or .pth) for the teacher; none trains it.
-      squeeze: how the teacher is trained: "cifar" or "tiny" (published), or "short" (AdamW, as the auxiliaries).
-      squeeze_epochs: passes over the real data; 0 for the published number.
-      r_bn: weight of the batch-norm statistics.
-      crop: random resized crops of what the teacher sees.
-      flip: mirror it with probability 1/2.
-      roll: lowest and highest toroidal shift in pixels.
-      group_size: most images whose statistics are taken together.
-      group_ipc: how many of them are of one class; published is 1.
-    """
-
-    weights: Annotated[str | None, Text("methods.check_backbone")] = None
-    squeeze: Annotated[str, OneOf(("cifar", "tiny", "short"))] = "cifar"
-    squeeze_epochs: Annotated[int, Whole(0)] = 0
-    r_bn: Annotated[float, Real(0)] = 0.01
-    crop: bool = False
-    flip: bool = False
-    roll: Annotated[tuple[int, int], Ordered()] = (0, 4)
-    group_size: Annotated[int, Whole(1)] = 100
-    group_ipc: Annotated[int, Whole(1)] = 1
+    own = distillers.get(method)
+    for kind, values in _DIGITS.items():
+        if isinstance(own, kind):
+            own = dataclasses.replace(own, **values)
+    return own
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,20 +82,14 @@ class DistillConfig:
       short_class: what a class does that has fewer real images than it should start from: "error", "repeat" (its images
         again) or "fewer" (as many as it has). The random and k-means rows follow it; beside sre2l or a start from
         noise, which read no real images, they give as many as there are.
-      method: the base method: dm, dc, dsa, mtt, tesla, tesla_code (its published program) or sre2l.
+      method: the base method (tesla_code is TESLA's published program), or one of a plugin.
       wrapped: also distil with the base method under MetaDD; False leaves it bare.
       backbone: network that distils, e.g. "convnet:width=32,depth=3"; for sre2l the teacher, with batch norm.
       seen: auxiliary networks that MetaDD looks through.
       unseen: further networks for the table.
       steps: updates of the synthetic images.
-      batch_size: real images per class and step (dm, dc, dsa).
-      init: what the images start from: "real", "noise", or "auto" (dc: noise, dm and dsa: real).
       image_lr: learning rate of the synthetic images (SGD; sre2l: Adam).
       image_momentum: momentum of the synthetic images (not sre2l).
-      augmentation: DSA tokens joined by "_", "none", or "auto" (by data set: digits are not flipped).
-      class_batch: classes matched at once (dm, dc, dsa); more makes dm faster on a GPU and needs more memory; 0 for as
-        many as half of a device's memory holds (on a CPU one).
-      micro_batch: real images of a class that pass a network at once (dm, dc, dsa); 0 for all, on a CPU for 32.
       distill_seeds: sets distilled per method, each from its own seed.
       first_seed: seed of the first set; the others follow (settings are chosen on some seeds and measured on others).
       train_seeds: trainings of each network on each set.
@@ -176,9 +102,7 @@ class DistillConfig:
       eval_augmentation: DSA tokens for the judged trainings, "none", "auto", or "dc_" and DC's own tokens; the sre2l
         recipes have views of their own.
       at_once: judged networks that train together on a device; less needs less memory.
-      dc: options of dc and dsa.
-      mtt: options of mtt and tesla.
-      sre2l: options of sre2l.
+      own: the method's own settings.
       metadd: the switches of the architecture-invariant loss.
       variants: further settings of that loss to distil and judge beside it, as changes to ``metadd``: "ai=0.3,kl=0";
         "paper" is the paper's own reading (``InvariantConfig.paper``), "paper,kl=0" changes that.
@@ -207,19 +131,14 @@ class DistillConfig:
     ipc: Annotated[int, Whole(1)] = 1
     ipc_per_class: Annotated[tuple[int, ...], Each(Whole(1))] = ()
     short_class: Annotated[str, OneOf(sampling.SHORT_CLASS)] = "error"
-    method: Annotated[str, OneOf(METHODS)] = "dm"
+    method: Annotated[str, Named(distillers.names)] = "dm"
     wrapped: bool = True
     backbone: Annotated[str, Text("common.check_names")] = "convnet:width=16"
     seen: Annotated[tuple[str, ...], Text("common.check_names")] = ("vgg11_bn:width=8", "alexnet:width=8")
     unseen: Annotated[tuple[str, ...], Text("common.check_names")] = ("resnet18:width=4", "lenet", "mlp")
     steps: Annotated[int, Whole(1)] = 200
-    batch_size: Annotated[int, Whole(1)] = 64
-    init: Annotated[str, OneOf(("auto", *class_images.INITS))] = "auto"
     image_lr: Annotated[float, Real(0, above=True)] = 1.0
     image_momentum: Annotated[float, Real(0, 1, below=True)] = 0.5
-    augmentation: Annotated[str, Text("augment.strategy")] = "auto"
-    class_batch: Annotated[int, Whole(0)] = 1
-    micro_batch: Annotated[int, Whole(0)] = 0
     distill_seeds: Annotated[int, Whole(1)] = 3
     first_seed: Annotated[int, Whole(0, SEEDS - 1)] = 0
     train_seeds: Annotated[int, Whole(1)] = 2
@@ -227,11 +146,9 @@ class DistillConfig:
     pretrain_augmentation: Annotated[str, Text("augment.strategy")] = "auto"
     eval_recipe: Annotated[str, OneOf(EVALUATIONS)] = "short"
     eval_epochs: Annotated[int, Whole(1)] = 100
-    eval_augmentation: Annotated[str, Text("methods.evaluation_recipe")] = "auto"
+    eval_augmentation: Annotated[str, Text("recipes.evaluation")] = "auto"
     at_once: Annotated[int, Whole(1)] = 12
-    dc: GradientMatching = GradientMatching()
-    mtt: TrajectoryMatching = TrajectoryMatching()
-    sre2l: SqueezeRecover = SqueezeRecover()
+    own: Method = dataclasses.field(default_factory=lambda: settings_of("dm"))
     metadd: InvariantConfig = InvariantConfig(views="auto")
     variants: Annotated[tuple[str, ...], Text("presets.variant")] = ()
     chunk: Annotated[int, Whole(1)] = 25
@@ -245,3 +162,31 @@ class DistillConfig:
     run_dir: Annotated[str | None, Text("files.require_writable")] = None
     overwrite: bool = False
     plugin: Annotated[tuple[str, ...], Text("plugins.load"), Mark.REPEATED] = ()
+
+    def __post_init__(self) -> None:
+        wanted = type(distillers.get(self.method))
+        if type(self.own) is not wanted:
+            raise ValueError(
+                f"own holds settings of {type(self.own).__name__}, but the method is {self.method}; give "
+                f"{wanted.__name__}(...), or change the method by with_method"
+            )
+
+    def option(self, path: str) -> str:
+        """How the user writes a field: "own.lr_teacher" is ``--mtt.lr-teacher``."""
+        first, dot, rest = path.partition(".")
+        return f"--{self.own.group if first == 'own' else first}{dot}{rest}".replace("_", "-")
+
+    def with_method(self, method: str) -> DistillConfig:
+        """The same job by another base method; what this one's settings say beside its defaults stays where it can.
+
+        Raises:
+          ValueError: if there is no such method.
+        """
+        usual, own = settings_of(self.method), settings_of(method)
+        said = {
+            name: getattr(self.own, name)
+            for name in ranges.field_names(type(usual))
+            if getattr(self.own, name) != getattr(usual, name)
+        }
+        kept = {name: value for name, value in said.items() if name in ranges.field_names(type(own))}
+        return dataclasses.replace(self, method=method, own=dataclasses.replace(own, **kept))

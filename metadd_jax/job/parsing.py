@@ -40,6 +40,7 @@ class Layout:
       prefixes: for each field that holds a record of settings, what its options begin with ("mtt" for
         ``--mtt.epochs``); a record that is not named here keeps its values and has no options.
       short: the field whose options may do without what they begin with, as long as no other option is called so.
+      auto: the word for None in the options of ``short``, in whose record None means "as published" or "all".
       foreign: options of other commands or methods, by name without the dashes, and whose they are.
       groups: title -> fields, in the order of ``--help``; what is in none stands at the end.
       first: the fields that ``--help`` shows ("metadd.ai" for one of a record); the others only ``--help-all``. Empty
@@ -48,6 +49,7 @@ class Layout:
 
     prefixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     short: str | None = None
+    auto: str = "auto"
     foreign: Mapping[str, str] = dataclasses.field(default_factory=dict)
     groups: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     first: frozenset[str] = frozenset()
@@ -187,12 +189,14 @@ def _spelt(arguments: Sequence[str], options: Sequence[_Option], layout: Layout)
             beginning = f"{layout.prefixes[option.path[0]]}."
             full = {spelling.removeprefix(beginning): spelling for spelling in option.spellings} | full
     switches = {spelling for option in options if option.kind is bool for spelling in option.spellings}
+    own = {spelling for option in options if option.path[0] == layout.short for spelling in option.spellings}
     words: list[str] = []
     for word in arguments:
         if not re.match(r"--[A-Za-z]", word):
             if word in ("True", "False") and words and words[-1].removeprefix("--") in switches:
                 raise ValueError(f"{words[-1]} is a switch and takes no {word}; write --NAME or --no-NAME")
-            words.append(word)
+            is_none = word == layout.auto and words and words[-1].removeprefix("--") in own
+            words.append("None" if is_none else word)
             continue
         written, equals, value = word[2:].partition("=")
         name = written.replace("_", "-")
@@ -203,6 +207,7 @@ def _spelt(arguments: Sequence[str], options: Sequence[_Option], layout: Layout)
             near = difflib.get_close_matches(name, [*full, *layout.foreign], n=1)
             hint = f"did you mean --{near[0]}?" if near else "--help lists the options"
             raise ValueError(f"unknown option --{written}; {hint}")
+        value = "None" if value == layout.auto and full[name] in own else value
         words.append(f"--{full[name]}{equals}{value}")
     return words
 
@@ -245,9 +250,11 @@ def _from_box(text: str, layout: Layout) -> str:
     for ending in ("Argument helptext:", "For full helptext", "Perhaps you meant", "Got errors:"):
         kept = kept[: next((i for i, line in enumerate(kept) if line.startswith(ending)), len(kept))]
     what = " ".join(kept).removeprefix("Error parsing ").rstrip(".")
-    # A record of settings checks itself: "mtt: lr_teacher=0 must be ..." speaks of --mtt.lr-teacher.
-    prefixes = "|".join(map(re.escape, layout.prefixes.values()))
-    what = re.sub(rf"^((?:{prefixes})[\w.]*): ([a-z]\w*)", lambda m: f"--{m[1]}.{m[2].replace('_', '-')}", what)
+    # A record of settings checks itself: "own: lr_teacher=0 must be ..." speaks of --mtt.lr-teacher.
+    fields = "|".join(map(re.escape, layout.prefixes))
+    if inside := re.match(rf"({fields})([\w.]*): (.*)", what):
+        path, what = f"{layout.prefixes[inside[1]]}{inside[2]}", inside[3]
+        what = re.sub(r"^([a-z]\w*)=", lambda m: f"--{path}.{m[1]}=".replace("_", "-"), what)
     what = re.sub(r"no type matching (\S+) could be instantiated from \[(.*)\]", r"\2 is no \1", what)
     what = re.sub(r"^Missing from us: (?:STR (\w+))?", lambda m: f"missing: {(m[1] or '').upper()}", what)
     return f"{what}; --help lists the options"
@@ -299,7 +306,7 @@ def _flag(option: _Option) -> str:
 
 def _value(option: _Option) -> str:
     """What stands for the value: the words that it may be, or the kind of thing that it is."""
-    words = next((rule.words for rule in option.rules if isinstance(rule, ranges.OneOf)), ())
+    words = next((rule.words for rule in option.rules if isinstance(rule, ranges.OneOf | ranges.Named)), ())
     if words and all(isinstance(word, str) for word in words):
         return f"{{{','.join(words)}}}"
     if typing.get_origin(option.kind) is tuple:

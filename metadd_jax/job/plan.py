@@ -12,12 +12,13 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import metadd_jax as mdd
 from metadd_jax import parallel
-from metadd_jax.job import methods, stages
-from metadd_jax.job.prepare import BASELINES, Job
+from metadd_jax.job import stages
+from metadd_jax.job.prepare import BASELINES, Job, make
 
 CALIBRATION_STEPS = 3
 _MB = 1e6
@@ -62,41 +63,37 @@ def estimate(job: Job) -> tuple[list[Plan], dict[str, float]]:
     """
     raw = dataclasses.replace(job.config.metadd, weighting="raw")  # calibration is no part of a step
     job = dataclasses.replace(job, config=dataclasses.replace(job.config, metadd=raw))
-    config = job.config
     trained = {net.label: mdd.training.Trained(net, _random(net), 0.0, False) for net in job.networks}
     auxiliaries = {
         label: mdd.Auxiliary(
             variables=network.variables,
-            map_eps=dict.fromkeys(mdd.features.map_kinds(network.net), np.float32(1e-3)),
+            map_eps=dict.fromkeys(mdd.features.map_kinds(network.net), jnp.float32(1e-3)),
             net=network.net,
         )
         for label, network in trained.items()
     }
-    given: Any = trained[job.backbone.label]
-    if config.method in methods.TRAJECTORIES:
-        draw = np.random.default_rng(0).normal(0, 0.02, (2, config.mtt.snapshots, job.backbone.num_params()))
-        given = draw.astype(np.float32)
-    base, tx = methods.make(config, job.backbone, job.dataset, trained=given)
-    plans = [_measure(job, method, tx) for method in stages.wrapped(job, base, auxiliaries)]
+    given = job.own.stand_in(job.backbone, trained[job.backbone.label].variables)
+    base, tx = make(job, given)
+    every = stages.wrapped(job, base, auxiliaries)
+    plans = [_measure(job, method, tx, wrapped=method is not base) for method in every]
     refuse_what_cannot_fit(plans)
     return plans, _stages(job, plans)
 
 
-def with_class_batch(job: Job) -> Job:
-    """The job, with as many classes at once as half of a device's memory holds where its ``class_batch`` is 0.
+def for_memory(job: Job) -> Job:
+    """The job, with what of the method's settings the machine's memory decides.
 
-    XLA's plan of a step for one class tells what a class takes. On a CPU the answer is 1: one class fills its cores.
+    XLA's plan of a step tells what one takes. On a CPU more memory is of no use: one class fills its cores.
     """
-    config = job.config
-    if config.class_batch:
-        return job
-    count, limit = 1, parallel.memory_limit()
-    if config.method in methods.MATCHING and limit and jax.default_backend() != "cpu":
-        one = dataclasses.replace(config, class_batch=1)
-        method, tx = methods.make(one, job.backbone, job.dataset)
-        scratch = _compile(job, method, tx)[0].memory_analysis().temp_size_in_bytes
-        count = min(job.dataset.num_classes, max(1, int(limit / 2 / scratch)))
-    return dataclasses.replace(job, config=dataclasses.replace(config, class_batch=count))
+
+    def scratch(own: mdd.distillers.Method) -> float:
+        asked = dataclasses.replace(job, config=dataclasses.replace(job.config, own=own))
+        method, tx = make(asked, own.stand_in(job.backbone, _random(job.backbone)))
+        return _compile(asked, method, tx)[0].memory_analysis().temp_size_in_bytes
+
+    limit = None if jax.default_backend() == "cpu" else parallel.memory_limit()
+    own = job.config.own.for_memory(scratch, limit, job.dataset.num_classes)
+    return dataclasses.replace(job, config=dataclasses.replace(job.config, own=own))
 
 
 def _compile(job: Job, method: mdd.distillers.Distiller, tx: Any) -> tuple[Any, tuple]:
@@ -110,33 +107,30 @@ def _random(net: mdd.zoo.Architecture) -> Any:
     return parallel.jit(net.init)(jax.random.key(0))
 
 
-def _measure(job: Job, method: mdd.distillers.Distiller, tx: Any) -> Plan:
+def _measure(job: Job, method: mdd.distillers.Distiller, tx: Any, *, wrapped: bool) -> Plan:
     compiled, (state, *rest) = _compile(job, method, tx)
     jax.block_until_ready(compiled(state, *rest))
     start = time.perf_counter()
     for _ in range(CALIBRATION_STEPS):
         state, _ = jax.block_until_ready(compiled(state, *rest))
     seconds = (time.perf_counter() - start) / CALIBRATION_STEPS
-    parts = _parts(job, method, state, compiled.memory_analysis().temp_size_in_bytes)
-    return Plan(method.name, step_flops(job, method.name), seconds, parts)
+    parts = _parts(job, method, state, compiled.memory_analysis().temp_size_in_bytes, wrapped=wrapped)
+    return Plan(method.name, step_flops(job, wrapped=wrapped), seconds, parts)
 
 
-def _parts(job: Job, method: mdd.distillers.Distiller, state: Any, scratch: float) -> tuple[Part, ...]:
-    config = job.config
-    frozen, frozen_knob, scratch_knob = _size(method.frozen), "--seen", "--class-batch, --micro-batch or --batch-size"
-    if config.method in methods.TRAJECTORIES:
-        # Two stood in for all.
-        frozen += (config.mtt.experts - 2) * config.mtt.snapshots * job.backbone.num_params() * 4
-        frozen_knob, scratch_knob = "--mtt.experts", "--mtt.batch-syn"
-    elif config.method == "sre2l":
-        scratch_knob = "--sre2l.group-size"
-    if method.name != config.method:
-        scratch_knob += ", --metadd.subset or --metadd.micro-batch"
+def _parts(
+    job: Job, method: mdd.distillers.Distiller, state: Any, scratch: float, *, wrapped: bool
+) -> tuple[Part, ...]:
+    own = job.config.own
+    scratch_knobs = [job.config.option(f"own.{name}") for name in own.scratch_fields]
+    scratch_knobs += ["--metadd.subset", "--metadd.micro-batch"] if wrapped else []
+    frozen_knobs = [job.config.option(f"own.{name}") for name in own.frozen_fields] or ["--seen"]
     return (
         Part("real images", _size(job.dataset.train), "--stream-per-class"),
         Part("set and optimiser", _size(state) + _size(state.synthetic), "--ipc"),
-        Part("frozen weights", frozen, frozen_knob),
-        Part("scratch of a step", scratch, scratch_knob),
+        # Where many are alike, a few of them stood in.
+        Part("frozen weights", _size(method.frozen) + own.given_size(job.backbone), " or ".join(frozen_knobs)),
+        Part("scratch of a step", scratch, " or ".join(scratch_knobs) or "--ipc"),
     )
 
 
@@ -153,24 +147,13 @@ def forward_flops(net: mdd.zoo.Architecture) -> float:
     return float(parallel.jit(net.apply).lower(variables, image).cost_analysis()["flops"])
 
 
-def step_flops(job: Job, name: str) -> float:
-    """FLOPs of one update by the formulas of docs/scaling.md (a backward pass counts as two forward passes)."""
-    config, classes = job.config, job.dataset.num_classes
-    images, f = sum(job.counts), forward_flops(job.backbone)
-    student_batch = min(config.mtt.batch_syn or images, images)
-    if config.method in ("dc", "dsa"):
-        usual = mdd.distillers.gradient_matching.loops(job.counts)
-        outer, inner = config.dc.outer or usual[0], config.dc.inner or usual[1]
-        own = 3 * f * classes * config.batch_size + 9 * f * images + 3 * f * images * inner * (outer - 1) / outer
-    elif config.method == "dm":
-        own = f * classes * config.batch_size + 3 * f * images
-    elif config.method == "sre2l":
-        own = 3 * f * images
-    else:
-        own = config.mtt.syn_steps * student_batch * 12 * f
-    if name == config.method:
+def step_flops(job: Job, *, wrapped: bool) -> float:
+    """FLOPs of one update, by the method's formula and, under MetaDD, that of docs/scaling.md for its terms."""
+    counts = job.counts
+    own = job.config.own.flops(forward_flops(job.backbone), counts)
+    if not wrapped:
         return own
-    seen = min(config.metadd.subset or images, images)
+    seen = min(job.config.metadd.subset or sum(counts), sum(counts))
     return own + 4 * seen * sum(forward_flops(net) for net in job.seen)
 
 
@@ -187,8 +170,8 @@ def _stages(job: Job, plans: list[Plan]) -> dict[str, float]:
         "distil": sum(entry.seconds for entry in plans) * config.steps * config.distill_seeds,
         "judge": sets * config.train_seeds * config.eval_epochs * images * total / rate,
     }
-    if config.method in methods.TRAJECTORIES:
-        stages["experts"] = config.mtt.experts * config.mtt.epochs * real * costs[job.backbone.label] / rate
+    prepared = config.own.prepare_flops(forward_flops(job.backbone), real)
+    stages |= {name: flops / rate for name, flops in prepared.items()}
     return {name: seconds / 3600 for name, seconds in stages.items()}
 
 

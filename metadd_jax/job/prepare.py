@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import optax
 
 import metadd_jax as mdd
-from metadd_jax import files
-from metadd_jax.job import checks, common, methods, runfolder
+from metadd_jax import distillers, files, parallel
+from metadd_jax.data import sampling
+from metadd_jax.job import checks, common, recipes, runfolder
 from metadd_jax.job.options import DistillConfig
 from metadd_jax.job.presets import variant
 
@@ -39,9 +45,14 @@ class Job:
         return named | {self.backbone.label: "same"}
 
     @property
+    def own(self) -> distillers.Method:
+        """The method's settings, with what the data set decides."""
+        return self.config.own.for_data(lambda: recipes.augmentation(self.config, "auto"))
+
+    @property
     def counts(self) -> tuple[int, ...]:
         """The images of each class of a distilled set."""
-        return methods.images_per_class(self.config, self.dataset)
+        return _images_per_class(self.config, self.dataset)
 
     @property
     def real_counts(self) -> tuple[int, ...]:
@@ -77,17 +88,16 @@ def open_job(config: DistillConfig) -> Job:
         validation_fraction=config.validation_fraction,
         on_device=not config.stream_per_class,
     )
-    counts = methods.images_per_class(config, dataset)
+    counts = _images_per_class(config, dataset)
     if not config.overwrite:
         checks.check_data(directory, dataset)
     mdd.evaluation.split_of(dataset, config.evaluate_on)
     groups = ((config.backbone,), config.seen, config.unseen)
     (backbone,), seen, unseen = (tuple(common.networks(specs, dataset)) for specs in groups)
     job = Job(config, directory, dataset, backbone, seen, unseen)
-    methods.check_backbone(config, job.backbone)
     checks.check_networks(job.networks, job.seen)
     checks.check_subsets(settings(config), sum(counts))
-    state_size = methods.check_made(config, job.backbone, dataset)
+    state_size = check_made(job)
     if config.plan:
         return job
     _check_space(job, state_size)
@@ -106,10 +116,63 @@ def _check_space(job: Job, state_size: int) -> None:
     config = job.config
     sets = (1 + config.wrapped * (1 + len(config.variants))) * config.distill_seeds
     files.require_space(job.directory, (3 * sets + 1) * state_size)
-    if config.method in methods.TRAJECTORIES:
-        folder = methods.experts_folder(config, job.backbone, job.dataset, job.cache)
+    for folder, size in job.own.cached(job.backbone, job.dataset, job.cache):
         if not folder.exists():
-            files.require_space(job.cache, methods.experts_size(config, job.backbone))
+            files.require_space(job.cache, size)
+
+
+def _images_per_class(config: DistillConfig, dataset: mdd.Dataset) -> tuple[int, ...]:
+    """The images of each class of the set; real ones are asked for only where the set starts from them.
+
+    Raises:
+      ValueError: if ``ipc_per_class`` does not name every class, or a class is too small under "error".
+    """
+    wanted = sampling.per_class(config.ipc_per_class or config.ipc, dataset.num_classes)
+    if config.short_class == "error" and config.own.start == "noise":
+        return wanted
+    arrays = dataset.train
+    if config.stream_per_class:  # the start comes from a pool
+        arrays = dataclasses.replace(arrays, counts=np.minimum(arrays.counts, config.stream_per_class))
+    return mdd.data.images_per_class(arrays, wanted, short_class=config.short_class)
+
+
+def make(job: Job, given: Any) -> tuple[distillers.Distiller, optax.GradientTransformation]:
+    """The bare method and what updates its set.
+
+    Args:
+      given: what the method's ``prepare`` gave, or its ``stand_in``.
+    """
+    config, own = job.config, job.own
+    method = own.make(job.backbone, job.counts, given, repeat=config.short_class == "repeat")
+    return method, own.optimiser(config.image_lr, config.image_momentum, config.steps, job.dataset)
+
+
+def check_made(job: Job) -> int:
+    """Makes the method and its first state of shapes alone, so that all of its own refusals come before the long work.
+
+    Returns:
+      The bytes of a state, which is what a checkpoint holds.
+
+    Raises:
+      ValueError: from the method's checks, its making or its start.
+    """
+    config, own, backbone, dataset = job.config, job.own, job.backbone, job.dataset
+    mode = parallel.choose_mode(config.device_mode)
+    devices = parallel.device_count() if mode in ("pmap", "sharded") else 1
+    if config.stream_per_class:
+        pool = mdd.data.stream_pool(dataset.train, config.first_seed, 0, config.stream_per_class)
+        dataset = dataclasses.replace(dataset, train=pool)
+
+    def start(variables: Any) -> Any:
+        method, tx = make(job, own.stand_in(backbone, variables))
+        return distillers.init_state(jax.random.key(config.first_seed), method, tx, dataset)
+
+    with checks.spelled(config):
+        own.check_network(backbone)
+        own.backbone_variables(backbone)
+        own.check_devices(backbone, devices, pmap=mode == "pmap")
+        leaves = jax.tree.leaves(jax.eval_shape(start, jax.eval_shape(backbone.init, jax.random.key(0))))
+    return sum(leaf.size * getattr(leaf.dtype, "itemsize", 8) for leaf in leaves)  # a key is two words
 
 
 def run_config(config: DistillConfig) -> mdd.distillers.RunConfig:

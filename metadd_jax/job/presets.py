@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from typing import Any
 
-from metadd_jax import ranges
+from metadd_jax import distillers, ranges
 from metadd_jax.invariant import TERMS, InvariantConfig
 from metadd_jax.job import published
 from metadd_jax.job.options import DistillConfig
@@ -19,7 +19,7 @@ PRESETS: dict[str, DistillConfig] = {
         seen=("resnet18:width=4", "vit:width=24,depth=2"),
         unseen=("lenet", "alexnet:width=8", "mlp:width=16"),
         steps=6,
-        batch_size=8,
+        own=distillers.DM(batch_size=8),
         distill_seeds=2,
         train_seeds=2,
         pretrain_epochs=1,
@@ -32,7 +32,7 @@ PRESETS: dict[str, DistillConfig] = {
         dataset="cifar10",
         backbone="convnet:width=32",
         steps=1000,
-        batch_size=32,
+        own=distillers.DM(batch_size=32),
         pretrain_epochs=5,
     ),
     # What two cores judge in about half an hour; its setting of the loss was chosen on its validation images.
@@ -43,7 +43,7 @@ PRESETS: dict[str, DistillConfig] = {
         ipc=10,
         backbone="convnet:width=32",
         seen=("vgg11:width=8", "alexnet:width=8"),  # as measured
-        batch_size=32,
+        own=distillers.DM(batch_size=32),
         distill_seeds=4,
         train_seeds=1,
         pretrain_epochs=5,
@@ -56,8 +56,7 @@ PRESETS: dict[str, DistillConfig] = {
         seen=("resnet18", "vgg11", "vit"),
         unseen=("alexnet", "lenet", "resnet18_ap", "mlp"),
         steps=20000,
-        batch_size=256,
-        class_batch=0,
+        own=distillers.DM(class_batch=None),
         train_seeds=5,
         pretrain_epochs=30,
         eval_recipe="dc",

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from metadd_jax.distillers.gradient_matching import loops
+from metadd_jax import distillers
 from metadd_jax.invariant import InvariantConfig
-from metadd_jax.job.options import DistillConfig, SqueezeRecover, TrajectoryMatching
+from metadd_jax.job.options import DistillConfig
 
 _SMALL = ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "tiny_imagenet")
 _SMALL_IPC = (1, 10, 50)
@@ -19,23 +19,23 @@ _DM_LARGE = (100, 200, 500, 1000, 1250)
 
 # data, ipc: syn_steps, expert_epochs, max_start_epoch, image_lr, lr_lr, lr_teacher, batch_syn, zca
 _MTT = {
-    ("cifar10", 1): (50, 2, 2, 1e2, 1e-7, 0.01, 0, True),
-    ("cifar10", 10): (30, 2, 20, 1e2, 1e-5, 0.001, 0, True),
-    ("cifar10", 50): (30, 2, 40, 1e3, 1e-5, 0.001, 0, False),
-    ("cifar100_mtt", 1): (20, 3, 20, 1e3, 1e-5, 0.01, 0, True),
-    ("cifar100_mtt", 10): (20, 2, 20, 1e3, 1e-5, 0.01, 0, False),
+    ("cifar10", 1): (50, 2, 2, 1e2, 1e-7, 0.01, None, True),
+    ("cifar10", 10): (30, 2, 20, 1e2, 1e-5, 0.001, None, True),
+    ("cifar10", 50): (30, 2, 40, 1e3, 1e-5, 0.001, None, False),
+    ("cifar100_mtt", 1): (20, 3, 20, 1e3, 1e-5, 0.01, None, True),
+    ("cifar100_mtt", 10): (20, 2, 20, 1e3, 1e-5, 0.01, None, False),
     ("cifar100_mtt", 50): (80, 2, 40, 1e3, 1e-5, 0.01, 125, True),
-    ("tiny_imagenet", 1): (10, 2, 10, 1e4, 1e-4, 0.01, 0, False),
+    ("tiny_imagenet", 1): (10, 2, 10, 1e4, 1e-4, 0.01, None, False),
     ("tiny_imagenet", 10): (20, 2, 40, 1e4, 1e-4, 0.01, 200, False),
     ("tiny_imagenet", 50): (20, 2, 40, 1e4, 1e-4, 0.01, 300, False),
     **{
         (subset, ipc): (20, 2, 10, 1e5, 1e-6, 0.01, batch, False)
         for subset in ("imagenette", "imagewoof", "imagefruit", "imageyellow", "imagemeow", "imagesquawk")
-        for ipc, batch in ((1, 0), (10, 20))
+        for ipc, batch in ((1, None), (10, 20))
     },
 }
 _TESLA = {
-    ("cifar10", 1): (50, 2, 5, 1e3, 1e-7, 0.01, 0, True),
+    ("cifar10", 1): (50, 2, 5, 1e3, 1e-7, 0.01, None, True),
     ("cifar100_mtt", 50): (80, 2, 40, 1e3, 1e-5, 0.01, 125, True),
     ("imagenet", 1): (10, 3, 10, 1e4, 1e-4, 0.01, 100, False),
 }
@@ -49,7 +49,7 @@ _SRE2L_RECIPES = {"cifar10": "cifar", "cifar100_mtt": "cifar", "tiny_imagenet": 
 _SRE2L_DATA = {"tiny_imagenet": "tiny_imagenet_sre2l"}  # constants of its own
 
 
-def _common(data: str, ipc: int) -> DistillConfig:
+def _common(data: str, ipc: int, method: str, own: distillers.Method) -> DistillConfig:
     """MetaDD's networks, and the DC family's way to judge: seeds and trainings as published."""
     return DistillConfig(
         dataset=data,
@@ -57,7 +57,8 @@ def _common(data: str, ipc: int) -> DistillConfig:
         backbone="convnet",
         seen=("resnet34:norm=batch", "googlenet:norm=batch", "vit", "vgg11_bn"),
         unseen=("alexnet", "resnet50:norm=batch", "vgg19_bn", "swin_s"),
-        batch_size=256,
+        method=method,
+        own=own,
         distill_seeds=5,
         train_seeds=20,
         pretrain_epochs=30,
@@ -81,50 +82,60 @@ def _imagenet_networks(config: DistillConfig) -> DistillConfig:
 def _dm(data: str, ipc: int) -> DistillConfig:
     large = data == "cifar10" and ipc >= 100
     return dataclasses.replace(
-        _common(data, ipc),
+        _common(data, ipc, "dm", distillers.DM(class_batch=None)),
         steps=20_001,
         image_lr=10.0 if large else 1.0,
-        class_batch=0,
         chunk=113,  # divides the steps: a shorter last chunk would be compiled once more
         save_every=2000,
     )
 
 
-def _gradient(method: str, data: str, ipc: int) -> DistillConfig:
+def _gradient(data: str, ipc: int, method: str, own: distillers.GradientMatching) -> DistillConfig:
     """DC and DSA: 1001 networks, each matched ``outer`` times."""
-    outer, _ = loops(ipc)
-    config = dataclasses.replace(_common(data, ipc), method=method, image_lr=0.1, steps=1001 * outer, chunk=91)
-    if method == "dsa":
-        return config
+    outer, _ = own.loops(ipc)
+    return dataclasses.replace(_common(data, ipc, method, own), image_lr=0.1, steps=1001 * outer, chunk=91)
+
+
+def _dc(data: str, ipc: int) -> DistillConfig:
+    """Judged as it distils, without DSA; only MNIST is augmented."""
     augmented = data == "mnist"
     words = "dc_crop_scale_rotate" if augmented else "none"
+    config = _gradient(data, ipc, "dc", distillers.DC())
     return dataclasses.replace(config, eval_augmentation=words, eval_epochs=1000 if augmented else 300)
 
 
-def _trajectory(method: str, data: str, ipc: int, row: tuple) -> DistillConfig:
+def _trajectory(
+    data: str,
+    ipc: int,
+    row: tuple,
+    method: str,
+    record: type[distillers.TrajectoryMatching],
+    *,
+    steps: int,
+    train_seeds: int,
+) -> DistillConfig:
     syn_steps, expert_epochs, max_start, image_lr, lr_lr, lr_teacher, batch_syn, zca = row
     imagenet = data == "imagenet"
+    own = record(
+        experts=50 if imagenet else 100,
+        epochs=50,
+        at_once=10,
+        syn_steps=syn_steps,
+        expert_epochs=expert_epochs,
+        max_start_epoch=max_start,
+        lr_teacher=lr_teacher,
+        lr_lr=lr_lr,
+        batch_syn=batch_syn,
+        soft_labels=imagenet,
+    )
     config = dataclasses.replace(
-        _common(data, ipc),
-        method=method,
+        _common(data, ipc, method, own),
         image_size=64 if imagenet else None,
         zca=zca,
-        steps=5000 if method == "mtt" else 10_000,
+        steps=steps,
         image_lr=image_lr,
         distill_seeds=1,
-        train_seeds=5 if method == "mtt" else 3,
-        mtt=TrajectoryMatching(
-            experts=50 if imagenet else 100,
-            epochs=50,
-            at_once=10,
-            syn_steps=syn_steps,
-            expert_epochs=expert_epochs,
-            max_start_epoch=max_start,
-            lr_teacher=lr_teacher,
-            lr_lr=lr_lr,
-            batch_syn=batch_syn,
-            soft_labels=imagenet,
-        ),
+        train_seeds=train_seeds,
         save_every=500,
     )
     small = data in _SMALL or data == "cifar100_mtt" or imagenet
@@ -134,9 +145,10 @@ def _trajectory(method: str, data: str, ipc: int, row: tuple) -> DistillConfig:
 def _squeeze(data: str, ipc: int, row: tuple) -> DistillConfig:
     image_lr, steps, r_bn, views, roll = row
     recipe = _SRE2L_RECIPES[data]
+    squeeze = "cifar" if recipe == "cifar" else "tiny"
+    own = distillers.SqueezeRecover(squeeze=squeeze, r_bn=r_bn, crop=views, flip=views, roll=roll)
     config = dataclasses.replace(
-        _common(_SRE2L_DATA.get(data, data), ipc),
-        method="sre2l",
+        _common(_SRE2L_DATA.get(data, data), ipc, "sre2l", own),
         backbone="resnet18_bn",
         image_lr=image_lr,
         steps=steps,
@@ -144,9 +156,6 @@ def _squeeze(data: str, ipc: int, row: tuple) -> DistillConfig:
         train_seeds=3,
         eval_recipe=f"sre2l_{recipe}",
         eval_epochs={"cifar": 400, "tiny": 100, "imagenet": 300}[recipe],
-        sre2l=SqueezeRecover(
-            squeeze="cifar" if recipe == "cifar" else "tiny", r_bn=r_bn, crop=views, flip=views, roll=roll
-        ),
         save_every=500,
     )
     if recipe != "imagenet":
@@ -157,13 +166,15 @@ def _squeeze(data: str, ipc: int, row: tuple) -> DistillConfig:
 PRESETS: dict[str, DistillConfig] = {
     **{f"dm/{data}/{ipc}": _dm(data, ipc) for data in _SMALL for ipc in _SMALL_IPC},
     **{f"dm/cifar10/{ipc}": _dm("cifar10", ipc) for ipc in _DM_LARGE},
+    **{f"dc/{data}/{ipc}": _dc(data, ipc) for data in _SMALL for ipc in _SMALL_IPC},
+    **{f"dsa/{data}/{ipc}": _gradient(data, ipc, "dsa", distillers.DSA()) for data in _SMALL for ipc in _SMALL_IPC},
     **{
-        f"{method}/{data}/{ipc}": _gradient(method, data, ipc)
-        for method in ("dc", "dsa")
-        for data in _SMALL
-        for ipc in _SMALL_IPC
+        f"mtt/{data}/{ipc}": _trajectory(data, ipc, row, "mtt", distillers.MTT, steps=5000, train_seeds=5)
+        for (data, ipc), row in _MTT.items()
     },
-    **{f"mtt/{data}/{ipc}": _trajectory("mtt", data, ipc, row) for (data, ipc), row in _MTT.items()},
-    **{f"tesla/{data}/{ipc}": _trajectory("tesla", data, ipc, row) for (data, ipc), row in _TESLA.items()},
+    **{
+        f"tesla/{data}/{ipc}": _trajectory(data, ipc, row, "tesla", distillers.TESLA, steps=10_000, train_seeds=3)
+        for (data, ipc), row in _TESLA.items()
+    },
     **{f"sre2l/{data}/{ipc}": _squeeze(data, ipc, row) for (data, ipc), row in _SRE2L.items()},
 }

@@ -11,7 +11,7 @@ import numpy as np
 import metadd_jax as mdd
 from metadd_jax import exchange, files, parallel, pictures
 from metadd_jax.evaluation import report
-from metadd_jax.job import command, methods, runfolder
+from metadd_jax.job import command, recipes, runfolder
 from metadd_jax.job.prepare import BASELINES, Job, seeds
 
 
@@ -80,18 +80,26 @@ def show(job: Job, results: dict[str, Any]) -> str:
     return text
 
 
+def _describe_counts(counts: tuple[int, ...]) -> str:
+    """The images of each class in a few words."""
+    if len(set(counts)) == 1:
+        return f"{counts[0]} image(s) per class"
+    return f"{min(counts)} to {max(counts)} images per class ({sum(counts)} in all)"
+
+
 def notes(job: Job) -> list[str]:
     """Protocol, seeds and machine, for the head of the results."""
     config, facts = job.config, command.versions()
     limit = f" (at most {config.train_per_class} training images a class)" if config.train_per_class else ""
     numbers = ", ".join(map(str, seeds(config)))
-    real = f", of {methods.describe_counts(job.real_counts)}" if job.real_counts != job.counts else ""
+    real = f", of {_describe_counts(job.real_counts)}" if job.real_counts != job.counts else ""
     return [
-        f"{config.dataset}{limit}, {methods.describe_counts(job.counts)}, accuracy on {config.evaluate_on} in percent, "
+        f"{config.dataset}{limit}, {_describe_counts(job.counts)}, accuracy on {config.evaluate_on} in percent, "
         f"mean ± standard deviation over the distillation seeds {numbers} (random and k-means rows: as many "
         f"draws{real}) of the mean of {config.train_seeds} trainings each; last epoch, no choice on the test split.",
         "",
-        f"{methods.describe(config)}, backbone {job.backbone.label}. Judged by the recipe {config.eval_recipe!r}, "
-        f"{config.eval_epochs} epochs, {methods.describe_evaluation(config)}. jax {facts['jax']}, {facts['device']}, "
+        f"{config.method}: {config.steps} steps, {config.own.describe()}, backbone {job.backbone.label}. "
+        f"Judged by the recipe {config.eval_recipe!r}, "
+        f"{config.eval_epochs} epochs, {recipes.describe_evaluation(config)}. jax {facts['jax']}, {facts['device']}, "
         f"{facts['machine']}. Agreement and maps.png, of every set alike: {config.metadd.cam.describe()}.",
     ]

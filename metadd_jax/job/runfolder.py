@@ -103,12 +103,22 @@ def _refuse(directory: pathlib.Path, config: DistillConfig) -> None:
             f"{directory} was made by another version of metadd_jax (format {held.get('format', 1)}, this one writes "
             f"{FORMAT}); use another --run-dir, or --overwrite to start anew"
         )
+    if differs := _difference({**held["config"], **{name: wanted[name] for name in FREE}}, wanted):
+        raise ValueError(
+            f"{directory} holds another run ({differs}); use another --run-dir, or --overwrite to start anew"
+        )
+
+
+def _difference(held: dict[str, Any], wanted: dict[str, Any], path: str = "") -> str:
+    """The first setting that is another one, with both values; "" if there is none."""
     for name, value in wanted.items():
-        if name not in FREE and not _same(name, held["config"].get(name), value):
-            raise ValueError(
-                f"{directory} holds another run ({name} was {held['config'].get(name)!r}, now {value!r}); "
-                "use another --run-dir, or --overwrite to start anew"
-            )
+        was = held.get(name)
+        if isinstance(was, dict) and isinstance(value, dict):
+            if differs := _difference(was, value, f"{path}{name}."):
+                return differs
+        elif not _same(path + name, was, value):
+            return f"{path}{name} was {was!r}, now {value!r}"
+    return ""
 
 
 def _same(name: str, held: Any, wanted: Any) -> bool:
@@ -164,10 +174,11 @@ def _clear(directory: pathlib.Path) -> None:
 
 
 def _plain(config: DistillConfig) -> dict[str, Any]:
-    """The settings as JSON; a file of weights counts by what it holds."""
+    """The settings as JSON; a file counts by what it holds."""
     plain = files.plain(dataclasses.asdict(config))
-    weights = config.sre2l.weights
-    if config.method == "sre2l" and weights and pathlib.Path(weights).is_file():
-        plain["sre2l"]["weights"] = f"{weights} (SHA-256 {files.hash_file(weights)})"
+    for name in config.own.file_fields:
+        file = getattr(config.own, name)
+        if file and pathlib.Path(file).is_file():
+            plain["own"][name] = f"{file} (SHA-256 {files.hash_file(file)})"
     plain["plugin"] = plugins.facts(config.plugin)
     return plain

@@ -12,19 +12,23 @@ import metadd_jax as mdd
 from metadd_jax import exchange, keys, parallel
 from metadd_jax.distillers.run import compile_chunks
 from metadd_jax.evaluation import report
-from metadd_jax.job import command, common, effects, methods
-from metadd_jax.job.prepare import Job, run_config, seeds, settings
+from metadd_jax.job import command, common, effects, recipes
+from metadd_jax.job.prepare import Job, make, run_config, seeds, settings
 
 
 def pretrain_all(job: Job) -> dict[str, mdd.training.Trained]:
-    """Trains every network of the table on the real images (or takes it from the cache); sre2l's teacher is one."""
-    config, networks = job.config, list(job.networks)
-    every = []
-    if config.method == "sre2l":
-        every = [methods.squeeze(config, job.backbone, job.dataset, job.cache)]
-        networks.remove(job.backbone)
-    recipe = methods.pretraining_recipe(config)
-    every += common.pretrain(networks, job.dataset, recipe, job.cache, split=config.evaluate_on)
+    """Trains every network on the real images or takes it from the cache; the backbone as its method says."""
+    config, networks, every = job.config, list(job.networks), []
+    usual, own = recipes.pretraining(config), recipes.backbone(config)
+    variables = config.own.backbone_variables(job.backbone)
+    if variables is not None:
+        every = [mdd.training.measure(job.backbone, variables, job.dataset, split=config.evaluate_on)]
+    elif own != usual:
+        every = common.pretrain(
+            [job.backbone], job.dataset, own, job.cache, split=config.evaluate_on, description="squeeze"
+        )
+    networks = networks[len(every) :]  # the backbone is the first
+    every += common.pretrain(networks, job.dataset, usual, job.cache, split=config.evaluate_on)
     return {trained.net.label: trained for trained in every}
 
 
@@ -32,11 +36,10 @@ def all_methods(
     job: Job, trained: dict[str, mdd.training.Trained], auxiliaries: dict[str, mdd.Auxiliary]
 ) -> tuple[list[mdd.distillers.Distiller], optax.GradientTransformation]:
     """The bare base method, the same one under MetaDD, and under each variant of its loss; and their optimiser."""
-    config = job.config
-    given = trained[job.backbone.label]
-    if config.method in methods.TRAJECTORIES:
-        given = methods.experts(config, job.backbone, job.dataset, job.cache)
-    base, tx = methods.make(config, job.backbone, job.dataset, trained=given)
+    backbone = trained[job.backbone.label]
+    with command.bars("net") as progress:
+        given = job.own.prepare(job.backbone, job.dataset, backbone, job.cache, progress=progress)
+    base, tx = make(job, given)
     return wrapped(job, base, auxiliaries), tx
 
 
@@ -48,7 +51,7 @@ def wrapped(
     seen, reference = [auxiliaries[net.label] for net in job.seen], auxiliaries[job.backbone.label]
     every = [base]
     for name, setting in settings(config).items():
-        invariant = dataclasses.replace(setting, views=methods.augmentation(config, setting.views))
+        invariant = dataclasses.replace(setting, views=recipes.augmentation(config, setting.views))
         method = mdd.distillers.metadd(base, seen, reference=reference, config=invariant)
         every.append(method._replace(name=method.name + name))
     return every
@@ -118,7 +121,7 @@ def baselines(job: Job) -> dict[str, list[mdd.SyntheticSet]]:
 
 
 def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]], teacher: mdd.Auxiliary) -> list[dict[str, Any]]:
-    """Accuracy rows of every set under every network; the recipes of sre2l take their labels from ``teacher``."""
+    """Accuracy rows of every set under every network; some recipes take their labels from ``teacher``."""
     config = job.config
     every = [
         (name, seed, synthetic)
@@ -132,10 +135,10 @@ def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]], teacher: mdd.Auxili
             job.dataset,
             job.networks,
             seeds=config.train_seeds,
-            recipe=methods.evaluation_recipe(config),
+            recipe=recipes.evaluation(config),
             draws=[seed for _, seed, _ in every],
             split=config.evaluate_on,
-            teacher=teacher if methods.relabels(config) else None,
+            teacher=teacher if recipes.relabels(config) else None,
             at_once=config.at_once,
             on_network=lambda label: progress.update(),
         )

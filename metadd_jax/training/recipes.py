@@ -248,6 +248,16 @@ def sre2l_evaluation(data: str) -> Recipe:
     return _named(recipes, data)
 
 
+def shortened(recipe: Recipe, epochs: int) -> Recipe:
+    """The recipe for another number of epochs, which its warm-up must leave some of.
+
+    Args:
+      recipe: a protocol.
+      epochs: passes over the set, at least 1.
+    """
+    return dataclasses.replace(recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs - 1))
+
+
 def _named(recipes: dict[str, Recipe], data: str) -> Recipe:
     if data not in recipes:
         raise ValueError(f"no published recipe for {data!r}; use one of {', '.join(recipes)}")

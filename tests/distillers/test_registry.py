@@ -1,6 +1,8 @@
 """Methods by name; what their records refuse, fill in and count; and a method of one's own."""
 
+import ast
 import dataclasses
+import pathlib
 from typing import Annotated, ClassVar
 
 import jax
@@ -78,7 +80,7 @@ def test_a_method_of_ones_own_distils_and_is_wrapped(registered):
     np.testing.assert_allclose(
         after.synthetic["images"], 0.8**3 * np.asarray(state.synthetic["images"]), rtol=1e-5, atol=1e-6
     )
-    wrapped = members.wrapped(members.auxiliaries(dataset), over=method)
+    wrapped = members.wrapped(members.auxiliaries(dataset), over=method, weighting="raw")
     state = distillers.init_state(jax.random.key(0), wrapped, tx, dataset)
     assert wrapped.name == "shrink+metadd" and set(state.aux["weights"]) == {"ai", "pos", "var"}
     assert settings.flops(10.0, (2, 1)) == 90 and settings.describe() == "pull 2.0"
@@ -153,9 +155,9 @@ def test_flops_and_disk_of_experts(tmp_path):
 def test_what_the_data_set_decides_is_filled_in_where_it_is_not_said():
     """The published DSA tokens are by data set; DC has none; what is said stays."""
     for name, words in {"dm": "crop", "dsa": "crop", "mtt": "crop", "dc": "none"}.items():
-        assert distillers.get(name).for_data("crop").views == words
+        assert distillers.get(name).for_data(lambda: "crop").views == words
         said = dataclasses.replace(distillers.get(name), augmentation="flip")
-        assert said.for_data("crop").views == "flip"
+        assert said.for_data(lambda: pytest.fail("nobody asked")) == said
     assert [distillers.get(name).start for name in ("dm", "dc", "dsa", "mtt", "sre2l")] == [
         "real", "noise", "real", "real", "noise",
     ]  # fmt: skip
@@ -215,3 +217,17 @@ def test_the_teacher_is_squeezed_as_published_or_in_short():
     assert (shorter.epochs, shorter.warmup_epochs, shorter.learning_rate) == (3, 2, published.learning_rate)
     assert distillers.SqueezeRecover(squeeze="short").backbone_recipe(usual) == usual
     assert distillers.DM().backbone_recipe(usual) == usual
+
+
+def test_nobody_asks_what_a_method_is_called():
+    """What differs between methods is said by their records: no name of one is compared with anywhere."""
+    root = pathlib.Path(distillers.__file__).parents[2]
+    found = []
+    for file in [*(root / "metadd_jax").rglob("*.py"), *(root / "experiments").rglob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            words = {word.value for side in sides for word in ast.walk(side) if isinstance(word, ast.Constant)}
+            asked = {name.attr for side in sides for name in ast.walk(side) if isinstance(name, ast.Attribute)}
+            if (words & set(distillers.names()) and "name" in asked) or (words and "method" in asked):
+                found.append(f"{file.relative_to(root)}:{node.lineno}")
+    assert found == []

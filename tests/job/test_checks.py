@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import costs
-from metadd_jax import data, files, parallel, ranges, storage
-from metadd_jax.job import checks, common, distill, evaluate, methods, options, prepare, pretrain, show
+from metadd_jax import data, distillers, files, parallel, ranges, storage
+from metadd_jax.job import checks, common, distill, evaluate, options, prepare, pretrain, show
 from settings import BenchmarkConfig
 
 TINY = [
@@ -25,12 +25,14 @@ TEXTS = {
     "backbone": ("convnext", "convnext"),
     "seen": ("lenet,mlp", "put spaces between them"),
     "unseen": ("lenett", "did you mean 'lenet'"),
-    "augmentation": ("flop", "flop"),
+    "dm.augmentation": ("flop", "flop"),
+    "dc.augmentation": ("flop", "flop", "--method", "dsa"),
+    "mtt.augmentation": ("flop", "flop", "--method", "mtt"),
     "pretrain_augmentation": ("dc_flip", "dc"),
     "eval_augmentation": ("dc_flip", "flip"),
     "sre2l.weights": (
         "/nowhere.pth",
-        "--sre2l.weights are torchvision",
+        "--sre2l.weights=/nowhere.pth are torchvision",
         "--method",
         "sre2l",
         "--backbone",
@@ -49,13 +51,20 @@ def walk(settings, path=""):
     rules = ranges.of(type(settings))
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
+        if isinstance(value, distillers.Method):
+            continue
         if dataclasses.is_dataclass(value):
             yield from walk(value, f"{path}{field.name}.")
         else:
             yield path + field.name, type(value), rules.get(field.name)
 
 
-EVERY = list(walk(options.DistillConfig()))
+EVERY, METHOD_OF = list(walk(options.DistillConfig())), {}
+for name in distillers.names():
+    own = options.settings_of(name)
+    new = [option for option in walk(own, f"{own.group}.") if option[0] not in METHOD_OF]
+    EVERY += new
+    METHOD_OF |= {path: name for path, _, _ in new}
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +124,7 @@ def test_every_number_of_the_other_scripts_is_refused_outside_its_range(script, 
 @pytest.mark.parametrize("path", [path for path, _, rule in EVERY if rule and not isinstance(rule, ranges.Text)])
 def test_every_option_is_refused_outside_its_range(path, refused):
     rule = {path: rule for path, _, rule in EVERY}[path]
-    owners = distill.OWNERS.get(path.partition(".")[0])
-    method = ["--method", owners[0]] if owners else []
+    method = ["--method", METHOD_OF[path]] if path in METHOD_OF else []
     for value in rule.outside():
         said = refused(*method, common.option(path), *(value if isinstance(value, tuple) else [value]))
         assert "is an option of" not in said
@@ -139,9 +147,9 @@ TOGETHER = {
     "--metadd.subset 11 is larger than the 10 synthetic images": ["--metadd.subset", 11],
     "--metadd.subset 12 in --variants subset=12": ["--variants", "subset=12"],
     "kl_cap": ["--variants", "kl=-1"],
-    "batch_syn=11 must be from 1 to the set's 10 images": [*TRAJECTORIES, "--mtt.batch-syn", 11],
+    "--mtt.batch-syn=11 must be from 1 to the set's 10 images": [*TRAJECTORIES, "--mtt.batch-syn", 11],
     "lr_lr / lr_teacher**2": [*TRAJECTORIES, "--mtt.lr-lr", "1e30", "--mtt.lr-teacher", "1e-30"],
-    "group_ipc=2 must divide ipc=1": [*TEACHER, "--sre2l.group-ipc", 2],
+    "--sre2l.group-ipc=2 must divide --ipc=1": [*TEACHER, "--sre2l.group-ipc", 2],
     "reach beyond the last seed": ["--first-seed", 2**32 - 1, "--distill-seeds", 2],
     "a network is listed twice": ["--unseen", "convnet:width=4,depth=2"],
     "has no activation map": ["--seen", "mlp", "lenet"],
@@ -158,7 +166,9 @@ def test_options_that_do_not_go_together_are_refused(part, refused):
 @pytest.mark.parametrize("mode", ["auto", "pmap", "sharded"])
 def test_a_batch_that_the_devices_cannot_share_is_refused(mode, refused, monkeypatch):
     monkeypatch.setattr(parallel, "device_count", lambda: 3)
-    assert "--batch-size 8 does not split over 3 devices" in refused("--batch-size", 8, "--device-mode", mode)
+    assert "--dm.batch-size=8 does not split over 3 devices; use a multiple of 3, or --device-mode='jit'" in refused(
+        "--batch-size", 8, "--device-mode", mode
+    )
 
 
 def test_batch_norm_under_dm_is_refused_on_several_devices(refused, monkeypatch):
@@ -166,13 +176,14 @@ def test_batch_norm_under_dm_is_refused_on_several_devices(refused, monkeypatch)
     assert "runs on one device" in refused("--backbone", "convnet_bn:width=4,depth=1")
 
 
-@pytest.mark.parametrize("method", options.METHODS)
+@pytest.mark.parametrize("method", distillers.names())
 def test_what_is_in_order_is_made_without_any_work(method, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "cache_compilations", lambda folder: None)
     monkeypatch.setattr(parallel, "jit", lambda *args, **kwargs: pytest.fail("something was compiled"))
+    own = options.settings_of(method)
     config = options.DistillConfig(
-        method=method, backbone=f"convnet{'_bn' * (method == 'sre2l')}:width=4,depth=1", run_dir=str(tmp_path / "run"),
-        cache_dir=str(cache), class_batch=0,
+        method=method, own=own, backbone=f"convnet{'_bn' * own.teaches}:width=4,depth=1",
+        run_dir=str(tmp_path / "run"), cache_dir=str(cache),
     )  # fmt: skip
     job = prepared(config)
     assert (job.directory / "config.json").exists() and job.backbone.label.startswith("convnet")
@@ -181,21 +192,21 @@ def test_what_is_in_order_is_made_without_any_work(method, cache, tmp_path, monk
 def test_the_mended_command_goes_on_in_the_folder_of_the_refused_one(refused, tmp_path):
     refused("--batch-size", 0)
     job = prepared(options.DistillConfig(run_dir=str(tmp_path / "new"), train_per_class=3))
-    assert files.read_json(job.directory / "config.json")["config"]["batch_size"] == 64
+    assert files.read_json(job.directory / "config.json")["config"]["own"]["batch_size"] == 64
 
 
 def test_a_disk_on_which_sets_or_experts_cannot_lie_is_refused(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "cache_compilations", lambda folder: None)
     config = options.DistillConfig(
         method="mtt", run_dir=str(tmp_path / "run"), cache_dir=str(cache), wrapped=False, seen=(), unseen=(),
-        mtt=options.TrajectoryMatching(experts=3, epochs=10, half=True), distill_seeds=2, ipc=3,
+        own=distillers.MTT(experts=3, epochs=10, half=True), distill_seeds=2, ipc=3,
     )  # fmt: skip
     free = {str(tmp_path / "run"): 10**9, str(cache): 10**9}
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(0, 0, free[str(folder)]))
     job = prepared(config)
     images = 3 * 10 * 28 * 28 * 4  # and their momentum; a few words beside them
-    assert 2 * images < methods.check_made(config, job.backbone, job.dataset) < 2 * images + 200
+    assert 2 * images < prepare.check_made(job) < 2 * images + 200
     free[str(cache)] = 3 * job.backbone.num_params() * (4 + 2 * 10) - 1
     with pytest.raises(ValueError, match=f"{cache} has .* MB free and needs about .* MB"):
         prepare.open_job(config)

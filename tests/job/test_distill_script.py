@@ -170,7 +170,7 @@ def test_what_cannot_work_is_refused_before_any_work(refused, tmp_path):
         "set short_class: repeat (its images again) or fewer": ["--ipc", "401"],
         "did you mean 'dm'": ["--method", "dmm"],
         "wants the labels of a teacher": ["--eval-recipe", "sre2l_cifar"],
-        "sre2l needs a teacher with batch norm": ["--method", "sre2l"],
+        "has no batch-norm statistics to match": ["--method", "sre2l"],
         "reach epoch 12 of experts of 10 epochs": ["--method", "mtt", "--mtt.max-start-epoch", "11"],
         "cannot write": ["--run-dir", "/proc/nowhere/run"],
     }

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import pytest
 
+from metadd_jax import distillers
 from metadd_jax.job import distill, options, parsing, presets
 from metadd_jax.job.parsing import Mark
 from metadd_jax.ranges import OneOf, Real, Text, Whole
@@ -144,16 +145,16 @@ def test_help_shows_the_first_options_in_their_groups_and_help_all_every_one(cap
 
 def test_every_option_of_the_main_job_has_a_place_and_a_text():
     names = [name for group in options.GROUPS.values() for name in group]
-    records = {"metadd", *distill.OWNERS}
+    records = {"metadd", "own"}
     assert sorted(names) == sorted({field.name for field in dataclasses.fields(options.DistillConfig)} - records)
     assert {name for name in options.FIRST if "." not in name} <= set(names)
-    for method in options.METHODS:
-        config = dataclasses.replace(presets.preset("mnist5k"), method=method)
+    for method in distillers.names():
+        config = presets.preset("mnist5k").with_method(method)
         found = parsing._options(options.DistillConfig, config, distill._layout(method))
         assert [option.name for option in found if not option.text] == []
 
 
-@pytest.mark.parametrize("method", options.METHODS)
+@pytest.mark.parametrize("method", distillers.names())
 def test_the_help_of_the_main_job_fits_two_screens_and_shows_the_own_options_of_a_method_alone(
     method, capsys, monkeypatch
 ):
@@ -161,8 +162,8 @@ def test_the_help_of_the_main_job_fits_two_screens_and_shows_the_own_options_of_
     page(["--method", method, "--help"], run=distill.run)
     text = capsys.readouterr().out
     assert len(text.splitlines()) <= 100
-    for name, methods in distill.OWNERS.items():
-        assert (f"--{name}." in text) == (method in methods)
+    for group in {distillers.get(name).group for name in distillers.names()}:
+        assert (f"--{group}." in text) == (group == distillers.get(method).group)
 
 
 def test_a_short_name_and_the_option_of_another_method_in_the_main_job():
@@ -170,8 +171,20 @@ def test_a_short_name_and_the_option_of_another_method_in_the_main_job():
         return distill._parsed(list(words), "distill.py")
 
     assert read("--method", "mtt", "--syn-steps", "7") == read("--method=mtt", "--mtt.syn_steps=7")
-    assert read("dsa/cifar10/10", "--inner", "3").dc.inner == 3
+    assert read("dsa/cifar10/10", "--inner", "3").own.inner == 3
     with pytest.raises(ValueError, match=r"^--syn-steps is an option of mtt, tesla and tesla_code, and the meth"):
         read("--syn-steps", "7")
     with pytest.raises(ValueError, match=r"^--method='dn' must be one of dm, .*did you mean 'dm'"):
         read("--method", "dn", "--syn-steps", "7")
+
+
+def test_auto_is_the_word_for_what_a_method_leaves_to_the_data_or_the_machine():
+    def own(*words):
+        return distill._parsed(list(words), "distill.py").own
+
+    assert own("dm/cifar10/10", "--class-batch", "3").class_batch == 3
+    said = own("smoke", "--augmentation", "auto", "--init=auto", "--dm.class-batch", "auto", "--micro-batch", "None")
+    assert said == distillers.DM(batch_size=8, class_batch=None)
+    assert own("smoke", "--method", "dc", "--augmentation", "flip", "--init", "real") == distillers.DC(
+        batch_size=8, augmentation="flip", init="real"
+    )

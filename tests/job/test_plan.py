@@ -6,14 +6,14 @@ import types
 import jax
 import pytest
 
-from metadd_jax import parallel
+from metadd_jax import distillers, parallel
 from metadd_jax.job import options, plan, prepare
 
 TINY = {
     "backbone": "convnet:width=4,depth=2",
     "seen": ("convnet:width=4,depth=1", "convnet:width=6,depth=1"),
     "unseen": ("mlp:width=8",),
-    "batch_size": 4,
+    "own": distillers.DM(batch_size=4),
     "pretrain_epochs": 1,
 }
 
@@ -35,37 +35,52 @@ def test_forward_flops_are_those_of_the_layers(job):
     assert plan.forward_flops(net) == pytest.approx(2 * products, rel=0.5)  # norms, pools and ReLUs come on top
 
 
-def test_flops_of_a_step_by_method(job):
+def test_flops_of_a_step_bare_and_under_metadd(job):
     f, own = plan.forward_flops(job.backbone), sum(map(plan.forward_flops, job.seen))
 
-    def flops(name="dm", **changes):
-        return plan.step_flops(dataclasses.replace(job, config=dataclasses.replace(job.config, **changes)), name)
+    def flops(wrapped=False, **changes):
+        return plan.step_flops(
+            dataclasses.replace(job, config=dataclasses.replace(job.config, **changes)), wrapped=wrapped
+        )
 
     assert flops() == pytest.approx(f * 10 * 4 + 3 * f * 10)
-    assert flops("dm+metadd") == pytest.approx(flops() + 10 * 4 * own)
+    assert flops(True) == pytest.approx(flops() + 10 * 4 * own)
     subset = dataclasses.replace(job.config.metadd, subset=5)
-    assert flops("dm+metadd", metadd=subset) == pytest.approx(flops() + 5 * 4 * own)
-    loops = options.GradientMatching(outer=2, inner=3)
-    assert flops("dc", method="dc", dc=loops) == pytest.approx(f * (3 * 10 * 4 + 9 * 10 + 3 * 10 * 3 / 2))
-    steps = options.TrajectoryMatching(syn_steps=4, batch_syn=5)
-    assert flops("mtt", method="mtt", mtt=steps) == pytest.approx(4 * 5 * 12 * f)
-    assert flops("sre2l", method="sre2l") == pytest.approx(3 * f * 10)
+    assert flops(True, metadd=subset) == pytest.approx(flops() + 5 * 4 * own)
+    mtt = distillers.MTT(syn_steps=4, batch_syn=5)  # every formula: tests/distillers/test_registry.py
+    assert flops(method="mtt", own=mtt) == pytest.approx(4 * 5 * 12 * f)
 
 
 @pytest.mark.parametrize(("steps_that_fit", "classes"), [(0.5, 1), (7, 3), (1000, 10)])
 def test_classes_at_once_are_those_that_half_of_the_memory_holds(job, monkeypatch, steps_that_fit, classes):
-    def auto(**changes):
-        config = dataclasses.replace(job.config, class_batch=0, **changes)
-        return plan.with_class_batch(dataclasses.replace(job, config=config)).config.class_batch
-
-    assert auto() == 1  # a CPU
+    own = dataclasses.replace(job.config.own, class_batch=None)
+    asked = dataclasses.replace(job, config=dataclasses.replace(job.config, own=own))
+    assert plan.for_memory(asked).config.own.class_batch == 1  # a CPU
     compiled = types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(temp_size_in_bytes=1000))
     monkeypatch.setattr(plan, "_compile", lambda job, method, tx: (compiled, ()))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(parallel, "memory_limit", lambda: 1000 * steps_that_fit)
-    assert auto() == classes
-    assert auto(method="mtt") == 1  # does not go class by class
-    assert plan.with_class_batch(job) is job
+    assert plan.for_memory(asked).config.own.class_batch == classes
+    assert plan.for_memory(job).config == job.config
+
+
+@pytest.mark.parametrize(
+    ("method", "own", "knobs"),
+    [
+        ("dm", distillers.DM(), ["--seen", "--dm.class-batch or --dm.micro-batch or --dm.batch-size"]),
+        ("mtt", distillers.MTT(experts=5), ["--mtt.experts", "--mtt.batch-syn"]),
+    ],
+)
+def test_memory_is_made_smaller_by_options_of_the_method(job, method, own, knobs):
+    asked = dataclasses.replace(job, config=dataclasses.replace(job.config, method=method, own=own))
+    stood_in = own.stand_in(job.backbone, None)
+    base, tx = prepare.make(asked, stood_in)
+    state = distillers.init_state(jax.random.key(0), base, tx, job.dataset)
+    parts = plan._parts(asked, base, state, 1e6, wrapped=False)
+    assert [part.knob for part in parts] == ["--stream-per-class", "--ipc", *knobs]
+    if method == "mtt":
+        assert parts[2].size == 4 * 5 * own.snapshots * job.backbone.num_params()
+    assert "--metadd.subset" in plan._parts(asked, base, state, 1e6, wrapped=True)[3].knob
 
 
 def test_steps_hours_and_memory(job):

@@ -9,7 +9,7 @@ import pytest
 import metadd_jax as mdd
 from metadd_jax import data, distillers, features
 from metadd_jax.invariant import InvariantConfig
-from metadd_jax.job import methods, presets, published
+from metadd_jax.job import checks, prepare, presets, published, recipes
 
 GREY = ("mnist", "fashion_mnist")
 
@@ -23,21 +23,22 @@ def stand_in(channels):
 
 def shrunk(config):
     """The preset on a stand-in: 3 classes, 8x8 pixels, tiny networks and counts; its rates and switches stay."""
-    count = 3 * min(config.ipc, 2)
-    return dataclasses.replace(
-        config,
-        ipc=min(config.ipc, 2),
-        batch_size=4,
-        class_batch=2,
-        steps=2,
-        augmentation="flip_crop",
-        dc=dataclasses.replace(config.dc, inner=1),
-        mtt=dataclasses.replace(
-            config.mtt, experts=2, epochs=2, at_once=2, syn_steps=2, expert_epochs=1, max_start_epoch=2,
-            batch_syn=min(config.mtt.batch_syn, count),
-        ),
-        sre2l=dataclasses.replace(config.sre2l, squeeze="short", squeeze_epochs=1, weights=None),
-    )  # fmt: skip
+    ipc, words = min(config.ipc, 2), {"augmentation": "flip_crop"}
+    batch = getattr(config.own, "batch_syn", None)
+    trajectories = {
+        "experts": 2, "epochs": 2, "at_once": 2, "syn_steps": 2, "expert_epochs": 1, "max_start_epoch": 2,
+        "batch_syn": batch and min(batch, 3 * ipc), **words,
+    }  # fmt: skip
+    small = {
+        "dm": {"batch_size": 4, "class_batch": 2, **words},
+        "dc": {"batch_size": 4, "class_batch": 2, "inner": 1},
+        "dsa": {"batch_size": 4, "class_batch": 2, "inner": 1, **words},
+        "mtt": trajectories,
+        "tesla": trajectories,
+        "sre2l": {"squeeze": "short", "squeeze_epochs": 1, "weights": None},
+    }
+    own = dataclasses.replace(config.own, **small[config.method])
+    return dataclasses.replace(config, ipc=ipc, steps=2, own=own)
 
 
 def distilled(name, tmp_path):
@@ -47,12 +48,11 @@ def distilled(name, tmp_path):
     dataset = stand_in(1 if preset.dataset in GREY else 3)
     if config.zca:
         dataset = data.whiten(dataset)
-    spec = "convnet_bn:width=4,depth=1" if config.method == "sre2l" else "convnet:width=4,depth=1"
+    spec = "convnet_bn:width=4,depth=1" if config.own.teaches else "convnet:width=4,depth=1"
     net = mdd.zoo.parse(spec, dataset.num_classes, dataset.image_shape)
-    methods.check_backbone(config, net)
-    prerequisite = {"sre2l": methods.squeeze, "mtt": methods.experts, "tesla": methods.experts}.get(config.method)
-    trained = prerequisite(config, net, dataset, tmp_path) if prerequisite else None
-    base, tx = methods.make(config, net, dataset, trained=trained)
+    job = prepare.Job(config, tmp_path, dataset, net, (), ())
+    trained = mdd.training.pretrain(net, dataset, recipes.backbone(config))
+    base, tx = prepare.make(job, job.own.prepare(net, dataset, trained, tmp_path, progress=lambda *facts: None))
     auxiliaries = [features.freeze(net, net.init(jax.random.key(seed)), dataset) for seed in (1, 2)]
     own = InvariantConfig(views="flip", calibration_steps=1)
     for method in (base, distillers.metadd(base, auxiliaries, config=own)):
@@ -72,8 +72,8 @@ def test_every_preset_runs_bare_and_under_metadd(name, tmp_path):
 @pytest.mark.parametrize("name", presets.PRESETS)
 def test_every_preset_is_a_setting_that_can_work(name):
     config = presets.preset(name)
-    methods.check(config)
-    recipe = methods.evaluation_recipe(config)
+    checks.check_options(config)
+    recipe = recipes.evaluation(config)
     assert recipe.epochs >= config.eval_epochs
     side = {"mnist": 28, "fashion_mnist": 28, "mnist5k": 28, "tiny_imagenet": 64, "tiny_imagenet_sre2l": 64}.get(
         config.dataset, 32
@@ -82,7 +82,7 @@ def test_every_preset_is_a_setting_that_can_work(name):
     shape = (side, side, 1 if config.dataset in (*GREY, "mnist5k") else 3)
     for spec in (config.backbone, *config.seen, *config.unseen):
         mdd.zoo.parse(spec, 10, shape)
-    methods.check_backbone(config, mdd.zoo.parse(config.backbone, 10, shape))
+    config.own.check_network(mdd.zoo.parse(config.backbone, 10, shape))
 
 
 def test_no_matching_preset_ends_on_a_shorter_chunk():
@@ -94,15 +94,39 @@ def test_no_matching_preset_ends_on_a_shorter_chunk():
 
 def test_rows_read_as_published():
     row = presets.preset("mtt/cifar100_mtt/50")
-    assert (row.mtt.syn_steps, row.mtt.expert_epochs, row.mtt.max_start_epoch) == (80, 2, 40)
-    assert (row.image_lr, row.mtt.lr_lr, row.mtt.lr_teacher, row.mtt.batch_syn, row.zca) == (1e3, 1e-5, 0.01, 125, True)
-    assert (row.steps, row.mtt.experts, row.mtt.epochs, row.train_seeds, row.eval_epochs) == (5000, 100, 50, 5, 1000)
+    own = row.own
+    assert (own.syn_steps, own.expert_epochs, own.max_start_epoch) == (80, 2, 40)
+    assert (row.image_lr, own.lr_lr, own.lr_teacher, own.batch_syn, row.zca) == (1e3, 1e-5, 0.01, 125, True)
+    assert (row.steps, own.experts, own.epochs, row.train_seeds, row.eval_epochs) == (5000, 100, 50, 5, 1000)
     assert presets.preset("dm/cifar10/1250").image_lr == 10 and presets.preset("dm/cifar10/50").image_lr == 1
+    assert presets.preset("dm/cifar10/50").own == distillers.DM(batch_size=256, class_batch=None)
     dc = presets.preset("dc/mnist/50")
-    assert (dc.steps, dc.image_lr, dc.image_momentum, dc.batch_size) == (1001 * 50, 0.1, 0.5, 256)
+    assert (dc.steps, dc.image_lr, dc.image_momentum, dc.own.batch_size) == (1001 * 50, 0.1, 0.5, 256)
     assert (dc.eval_augmentation, dc.eval_epochs) == ("dc_crop_scale_rotate", 1000)
     assert presets.preset("dc/cifar10/10").eval_epochs == 300
     squeeze = presets.preset("sre2l/tiny_imagenet/100")
     assert (squeeze.dataset, squeeze.eval_recipe) == ("tiny_imagenet_sre2l", "sre2l_tiny")
-    assert (squeeze.image_lr, squeeze.steps, squeeze.sre2l.r_bn, squeeze.sre2l.roll) == (0.1, 4000, 1.0, (-4, 4))
-    assert presets.preset("tesla/imagenet/1").mtt.soft_labels
+    assert (squeeze.image_lr, squeeze.steps, squeeze.own.r_bn, squeeze.own.roll) == (0.1, 4000, 1.0, (-4, 4))
+    assert (
+        presets.preset("tesla/imagenet/1").own.soft_labels and presets.preset("tesla/cifar10/1").own.batch_syn is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("preset", "method", "own"),
+    [
+        ("smoke", "dsa", distillers.DSA(batch_size=8)),
+        ("mnist5k", "dc", distillers.DC(batch_size=64)),
+        ("cifar10_published", "sre2l", distillers.SqueezeRecover(crop=False, flip=False, roll=(0, 4))),
+        ("dm/cifar10/10", "dsa", distillers.DSA(batch_size=256, class_batch=None)),
+    ],
+)
+def test_another_method_in_a_preset_keeps_what_the_preset_says_where_it_can(preset, method, own):
+    assert presets.preset(preset).with_method(method).own == own
+
+
+def test_teslas_two_programs_keep_their_variants():
+    paper, code = presets.preset("tesla/cifar10/1"), presets.preset("tesla/cifar10/1").with_method("tesla_code")
+    assert code.own == dataclasses.replace(paper.own, variant="code")
+    with pytest.raises(ValueError, match=r"own holds settings of DM, but the method is mtt; give MTT"):
+        dataclasses.replace(presets.preset("smoke"), method="mtt")

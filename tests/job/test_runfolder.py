@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from metadd_jax import data, files, storage
+from metadd_jax import data, distillers, files, storage
 from metadd_jax.job import options, runfolder
 
 PICTURES = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8, 1)
@@ -157,11 +157,11 @@ def test_weights_of_the_same_name_count_by_what_they_hold(folder, tmp_path):
     weights = tmp_path / "teacher.pth"
     weights.write_bytes(b"one")
     config = options.DistillConfig(
-        run_dir=str(folder), method="sre2l", sre2l=options.SqueezeRecover(weights=str(weights))
+        run_dir=str(folder), method="sre2l", own=distillers.SqueezeRecover(weights=str(weights))
     )
     folder.mkdir()
     files.write_json(folder / "config.json", {"format": runfolder.FORMAT, "config": runfolder._plain(config)})
     runfolder.inspect(folder, config)
     weights.write_bytes(b"two")
-    with pytest.raises(ValueError, match=r"holds another run \(sre2l was .*teacher\.pth \(SHA-256 .*now "):
+    with pytest.raises(ValueError, match=r"holds another run \(own\.weights was .*teacher\.pth \(SHA-256 .*now "):
         runfolder.inspect(folder, config)

@@ -1,0 +1,60 @@
+"""How networks of a job are trained: the auxiliaries on the real images, and those that judge a set."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from metadd_jax import augment
+from metadd_jax.data import catalog
+from metadd_jax.job.options import TEACHER_PREFIX, DistillConfig
+from metadd_jax.training import Recipe, recipes
+
+
+def _relabelled(data: str, epochs: int, *, augmentation: str = "none") -> Recipe:
+    """SRe2L's way to judge, for another number of epochs; it has views of its own, so ``augmentation`` is left out."""
+    del augmentation
+    return recipes.shortened(recipes.sre2l_evaluation(data), epochs)
+
+
+EVALUATIONS: dict[str, Callable[..., Recipe]] = {
+    "short": recipes.short_evaluation,
+    "dc": recipes.dc_evaluation,
+    **{
+        TEACHER_PREFIX + data: functools.partial(_relabelled, data)
+        for data in ("cifar", "cifar_code", "tiny", "tiny_ddranking", "imagenet")
+    },
+}
+
+
+def augmentation(config: DistillConfig, words: augment.Augmentation) -> augment.Augmentation:
+    """ "auto" becomes the data set's own DSA tokens."""
+    return catalog.augmentation(config.dataset) if words == "auto" else words
+
+
+def pretraining(config: DistillConfig) -> Recipe:
+    """How the networks of the table are trained on the real images."""
+    return recipes.pretraining(config.pretrain_epochs, augmentation=augmentation(config, config.pretrain_augmentation))
+
+
+def backbone(config: DistillConfig) -> Recipe:
+    """How the backbone is: the method may have a teacher of its own."""
+    return config.own.backbone_recipe(pretraining(config))
+
+
+def evaluation(config: DistillConfig) -> Recipe:
+    """How judged networks train."""
+    words = augmentation(config, config.eval_augmentation)
+    return EVALUATIONS[config.eval_recipe](config.eval_epochs, augmentation=words)
+
+
+def relabels(config: DistillConfig) -> bool:
+    """Whether judged networks learn from the labels of the method's teacher."""
+    return config.eval_recipe.startswith(TEACHER_PREFIX)
+
+
+def describe_evaluation(config: DistillConfig) -> str:
+    """What judged networks see, in a few words."""
+    if relabels(config):
+        return f"labels of the {config.method} teacher for every set, the real images included"
+    return f"augmentation {augmentation(config, config.eval_augmentation)}"
