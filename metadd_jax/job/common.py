@@ -75,6 +75,7 @@ def open_cache(cache_dir: str | None) -> pathlib.Path:
         # A killed run leaves half a file and a lock that nobody holds.
         storage.folder.tidy(place)
         storage.lock.remove_free(place)
+    # Most of a short job is compiling, and the next one starts with the same programs.
     storage.cache_compilations(folder / "compiled")
     return folder
 
@@ -132,6 +133,7 @@ def pretrain(
             progress.set_postfix_str(net.label)
             every.append(mdd.training.pretrain(net, dataset, recipe, seed=seed, split=split, cache_dir=cache))
             source = " (from the cache)" if every[-1].cached else ""
+            # Said for each: a network that learned nothing explains what follows.
             progress.write(f"{net.label:<28} {100 * every[-1].accuracy:5.1f} % on the {split} split{source}")
             progress.update()
     return every
@@ -148,6 +150,7 @@ def real_data(metadata: dict[str, Any], *, name: str | None = None, **places: st
     Raises:
       ValueError: if the data is absent, the set does not name it, or the two do not belong together.
     """
+    # The metadata is a file that travels: nothing in it is taken for what it should be.
     own = name or metadata.get("dataset")
     if not isinstance(own, str):
         raise ValueError("the set does not say which data it was made from; name it by --dataset")

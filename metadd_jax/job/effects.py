@@ -30,6 +30,7 @@ class Stopwatch:
 
     def lap(self, method: str, done: int) -> None:
         """Takes the time after a chunk of ``method`` that brought the set to ``done`` steps."""
+        # Not time.time, which jumps when the machine's clock is set.
         now = time.perf_counter()
         if self._last is not None and done > self._last[1]:
             self._seconds.setdefault(method, []).append((now - self._last[2]) / (done - self._last[1]))
@@ -37,6 +38,7 @@ class Stopwatch:
 
     def medians(self) -> dict[str, float]:
         """Returns the median seconds a step by method, of the methods that ran in this start."""
+        # The median: other work on the machine makes single chunks slower, never quicker.
         return {method: statistics.median(values) for method, values in self._seconds.items()}
 
 
@@ -56,6 +58,7 @@ def pulls(directory: pathlib.Path, methods: Iterable[str], seeds: Iterable[int])
     for method in methods:
         logs = [storage.JsonLines(directory / method / f"seed{seed}" / "metrics.jsonl").read() for seed in seeds]
         lines = [[line for line in log if "report/gradient_norm_base" in line] for log in logs]
+        # A report is written at the start and at the end; a run that is not done, or a bare method, has fewer.
         if all(len(reported) > 1 for reported in lines):
             found[method] = {
                 "start": _of([reported[0] for reported in lines]),
@@ -78,6 +81,7 @@ def conditions(
     lines = []
     for method, group in sets.items():
         found = {}
+        # From the log, not from memory: of a run that goes on, only the last part was lived through here.
         for seed, synthetic in zip(seeds, group, strict=True):
             log = storage.JsonLines(directory / method / f"seed{seed}" / "metrics.jsonl").read()
             if looked := mdd.distillers.examine(synthetic, dataset, log):
@@ -101,6 +105,7 @@ def _mean(values: Sequence[Any]) -> Any:
 
 def _of(lines: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     terms = [name.removeprefix("report/cosine_") for name in lines[0] if name.startswith("report/cosine_")]
+    # Each seed's norm over that seed's own base norm: means of both first would weigh seeds by their scale.
     return {
         term: {
             "norm": float(

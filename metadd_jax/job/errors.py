@@ -64,8 +64,8 @@ def _is_own(file: str) -> bool:
 def _more(error: BaseException) -> str:
     """Where in our code or in a plugin of the user's it happened, and how to see the rest."""
     plugins = {getattr(module, "__file__", "") for name, module in sys.modules.items() if name.startswith(PLUGIN)}
-    frames = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in frames if _is_own(frame.filename) or frame.filename in plugins]
+    every = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in every if _is_own(frame.filename) or frame.filename in plugins]
     place = ""
     if frames:
         file = pathlib.Path(frames[-1].filename)
