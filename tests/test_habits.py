@@ -33,7 +33,7 @@ def test_requirements_are_those_of_the_project():
 def test_hooks_and_workflow_run_what_ci_runs():
     hooks = re.findall(r"entry: (ruff \w+|mypy)", (ROOT / ".pre-commit-config.yaml").read_text())
     assert hooks == ["ruff format", "ruff check", "mypy"]
-    assert [hook for hook in hooks[:2] if hook not in CHECKS] == []
+    assert [hook for hook in hooks if f"\n{hook} " not in CHECKS] == []
     assert "- run: .ci/run\n" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
 
 
