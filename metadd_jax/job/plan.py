@@ -144,7 +144,8 @@ def forward_flops(net: mdd.zoo.Architecture) -> float:
     """FLOPs of the forward pass of one image, by XLA's count of the program before it is optimised."""
     variables = jax.eval_shape(net.init, jax.random.key(0))
     image = jax.ShapeDtypeStruct((1, *net.image_shape), np.float32)
-    return float(parallel.jit(net.apply).lower(variables, image).cost_analysis()["flops"])
+    cost: Any = parallel.jit(net.apply).lower(variables, image).cost_analysis()  # JAX types it as anything or None
+    return float(cost["flops"])
 
 
 def step_flops(job: Job, *, wrapped: bool) -> float:
