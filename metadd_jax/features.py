@@ -78,7 +78,14 @@ def map_kinds(net: zoo.Architecture) -> tuple[str, ...]:
 
 
 def map_kind(net: zoo.Architecture, config: CamConfig) -> str:
-    """The kind of map that this network makes under these switches.
+    """Tells which kind of map a network makes under these switches.
+
+    Args:
+      net: the network.
+      config: how maps are made.
+
+    Returns:
+      One of ``map_kinds(net)``.
 
     Raises:
       ValueError: if the network has no spatial map.
@@ -91,11 +98,14 @@ def map_kind(net: zoo.Architecture, config: CamConfig) -> str:
 def raw_maps(
     net: zoo.Architecture, variables: Any, images: jax.Array, labels: jax.Array, *, config: CamConfig | None = None
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """Logits and the un-normalised map of each image, from one forward pass through the trunk.
+    """Makes the un-normalised map of each image, and the logits, in one forward pass through the trunk.
 
     Args:
+      net: the network, with a spatial map.
+      variables: its ``params`` (+ ``batch_stats``).
       images: [B, H, W, C] in the network's own value space.
       labels: [B] int, the class whose evidence is mapped.
+      config: how maps are made; None for the defaults.
 
     Returns:
       maps [B, h, w] >= 0, logits [B, K], and the network's ``out`` dict.
@@ -114,9 +124,16 @@ def raw_maps(
 
 
 def all_raw_maps(net: zoo.Architecture, variables: Any, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    """The un-normalised maps [B, h, w] of every kind that the network can make, from one forward pass.
+    """Makes the un-normalised maps of every kind that the network can make, in one forward pass.
 
-    Arguments and errors are those of ``raw_maps``; the names those of ``map_kinds``.
+    Args:
+      net: the network, with a spatial map.
+      variables: its ``params`` (+ ``batch_stats``).
+      images: [B, H, W, C] in the network's own value space.
+      labels: [B] int, the class whose evidence is mapped.
+
+    Returns:
+      Maps [B, h, w] >= 0, by the names of ``map_kinds``.
     """
     slopes, _, out = _slopes(net, variables, images, labels)
     return {
@@ -166,9 +183,16 @@ def _attention_map(out: dict[str, jax.Array], labels: jax.Array, method: str) ->
 def normalise_maps(
     maps: jax.Array, size: tuple[int, ...], *, map_eps: ArrayLike = 1e-6, config: CamConfig | None = None
 ) -> jax.Array:
-    """Scales maps [B, h, w] up to [B, H, W] (bilinear) and each to [0, 1] by its own minimum and maximum.
+    """Scales maps up to the images (bilinear) and each to [0, 1] by its own minimum and maximum.
 
-    ``map_eps`` is added to the range: where a map is flat the gradient would grow as 1 / range. A dead map stays 0.
+    Args:
+      maps: [B, h, w] >= 0. A dead one, 0 everywhere, stays 0.
+      size: (H, W) of the images.
+      map_eps: [] > 0, added to the range of each map: where a map is flat the gradient would grow as 1 / range.
+      config: what becomes of low values and of the range's gradient; None for the defaults.
+
+    Returns:
+      [B, H, W] in [0, 1].
     """
     config = config or CamConfig()
     maps = jax.image.resize(maps, (maps.shape[0], *size), "bilinear")
@@ -193,7 +217,18 @@ def activation_maps(
     map_eps: ArrayLike = 1e-6,
     config: CamConfig | None = None,
 ) -> jax.Array:
-    """Class activation maps [B, H, W] in [0, 1] of images [B, H, W, C] at their labels [B].
+    """Makes class activation maps, differentiable in the images.
+
+    Args:
+      net: the network, with a spatial map.
+      variables: its ``params`` (+ ``batch_stats``).
+      images: [B, H, W, C] in the network's own value space.
+      labels: [B] int, the class whose evidence is mapped.
+      map_eps: see ``normalise_maps``; an ``Auxiliary`` holds one that was measured on real images.
+      config: how maps are made; None for the defaults.
+
+    Returns:
+      [B, H, W] in [0, 1].
 
     Raises:
       ValueError: see ``raw_maps``.
@@ -264,7 +299,20 @@ def _map_eps(auxiliary: Auxiliary, kind: str) -> Array:
 def stack_maps(
     auxiliaries: Sequence[Auxiliary], images: jax.Array, labels: jax.Array, *, config: CamConfig | None = None
 ) -> jax.Array:
-    """The maps of several auxiliaries over the same images, [M, B, H, W] in [0, 1]."""
+    """Makes the maps of several auxiliaries over the same images.
+
+    Args:
+      auxiliaries: M frozen networks.
+      images: [B, H, W, C] in the set's value space.
+      labels: [B] int, the class whose evidence is mapped.
+      config: how maps are made; None for the defaults.
+
+    Returns:
+      [M, B, H, W] in [0, 1].
+
+    Raises:
+      ValueError: see ``observe``.
+    """
     sights = [observe(auxiliary, images, labels, config=config) for auxiliary in auxiliaries]
     return jnp.stack([sight.maps for sight in sights if sight.maps is not None])  # asked for, so that none is None
 

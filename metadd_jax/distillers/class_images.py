@@ -135,12 +135,15 @@ def labels_of(counts: Counts) -> jax.Array:
 
 
 def as_set(images: jax.Array, counts: Counts) -> SyntheticSet:
-    """The set of ``images`` [N, H, W, C] with the labels that their order implies."""
+    """Makes a set of images [N, H, W, C], with the labels that their order and ``counts`` [K] imply."""
     return SyntheticSet(images=images, labels=labels_of(counts))
 
 
 def by_class(values: jax.Array, counts: Counts) -> jax.Array:
-    """[N, ...] -> [K, n, ...], n the largest count; a class with fewer is filled up with its own first value."""
+    """Puts the ``values`` of each class in a row: [N, ...] -> [K, n, ...], n the largest of ``counts``.
+
+    A class with fewer is filled up with its own first value: a real one, so that nothing in it is infinite.
+    """
     if _all_equal(counts):
         return values.reshape(len(counts), -1, *values.shape[1:])
     slots, own = np.arange(max(counts)), np.array(counts)[:, None]
@@ -148,7 +151,7 @@ def by_class(values: jax.Array, counts: Counts) -> jax.Array:
 
 
 def in_a_row(values: jax.Array, counts: Counts) -> jax.Array:
-    """[K, n, ...] -> [N, ...]: undoes ``by_class``, so what filled up is gone."""
+    """Undoes ``by_class`` of ``values`` under the same ``counts``: [K, n, ...] -> [N, ...]; what filled up is gone."""
     flat = values.reshape(-1, *values.shape[2:])
     if _all_equal(counts):
         return flat
@@ -164,7 +167,7 @@ def shares(counts: Counts) -> jax.Array | None:
 
 
 def mean(values: jax.Array, share: jax.Array | None) -> jax.Array:
-    """[n, ...] -> [...]: the mean over one class's own values, with its row of ``shares``."""
+    """Averages one class's own ``values``, [n, ...] -> [...]; ``share`` [n] is its row of ``shares``, or None."""
     return values.mean(axis=0) if share is None else jnp.tensordot(share, values, axes=1)
 
 
@@ -175,7 +178,14 @@ def _all_equal(counts: Sequence[int]) -> bool:
 def draw(
     key: jax.Array, data: ImageArrays, *, num_classes: int, batch_size: int, axis_name: str | None = None
 ) -> dict[str, Any]:
-    """Draws distinct real images of every class; with an axis name, this device's share of the very same draw.
+    """Draws distinct real images of every class.
+
+    Args:
+      key: typed PRNG key.
+      data: the real images.
+      num_classes: K.
+      batch_size: images of a class, over all devices together.
+      axis_name: under pmap, the axis of the devices: this device then takes its share of the very same draw.
 
     Returns:
       ``images`` [K, b, H, W, C] as stored (pixels stay uint8 until their class is used: a quarter of the memory),

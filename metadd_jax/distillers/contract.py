@@ -222,7 +222,13 @@ class Distiller(NamedTuple):
 
 
 def init_state(key: jax.Array, method: Distiller, tx: optax.GradientTransformation, dataset: Dataset) -> DistillState:
-    """The state before the first update. ``key`` decides everything that is random in the run.
+    """Makes the state before the first update.
+
+    Args:
+      key: [] typed PRNG key; it decides everything that is random in the run.
+      method: what is run.
+      tx: what updates the set.
+      dataset: the real data.
 
     Raises:
       ValueError: if the data cannot serve the method (see its factory).
@@ -240,12 +246,19 @@ def init_state(key: jax.Array, method: Distiller, tx: optax.GradientTransformati
 def make_update(
     method: Distiller, tx: optax.GradientTransformation, *, axis_name: str | None = None
 ) -> Callable[[DistillState, Any, Any], tuple[DistillState, dict[str, jax.Array]]]:
-    """The pure step ``update(state, data, frozen) -> (state, metrics)``.
+    """Makes the pure step ``update(state, data, frozen) -> (state, metrics)``.
 
     It draws its own batch by ``fold_in(key, step)``, so the same state gives the same next state wherever a run was
-    interrupted. ``method`` is closed over; ``frozen`` is an argument (a captured array becomes a compile-time
-    constant). With ``axis_name`` the step runs inside pmap: real-side statistics are summed over the devices, the
-    synthetic set is replicated, and every device computes the same update.
+    interrupted. ``frozen`` is an argument, since a captured array would become a constant of the program.
+
+    Args:
+      method: what is run; closed over.
+      tx: what updates the set.
+      axis_name: inside pmap, the axis of the devices: real-side statistics are summed over them, the synthetic set is
+        replicated, and every device computes the same update.
+
+    Returns:
+      The step. Its metrics are scalars: "loss", "gradient_norm", and those of the method.
     """
 
     def update(state: DistillState, data: Any, frozen: Any) -> tuple[DistillState, dict[str, jax.Array]]:

@@ -44,6 +44,12 @@ def _one_minus_cosine(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def norm(x: jax.Array, *, axis: int | None = None) -> jax.Array:
-    """Euclidean norm along an axis, or of all elements; its gradient at 0 is 0, where the root's own is infinite."""
+    """Computes the Euclidean norm; its gradient at 0 is 0, where the root's own is infinite.
+
+    Args:
+      x: an array of any shape.
+      axis: along which; None for all elements.
+    """
+    # Both branches of a where are differentiated, so the inner one keeps the root away from 0.
     squares = (x * x).sum(axis=axis)
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)

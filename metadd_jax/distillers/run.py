@@ -58,9 +58,15 @@ class NotFiniteError(ValueError):
 def compile_chunks(
     method: Distiller, tx: optax.GradientTransformation, config: RunConfig
 ) -> Callable[[int], Callable[..., tuple[DistillState, dict]]]:
-    """Returns ``chunk_of(length)``: the compiled run of that many steps, compiled once per length.
+    """Prepares compiled chunks; share them between the seeds of one method, so that only the first one compiles.
 
-    Share it between the seeds of one method, so that only the first one compiles.
+    Args:
+      method: what is run.
+      tx: what updates the set.
+      config: of it only ``device_mode``.
+
+    Returns:
+      ``chunk_of(length)``, the run of that many steps, compiled when a length is first asked for.
     """
     compiled: dict[int, Any] = {}
 
@@ -93,7 +99,11 @@ def distil(
     ``directory``; the first writes the metrics, and ``on_chunk`` is called on each.
 
     Args:
-      seed: decides everything random in this run.
+      seed: decides everything random in this run; 0 to 2^32 - 1.
+      method: what is run.
+      tx: what updates the set.
+      dataset: the real data; on the host where ``config.stream_per_class`` sends it in pools.
+      config: how long and how.
       directory: where ``checkpoints/`` and ``metrics.jsonl`` go; None keeps nothing.
       chunk_of: from ``compile_chunks``, to share compiled steps between seeds.
       on_chunk: called with the steps done and the chunk's mean metrics (for a progress bar).

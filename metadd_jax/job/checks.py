@@ -61,7 +61,11 @@ def spelled(config: DistillConfig) -> Iterator[None]:
 
 
 def check_settings(config: DistillConfig, settings: Mapping[str, InvariantConfig]) -> None:
-    """Refuses settings of the invariant loss that ``--seen`` cannot serve; ``settings`` are as from the pipeline.
+    """Refuses settings of the invariant loss that ``--seen`` cannot serve.
+
+    Args:
+      config: the settings of the job.
+      settings: those of the invariant loss: "" for MetaDD's own, ",VARIANT" for each of ``--variants``.
 
     Raises:
       ValueError: naming the setting.
@@ -84,7 +88,11 @@ def check_settings(config: DistillConfig, settings: Mapping[str, InvariantConfig
 
 
 def check_subsets(settings: Mapping[str, InvariantConfig], images: int) -> None:
-    """Refuses a subset larger than the set of ``images`` images.
+    """Refuses a subset larger than the set.
+
+    Args:
+      settings: as in ``check_settings``.
+      images: N, how many images the set has.
 
     Raises:
       ValueError: with both numbers.
@@ -100,6 +108,10 @@ def check_subsets(settings: Mapping[str, InvariantConfig], images: int) -> None:
 
 def check_networks(networks: Sequence[mdd.zoo.Architecture], seen: Sequence[mdd.zoo.Architecture]) -> None:
     """Refuses a network listed twice and an auxiliary without an activation map.
+
+    Args:
+      networks: all of the job: backbone, seen and unseen.
+      seen: those that MetaDD looks through.
 
     Raises:
       ValueError: naming it.
@@ -118,7 +130,11 @@ def data_facts(dataset: mdd.Dataset) -> dict[str, Any]:
 
 
 def check_data(directory: pathlib.Path, dataset: mdd.Dataset) -> None:
-    """Refuses a folder whose run began with other data than ``dataset``; one that holds no run is none of them.
+    """Refuses a folder whose run began with other data; a folder without a run is let through.
+
+    Args:
+      directory: the run's folder.
+      dataset: the data of this start.
 
     Raises:
       ValueError: with both fingerprints, or the first class whose name differs.

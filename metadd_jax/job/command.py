@@ -60,7 +60,13 @@ def _warn(message: str) -> None:
 
 
 def bar(total: int, description: str, unit: str) -> Any:
-    """A tqdm bar with rate and time left."""
+    """Opens a tqdm bar with rate and time left.
+
+    Args:
+      total: how many units there are to do.
+      description: what is done.
+      unit: what one of them is called.
+    """
     from tqdm import tqdm
 
     return tqdm(total=total, desc=f"{description:<24}", unit=unit, dynamic_ncols=True, smoothing=0.1)

@@ -28,7 +28,7 @@ EVALUATIONS: dict[str, Callable[..., Recipe]] = {
 
 
 def augmentation(config: DistillConfig, words: augment.Augmentation) -> augment.Augmentation:
-    """ "auto" becomes the data set's own DSA tokens."""
+    """Puts the data set's own DSA tokens (of ``config.dataset``) in place of ``words`` "auto"."""
     return catalog.augmentation(config.dataset) if words == "auto" else words
 
 

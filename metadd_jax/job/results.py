@@ -18,10 +18,18 @@ from metadd_jax.job.prepare import BASELINES, Job, seeds
 def agreements(
     job: Job, sets: dict[str, list[mdd.SyntheticSet]], auxiliaries: dict[str, mdd.Auxiliary]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Meta ratios of every set under seen and unseen networks, averaged over distillation seeds.
+    """Measures what trained networks agree on in every set, seen and unseen ones apart.
 
-    Maps are those of ``--metadd.cam`` for all sets, a variant's with other maps too: they are to be compared.
+    Args:
+      job: the job.
+      sets: by name, one of each distillation seed.
+      auxiliaries: the frozen networks by label.
+
+    Returns:
+      By set and role the facts of ``evaluation.agreement``, averaged over distillation seeds. A role of fewer than two
+      networks is left out.
     """
+    # One kind of map for all sets, also for a variant distilled under another: they are to be compared.
     groups = {
         "seen": [auxiliaries[net.label] for net in job.seen],
         "unseen": [auxiliaries[net.label] for net in job.unseen if net.has_map],
@@ -44,7 +52,13 @@ def _average(facts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def draw(job: Job, sets: dict[str, list[mdd.SyntheticSet]], auxiliaries: dict[str, mdd.Auxiliary]) -> None:
-    """``synthetic.png`` and (where there are auxiliaries) ``maps.png`` in the folder of each distilled set."""
+    """Draws ``synthetic.png`` and, where there are auxiliaries, ``maps.png`` in the folder of each distilled set.
+
+    Args:
+      job: the job.
+      sets: by name, one of each distillation seed; the baselines get no pictures.
+      auxiliaries: the frozen networks by label.
+    """
     for name in [name for name in sets if name not in BASELINES]:
         for seed, synthetic in zip(seeds(job.config), sets[name], strict=True):
             folder = job.directory / name / f"seed{seed}"
@@ -67,13 +81,14 @@ def _draw_set(job: Job, folder: pathlib.Path, synthetic: mdd.SyntheticSet, seen:
 
 
 def unwritten(job: Job, results: dict[str, Any]) -> list[pathlib.Path]:
-    """The files of the sets behind ``results`` that are missing or damaged."""
+    """Lists the files of the sets behind the ``results`` of ``job`` that are missing or damaged."""
     sets = {row["set"]: None for row in results["rows"] if row["set"] not in BASELINES}
     return runfolder.unwritten(job.directory, sets, seeds(job.config), maps=bool(job.seen))
 
 
 def show(job: Job, results: dict[str, Any]) -> str:
-    """The results as Markdown; ``results.md`` is written anew where it is not that."""
+    """Gives the ``results`` of ``job`` as Markdown; ``results.md`` is written anew where it is not that."""
+    # results.json is what counts; its picture for the eye may have been lost or edited.
     text, file = report.markdown(results), job.directory / "results.md"
     if parallel.is_main() and not (file.is_file() and file.read_bytes() == text.encode()):
         files.write_text(file, text)

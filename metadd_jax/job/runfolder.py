@@ -28,7 +28,11 @@ _SEED = re.compile(r"seed\d+")
 def inspect(directory: pathlib.Path, config: DistillConfig) -> None:
     """Refuses a folder in which another run is at work, or that holds another one, something else, or damage.
 
-    Changes nothing.
+    Changes nothing: what is refused later, such as a network of an unknown name, leaves the folder untaken.
+
+    Args:
+      directory: the run's folder.
+      config: the settings of this start.
 
     Raises:
       ValueError: one line that says what to mend.
@@ -43,6 +47,11 @@ def inspect(directory: pathlib.Path, config: DistillConfig) -> None:
 
 def claim(directory: pathlib.Path, config: DistillConfig, dataset: structs.Dataset) -> storage.Lock | None:
     """Takes an inspected folder: goes on in it, or starts anew; never removes what is not a run's.
+
+    Args:
+      directory: the run's folder.
+      config: the settings of this start.
+      dataset: the real data, which must be what the run began with.
 
     Returns:
       The lock to release when the work is done (the end of the process does it too); None on all processes but the
@@ -129,9 +138,12 @@ def _same(name: str, held: Any, wanted: Any) -> bool:
 
 
 def unwritten(directory: pathlib.Path, sets: Iterable[str], seeds: Iterable[int], *, maps: bool) -> list[pathlib.Path]:
-    """The exported sets and pictures that are missing or damaged, by path.
+    """Lists the exported sets and pictures that are missing or damaged.
 
     Args:
+      directory: the run's folder.
+      sets: the names of its distilled sets.
+      seeds: their distillation seeds.
       maps: whether there are pictures of maps.
     """
     found = []
