@@ -167,7 +167,7 @@ class Strategy:
                 near = ranges.nearest(token, known)
                 raise ValueError(f"unknown augmentation {token!r}{near}; join tokens of {', '.join(known)} by '_'")
         if self.mode not in ("S", "M"):
-            raise ValueError(f"unknown augmentation mode {self.mode!r}; use 'S' (one op a call) or 'M' (all)")
+            raise ValueError(f"unknown augmentation mode {self.mode!r}; use 'S' (one op per call) or 'M' (all)")
         object.__setattr__(self, "own", tuple((token, _OWN[token]) for token in self.tokens if token in _OWN))
         ranges.check(self)
 

@@ -4,7 +4,7 @@ Images are [B, H, W, C] float. Every op takes its parameters explicitly, as arra
 transform of the whole batch, P = B for one per image. Ops are linear in the images, so gradients are exact.
 
 Sources: crops as torchvision's ``RandomResizedCrop``; MixUp, Zhang et al., arXiv 1710.09412; CutMix, Yun et al., arXiv
-1905.04899, both one draw a batch as SRe2L makes them. Flips and shifts are in ``augment``.
+1905.04899, both with one draw per batch, as in SRe2L. Flips and shifts are in ``augment``.
 """
 
 from __future__ import annotations
