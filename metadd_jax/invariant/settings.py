@@ -7,8 +7,8 @@ import functools
 from typing import Annotated, Any
 
 from metadd_jax import augment, features
-from metadd_jax.invariant.terms import POSITIVITY, Term, as_term, l_ai, l_pos
-from metadd_jax.ranges import OneOf, Pairs, Real, Text, Whole, check
+from metadd_jax.invariant.terms import POSITIVITY, TERMS, Term, as_term, l_ai, l_pos
+from metadd_jax.ranges import OneOf, Pairs, Real, Text, Whole, check, nearest
 
 WEIGHTING = ("calibrated", "per_step", "raw")
 
@@ -65,7 +65,9 @@ class InvariantConfig:
         if self.kl < 0 and self.kl_cap is None:
             raise ValueError(f"kl={self.kl} pushes the KL up without bound; give kl_cap > 0 as well")
         for index, (name, _) in enumerate(self.extra):
-            as_term(name)
+            if name not in TERMS:
+                known = ", ".join(TERMS)
+                raise ValueError(f"extra names an unknown term {name!r}{nearest(name, TERMS)}; use one of {known}")
             if name in ("ai", "pos", "var", *dict(self.extra[:index])):
                 raise ValueError(f"extra gives a second strength for the term {name!r}; give it one")
 
