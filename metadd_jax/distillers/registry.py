@@ -37,7 +37,6 @@ class Method:
 
     Attributes:
       group: what the method's options begin with on a command line: ``--dc.outer``.
-      start: what the images start from, "real" (so every class must have enough of them) or "noise".
       teaches: whether what prepares the method is a teacher from whose labels judged networks may learn.
       scratch_fields: the settings that make the memory of a step smaller.
       frozen_fields: the settings that make the memory of the frozen weights smaller.
@@ -55,7 +54,7 @@ class Method:
 
     @property
     def start(self) -> str:
-        """See the attributes."""
+        """What the images start from: "real", so every class must have enough of them, or "noise"."""
         return "real"
 
     def make(

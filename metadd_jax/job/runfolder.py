@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from metadd_jax import exchange, files, parallel, storage, structs
+from metadd_jax import augment, exchange, files, parallel, storage, structs
 from metadd_jax.job import checks, command, plugins
 from metadd_jax.job.options import DistillConfig
 from metadd_jax.storage import folder as folders
+from metadd_jax.training import views
 
 # Of a run's folder: raise it when a run begun before a change would not go on as it began.
 FORMAT = 3
@@ -185,9 +186,18 @@ def _clear(directory: pathlib.Path) -> None:
                 place.rmdir()
 
 
+def _facts(value: Any) -> Any:
+    """Records as dictionaries; of augmentations of the user's own the hash of their code."""
+    if isinstance(value, augment.Strategy):
+        return views.facts(value)
+    if dataclasses.is_dataclass(value):
+        return {field.name: _facts(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return value
+
+
 def _plain(config: DistillConfig) -> dict[str, Any]:
     """The settings as JSON; a file counts by what it holds."""
-    plain = files.plain(dataclasses.asdict(config))
+    plain = files.plain(_facts(config))
     for name in config.own.file_fields:
         file = getattr(config.own, name)
         if file and pathlib.Path(file).is_file():

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from metadd_jax import data, distillers, files, storage
+from metadd_jax import augment, data, distillers, files, storage
 from metadd_jax.job import options, runfolder
 
 PICTURES = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8, 1)
@@ -165,3 +165,25 @@ def test_weights_of_the_same_name_count_by_what_they_hold(folder, tmp_path):
     weights.write_bytes(b"two")
     with pytest.raises(ValueError, match=r"holds another run \(own\.weights was .*teacher\.pth \(SHA-256 .*now "):
         runfolder.inspect(folder, config)
+
+
+def test_an_augmentation_of_ones_own_counts_by_its_code(folder, monkeypatch):
+    """Given as a Strategy, in code; on a command line it is words, and the plugin's text counts."""
+
+    def config(op):
+        monkeypatch.setitem(augment._OWN, "dim", op)
+        own = distillers.DM(augmentation=augment.strategy("flip_dim"))
+        return options.DistillConfig(run_dir=str(folder), own=own)
+
+    def halved(key, images, siamese):
+        return images / 2
+
+    def doubled(key, images, siamese):
+        return images * 2
+
+    files.require_writable(folder)
+    held = {"format": runfolder.FORMAT, "config": runfolder._plain(config(halved))}
+    (folder / "config.json").write_text(json.dumps(held))
+    runfolder.inspect(folder, config(halved))
+    with pytest.raises(ValueError, match=r"holds another run \(own\.augmentation\.own\.dim was "):
+        runfolder.inspect(folder, config(doubled))
