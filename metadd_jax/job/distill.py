@@ -105,14 +105,18 @@ def _do(job: prepare.Job, found: dict[str, Any] | None = None) -> str:
 
 def _layout(method: str) -> parsing.Layout:
     """The options of ``method``, those of others to be refused, and the order of ``--help``."""
-    group, foreign = distillers.get(method).group, dict[str, str]()
+    group = distillers.get(method).group
+    owners: dict[str, list[str]] = {}
     for other in distillers.names():
         record = distillers.get(other)
-        if record.group != group:
-            sharers = [name for name in distillers.names() if distillers.get(name).group == record.group]
-            owner = f"{ranges.listed(sharers)}, and the method is {method}"
-            for option in parsing.option_names(type(record)):
-                foreign |= {f"{record.group}.{option}": owner, option: owner}
+        for option in parsing.option_names(type(record)):
+            for spelling in (option, f"{record.group}.{option}"):
+                owners.setdefault(spelling, []).append(other)
+    foreign = {
+        spelling: f"{ranges.listed(names)}, and the method is {method}"
+        for spelling, names in owners.items()
+        if method not in names
+    }
     data, sets, *others = options.GROUPS.items()
     titles = {
         f"{method} (--{group}.NAME, or --NAME alone)": ("own",),

@@ -203,7 +203,7 @@ def _spelt(arguments: Sequence[str], options: Sequence[_Option], layout: Layout)
         if name not in full:
             positive = re.sub(r"(^|\.)no-", r"\1", name)
             if owner := layout.foreign.get(name) or layout.foreign.get(positive):
-                raise ValueError(f"--{written} is an option of {owner}; leave it out, or choose that by --method")
+                raise ValueError(f"--{written} is an option of {owner}; leave it out, or change --method")
             near = difflib.get_close_matches(name, [*full, *layout.foreign], n=1)
             hint = f"did you mean --{near[0]}?" if near else "--help lists the options"
             raise ValueError(f"unknown option --{written}; {hint}")
