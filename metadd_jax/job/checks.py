@@ -53,6 +53,7 @@ def spelled(config: DistillConfig) -> Iterator[None]:
     """Inside it an error of the package, which names settings ("batch_size=8"), names the options instead."""
     own = {name: config.option(f"own.{name}") for name in ranges.field_names(type(config.own))}
     options = {field.name: config.option(field.name) for field in dataclasses.fields(config)} | own
+    # Here and not in the methods: whoever composes them in code knows no options.
     try:
         yield
     except ValueError as error:
@@ -116,6 +117,7 @@ def check_networks(networks: Sequence[mdd.zoo.Architecture], seen: Sequence[mdd.
     Raises:
       ValueError: naming it.
     """
+    # By the label, with its options: results, caches and pictures go by it.
     labels = [net.label for net in networks]
     if len(set(labels)) < len(labels):
         raise ValueError(f"a network is listed twice: {', '.join(labels)}")
@@ -145,7 +147,7 @@ def check_data(directory: pathlib.Path, dataset: mdd.Dataset) -> None:
     held, now = files.read_json(file).get("data"), data_facts(dataset)
     if held == now:
         return
-    held = held if isinstance(held, dict) else {}
+    held = held if isinstance(held, dict) else {}  # a folder of an older format may say nothing of its data
     was = str(held.get("fingerprint"))
     what = f"the data {dataset.name} had the fingerprint {was[:12]}, now {dataset.fingerprint[:12]}"
     if was == dataset.fingerprint:

@@ -61,6 +61,7 @@ def claim(directory: pathlib.Path, config: DistillConfig, dataset: structs.Datas
     Raises:
       ValueError: as ``inspect``, if things have changed since.
     """
+    # Nobody writes before all have looked: a process that is late would take this run's own files for another's.
     parallel.barrier("all processes have inspected it")
     lock = _take(directory)
     try:
@@ -76,7 +77,7 @@ def claim(directory: pathlib.Path, config: DistillConfig, dataset: structs.Datas
                 facts = {"data": checks.data_facts(dataset), "versions": command.versions()}
                 files.write_json(directory / "config.json", {"format": FORMAT, "config": _plain(config), **facts})
         parallel.barrier("it is taken")
-    except BaseException:
+    except BaseException:  # Ctrl-C too: the folder must be free for the next start
         if lock:
             lock.release()
         raise
@@ -91,6 +92,7 @@ def _take(directory: pathlib.Path) -> storage.Lock | None:
             lock = storage.Lock(directory / storage.LOCK)
         except storage.HeldError as error:
             refusal = f"{directory}: {error}; wait for it, or use another --run-dir"
+    # Of all processes: where the first is refused, the others would wait for it for ever.
     if not parallel.from_main(np.int32(lock is not None)):
         raise ValueError(refusal)
     return lock
