@@ -84,7 +84,7 @@ def penalise(
         if strength > 0:
             strengths[term.name] = strength
     known = {term: known[term] for term in strengths}
-    invariant.check_networks(known, auxiliaries, reference)
+    invariant.check_networks(known, auxiliaries, reference)  # now, and not at the first trace after long training
 
     frozen = {"base": base.frozen, "auxiliaries": tuple(auxiliaries), "reference": reference}
     penalty = _Penalty(name, base, known, strengths, config)
@@ -128,6 +128,7 @@ class _Penalty:
         )
         w = aux["weights"]  # constants of the run, unless they are made anew here
         if self.config.weighting == "per_step":
+            # No gradient flows through the weights: they are constants of the step.
             constant = jax.lax.stop_gradient(synthetic)
             w = self.relative(self.apart.gradients(key, constant, aux, batch, frozen, axis_name=axis_name))
         penalty, facts = self._judge(invariant.invariant_loss, key, synthetic, aux, frozen, weights=w)
@@ -166,6 +167,7 @@ class _Penalty:
     ) -> tuple[Any, dict]:
         """What ``invariant.invariant_loss`` or ``invariant_terms`` makes of the images as they stand."""
         shown = self.base.decode(synthetic, aux["base"], frozen["base"])
+        # A domain of its own, so that the base method draws what it draws without a penalty.
         return function(
             keys.named(key, "metadd"), shown.images, shown.labels, frozen["auxiliaries"],
             reference=frozen["reference"], config=self.config, terms=self.terms, **given,

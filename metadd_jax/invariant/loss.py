@@ -73,6 +73,7 @@ def invariant_loss(
 
     images, labels = shared_view(key, images, labels, config)
     w = {t: jnp.asarray(w[t], jnp.float32) for t in terms}
+    # An argument of the parts and not closed over: there the engine makes constants of the networks.
     networks = (tuple(auxiliaries), reference)
     (loss,), facts = parts.means(weighted_sum, images, labels, w, networks, size=_part_size(images, config))
     return loss, _metrics(facts)
@@ -118,6 +119,7 @@ def invariant_terms(
     images, labels = shared_view(key, images, labels, config)
     networks = (tuple(auxiliaries), reference)
     means, facts = parts.means(one_by_one, images, labels, (), networks, size=_part_size(images, config))
+    # The means are the terms themselves here, and those have gradients.
     own = {name: fact for name, fact in _metrics(facts).items() if name.removeprefix("loss_") not in terms}
     return dict(zip(terms, means, strict=True)), own
 
@@ -192,7 +194,7 @@ def look(
     def observe(auxiliary: Auxiliary, images: jax.Array) -> features.Sight:
         return features.observe(auxiliary, images, labels, maps="maps" in asked, config=config.cam)
 
-    if config.checkpoint:
+    if config.checkpoint:  # one network at a time: its activations are made anew on the way back
         observe = jax.checkpoint(observe)
     sights = [observe(auxiliary, images) for auxiliary in auxiliaries]
     main = None

@@ -82,6 +82,7 @@ def l_ai(
     """
     chex.assert_rank([seen.logits, seen.labels], [3, 1])
     ce = cross_entropy(seen.logits, seen.labels)
+    # CE and KL are logged apart: in their sum one can hide what the other does.
     facts = {"cross_entropy": ce, "auxiliary_accuracy": seen.logits.argmax(axis=2) == seen.labels[None]}
     if not kl:
         return ce.sum(axis=0), facts
@@ -181,6 +182,7 @@ def positivity(maps: jax.Array | None, logits: jax.Array, labels: jax.Array, *, 
     if kind == "hinge":
         chex.assert_rank([logits, labels], [3, 1])
         own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)[None]
+        # Without the own class the largest logit is that of the strongest rival.
         other = jnp.where(own, -jnp.inf, logits).max(axis=2)
         mine = jnp.where(own, logits, 0.0).sum(axis=2)
         return jax.nn.relu(1.0 - (mine - other)).mean(axis=0)
@@ -222,6 +224,7 @@ def register(
     """
     if wrong := [word for word in needs or () if word not in ("maps", "reference")]:
         raise ValueError(f"the term {name!r} needs {wrong[0]!r}; a term can ask for maps and reference alone")
+    # The function is entered, not the term: a registry compares where things were defined.
     registries.claim(_OWN, name, value, kind="term", taken=("ai", "pos", "var"))
     TERMS[name] = Term(name, value, None if needs is None else tuple(needs), compares)
 
