@@ -40,6 +40,9 @@ def _equation(equation: core.JaxprEqn) -> float:
         outputs = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
         # A dilated image is mostly zeros that nobody multiplies by.
         return 2.0 * equation.outvars[0].aval.size * kernel.size / outputs / math.prod(params["lhs_dilation"])
+    if name == "convolution_product":  # the zoo's own: as many whichever of its three arrays it gives
+        sizes, lead = params["geometry"], equation.outvars[0].aval.shape[:-4]
+        return 2.0 * math.prod(lead) * math.prod(sizes.shape("result")) * math.prod(sizes.shape("kernel")[:3])
     if name == "cond":
         return max(_count(branch.jaxpr) for branch in params["branches"])
     rounds = params["length"] if name == "scan" else 1

@@ -1,6 +1,6 @@
 """Two-dimensional convolution that stays fast on CPU, inside ``lax.scan`` and under ``vmap`` over kernels.
 
-On GPU and TPU this is XLA's own convolution, except for its second derivatives (see ``_convolve``). On CPU XLA's
+On GPU and TPU this is XLA's own convolution, except for its second derivatives (see ``_product``). On CPU XLA's
 gradients are a trap: inside a loop they run 6 to 30 times slower than outside (jax issue 12868), and ``vmap`` over
 kernels turns the convolution into a grouped one, which is slower still. XLA's forward pass is good, though: 3 times
 faster than patches and a matrix product (jax 0.10.2, 2 cores, [128,16,16,32] -> 32 channels inside a scan: 5 against
@@ -20,10 +20,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 # Patches of about 5 MB stay in the caches: 256 images of [16, 16, 128] take 0.13 s so and 0.25 s at once.
 _PATCH_ELEMENTS, _LEAST_ROWS = 1_200_000, 1024
@@ -57,21 +61,97 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
     # Windows of one pixel, or that do not overlap, need no patches: one matrix product, whose derivatives are others.
     if _on_cpu() and (side == 1 or (side == stride and padding == 0)):
         return matmul_convolve(images, kernel, stride=stride, padding=padding)
-    return _convolve(stride, padding, images, kernel)
+    geometry = _Geometry(*images.shape, side, kernel.shape[3], stride, padding)
+    return _product.bind(images, kernel, role="result", geometry=geometry, mapped=())
 
 
 def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-# The convolution and its two gradients are one product of three things: the derivatives of one are the others. So the
-# gradient of a gradient (DC, MTT) is made of these three as well. Left to itself JAX writes the derivative of a
-# kernel's gradient as a convolution with a kernel as large as the image: 28 times the work for 16x16 pixels.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _convolve(stride: int, padding: int, images: jax.Array, kernel: jax.Array) -> jax.Array:
+class _Geometry(NamedTuple):
+    """The static sizes of a convolution: enough for the shape of each of its three arrays."""
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+    side: int
+    features: int
+    stride: int
+    padding: int
+
+    def shape(self, role: str) -> tuple[int, ...]:
+        if role == "images":
+            return (self.batch, self.height, self.width, self.channels)
+        if role == "kernel":
+            return (self.side, self.side, self.channels, self.features)
+        sides = (self.height, self.width)
+        rows, columns = (output_side(n, self.side, stride=self.stride, padding=self.padding) for n in sides)
+        return (self.batch, rows, columns, self.features)
+
+
+# The convolution and its two gradients are one product of three things, of which two give the third: the derivatives of
+# one are the others, of any order and in both modes. A primitive can say so, with rules for jvp and transpose; a custom
+# vjp has no forward mode, and a custom jvp no transpose of its own. Left to itself JAX writes the derivative of a
+# kernel's gradient (DC, MTT) as a convolution with a kernel as large as the image: 28 times the work for 16x16 pixels.
+_ROLES = ("images", "kernel", "result")
+_product = Primitive("convolution_product")
+
+
+def _others(role: str) -> tuple[str, str]:
+    first, second = (other for other in _ROLES if other != role)
+    return first, second
+
+
+def _compute(
+    first: jax.Array, second: jax.Array, *, role: str, geometry: _Geometry, mapped: tuple[tuple[bool, bool], ...]
+) -> jax.Array:
+    """The array of this ``role`` from the two others, in the order of ``_ROLES``.
+
+    ``mapped`` says for each ``vmap`` around, outermost first, which of the two has an axis for it, at the front.
+    """
+    function = functools.partial({"images": _to_images, "kernel": _to_kernel, "result": _forward}[role], geometry)
+    for axes in reversed(mapped):
+        function = jax.vmap(function, in_axes=tuple(0 if own else None for own in axes))
+    return function(first, second)
+
+
+def _shape_of(
+    first: Any, second: Any, *, role: str, geometry: _Geometry, mapped: tuple[tuple[bool, bool], ...]
+) -> ShapedArray:
+    lengths = [iter(array.shape) for array in (first, second)]
+    lead = [max(next(own) for own, is_in in zip(lengths, axes, strict=True) if is_in) for axes in mapped]
+    return ShapedArray((*lead, *geometry.shape(role)), first.dtype)
+
+
+def _under_vmap(arrays: tuple, axes: tuple, *, role: str, geometry: _Geometry, mapped: tuple) -> tuple[jax.Array, int]:
+    moved = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(arrays, axes, strict=True)]
+    outermost = tuple(axis is not None for axis in axes)
+    return _product.bind(*moved, role=role, geometry=geometry, mapped=(outermost, *mapped)), 0
+
+
+def _transposed(number: int, cotangent: jax.Array, *arrays: Any, role: str, geometry: _Geometry, mapped: tuple) -> Any:
+    """The cotangent of the first or second array, from that of the product and the other array."""
+    wanted, kept = _others(role)[number], _others(role)[1 - number]
+    known = {role: (cotangent, [True] * len(mapped)), kept: (arrays[1 - number], [axes[1 - number] for axes in mapped])}
+    values, is_in = zip(*(known[other] for other in _others(wanted)), strict=True)
+    gradient = _product.bind(*values, role=wanted, geometry=geometry, mapped=tuple(zip(*is_in, strict=True)))
+    # What all of a vmap see has the sum of what they give.
+    return gradient.sum(axis=tuple(level for level, axes in enumerate(mapped) if not axes[number]))
+
+
+_product.def_impl(_compute)
+_product.def_abstract_eval(_shape_of)
+mlir.register_lowering(_product, mlir.lower_fun(_compute, multiple_results=False))
+batching.primitive_batchers[_product] = _under_vmap
+ad.defbilinear(_product, functools.partial(_transposed, 0), functools.partial(_transposed, 1))
+
+
+def _forward(geometry: _Geometry, images: jax.Array, kernel: jax.Array) -> jax.Array:
     if _on_cpu():
-        return _cpu_forward(stride, padding)(images, kernel)
-    return xla_convolve(images, kernel, stride=stride, padding=padding)
+        return _cpu_forward(geometry.stride, geometry.padding)(images, kernel)
+    return xla_convolve(images, kernel, stride=geometry.stride, padding=geometry.padding)
 
 
 def _cpu_forward(stride: int, padding: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -101,19 +181,8 @@ def _cpu_forward(stride: int, padding: int) -> Callable[[jax.Array, jax.Array], 
     return batched
 
 
-def _keep(stride: int, padding: int, images: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
-    return _convolve(stride, padding, images, kernel), (images, kernel)
-
-
-def _gradients(stride: int, padding: int, kept: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    images, kernel = kept
-    to_images = _to_images(stride, padding, images.shape, kernel, gradient)
-    return to_images, _to_kernel(stride, padding, kernel.shape[0], images, gradient)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _to_images(stride: int, padding: int, shape: tuple[int, ...], kernel: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Gradient to images of this shape."""
+def _to_images(geometry: _Geometry, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
+    stride, padding, shape = geometry.stride, geometry.padding, geometry.shape("images")
     if not _on_cpu():
         convolution = functools.partial(xla_convolve, kernel=kernel, stride=stride, padding=padding)
         return jax.linear_transpose(convolution, jax.ShapeDtypeStruct(shape, gradient.dtype))(gradient)[0]
@@ -121,25 +190,9 @@ def _to_images(stride: int, padding: int, shape: tuple[int, ...], kernel: jax.Ar
     # To few channels the product is small and its patches are those of the result, not of the wide gradient.
     good = kernel.shape[2] >= _FEW_CHANNELS and min(gradient.shape[1:3]) > _LEAST_SIDE
     if stride == 1 and padding < side and good:
-        return _convolve(1, side - 1 - padding, gradient, kernel[::-1, ::-1].swapaxes(2, 3))
+        return _cpu_forward(1, side - 1 - padding)(gradient, kernel[::-1, ::-1].swapaxes(2, 3))
     product = functools.partial(matmul_convolve, kernel=kernel, stride=stride, padding=padding)
     return jax.linear_transpose(product, jax.ShapeDtypeStruct(shape, gradient.dtype))(gradient)[0]
-
-
-def _to_images_gradients(stride: int, padding: int, shape: tuple[int, ...], kept: tuple, gradient: jax.Array) -> tuple:
-    del shape
-    kernel, outward = kept
-    to_kernel = _to_kernel(stride, padding, kernel.shape[0], gradient, outward)
-    return to_kernel, _convolve(stride, padding, gradient, kernel)
-
-
-_to_images.defvjp(
-    lambda stride, padding, shape, kernel, gradient: (
-        _to_images(stride, padding, shape, kernel, gradient),
-        (kernel, gradient),
-    ),
-    _to_images_gradients,
-)
 
 
 def _in_rounds(function: Callable, images: jax.Array, places: int, length: int) -> jax.Array:
@@ -164,11 +217,10 @@ def _divide(x: jax.Array, rounds: int) -> jax.Array:
     return filled.reshape(rounds, share, *x.shape[1:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _to_kernel(stride: int, padding: int, side: int, images: jax.Array, gradient: jax.Array) -> jax.Array:
+def _to_kernel(geometry: _Geometry, images: jax.Array, gradient: jax.Array) -> jax.Array:
     """Gradient [k, k, C, O] to the kernel; on a CPU by patches and a product, for a few images at a time."""
+    stride, padding, side, shape = geometry.stride, geometry.padding, geometry.side, geometry.shape("kernel")
     if not _on_cpu():
-        shape = (side, side, images.shape[3], gradient.shape[3])
         convolution = functools.partial(xla_convolve, images, stride=stride, padding=padding)
         return jax.linear_transpose(convolution, jax.ShapeDtypeStruct(shape, gradient.dtype))(gradient)[0]
 
@@ -186,23 +238,7 @@ def _to_kernel(stride: int, padding: int, side: int, images: jax.Array, gradient
         parts = _divide(images, rounds), _divide(gradient, rounds)
         start = jnp.zeros((length, gradient.shape[3]), wide)
         total, _ = lax.scan(lambda total, items: (total + part(*items), None), start, parts)
-    return total.reshape(side, side, images.shape[3], gradient.shape[3]).astype(gradient.dtype)
-
-
-def _to_kernel_gradients(stride: int, padding: int, side: int, kept: tuple, gradient: jax.Array) -> tuple:
-    del side
-    images, outward = kept
-    return _to_images(stride, padding, images.shape, gradient, outward), _convolve(stride, padding, images, gradient)
-
-
-_to_kernel.defvjp(
-    lambda stride, padding, side, images, gradient: (
-        _to_kernel(stride, padding, side, images, gradient),
-        (images, gradient),
-    ),
-    _to_kernel_gradients,
-)
-_convolve.defvjp(_keep, _gradients)
+    return total.reshape(shape).astype(gradient.dtype)
 
 
 def xla_convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
