@@ -61,7 +61,8 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
     # Windows of one pixel, or that do not overlap, need no patches: one matrix product, whose derivatives are others.
     if _on_cpu() and (side == 1 or (side == stride and padding == 0)):
         return matmul_convolve(images, kernel, stride=stride, padding=padding)
-    geometry = _Geometry(*images.shape, side, kernel.shape[3], stride, padding)
+    batch, height, width, channels = images.shape
+    geometry = _Geometry(batch, height, width, channels, side, kernel.shape[3], stride, padding)
     return _product.bind(images, kernel, role="result", geometry=geometry, mapped=())
 
 
