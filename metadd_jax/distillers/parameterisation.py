@@ -79,7 +79,7 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
     if micro_batch is not None:
         ranges.require("micro_batch", micro_batch, Whole(1))
     name = getattr(parameterisation, "name", type(parameterisation).__name__.lower())
-    per_stored = getattr(parameterisation, "per_stored", 1)
+    per_item = per_stored(parameterisation)
     # Compiled once here: the host decodes the set after every chunk of a run.
     decode = parallel.jit(_in_parts(parameterisation, micro_batch))
 
@@ -92,13 +92,13 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
         synthetic, aux = base.init(key, dataset)
         if not isinstance(synthetic, dict) or "images" not in synthetic:
             raise ValueError(f"{base.name} trains no dict with images, so there is nothing to parameterise")
-        if per_stored > 1:
+        if per_item > 1:
             # Labels are known, also where a job asks for the shapes of a state alone.
             with jax.ensure_compile_time_eval():
-                _check_classes(base, base.decode(synthetic, aux, base.frozen), per_stored)
+                _check_classes(base, base.decode(synthetic, aux, base.frozen), per_item)
         images = synthetic.pop("images")
         latents = parameterisation.init(keys.named(key, "latents"), images)
-        _check_latents(latents, len(images) // per_stored, micro_batch)
+        _check_latents(latents, len(images) // per_item, micro_batch)
         made = jax.eval_shape(decode, latents, parameterisation.frozen)
         if (made.shape, made.dtype) != (images.shape, jnp.float32):
             raise ValueError(
@@ -165,13 +165,13 @@ def _in_parts(parameterisation: Parameterisation, micro_batch: int | None) -> Ca
     return decode
 
 
-def _check_classes(base: Distiller, made: SyntheticSet, per_stored: int) -> None:
+def _check_classes(base: Distiller, made: SyntheticSet, per_item: int) -> None:
     counts = np.bincount(np.asarray(made.labels))
-    uneven = np.flatnonzero(counts % per_stored)
+    uneven = np.flatnonzero(counts % per_item)
     if uneven.size:
         raise ValueError(
-            f"{base.name} has {counts[uneven[0]]} images in class {uneven[0]}, but a stored item holds {per_stored} of "
-            f"one class; give it {per_stored} times the stored images as ipc"
+            f"{base.name} has {counts[uneven[0]]} images in class {uneven[0]}, but a stored item holds {per_item} of "
+            f"one class; give it {per_item} times the stored images as ipc"
         )
 
 
@@ -186,6 +186,11 @@ def _check_latents(latents: Any, stored: int, micro_batch: int | None) -> None:
         raise ValueError(
             f"micro_batch={micro_batch} divides latents [{stored}, ...], but one has shape {wrong[0]}; leave it out"
         )
+
+
+def per_stored(parameterisation: Parameterisation) -> int:
+    """How many images one stored item gives: the ``ipc`` of the base method is so many times that of what is stored."""
+    return getattr(parameterisation, "per_stored", 1)
 
 
 def budget(parameterisation: Parameterisation, latents: Any, labels: jax.Array | np.ndarray) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from metadd_jax import distillers, parallel, ranges
@@ -22,6 +24,10 @@ TEACHER_PREFIX = "sre2l_"  # of the recipes under which judged networks take lab
 EVALUATIONS = (
     "short", "dc", "sre2l_cifar", "sre2l_cifar_code", "sre2l_tiny", "sre2l_tiny_ddranking", "sre2l_imagenet",
 )  # fmt: skip
+PARAMETERISATIONS: dict[str, Callable[[], distillers.Parameterisation]] = {
+    "pixels": distillers.pixels,
+    "factor2": functools.partial(distillers.factor, 2),
+}
 # How --help arranges the options; a method's own follow.
 GROUPS = {
     "the data": (
@@ -29,8 +35,8 @@ GROUPS = {
         "evaluate_on",
     ),
     "the distilled sets": (
-        "method", "wrapped", "ipc", "ipc_per_class", "short_class", "backbone", "seen", "steps", "image_lr",
-        "image_momentum", "distill_seeds", "first_seed", "variants",
+        "method", "wrapped", "ipc", "ipc_per_class", "short_class", "parameterisation", "backbone", "seen", "steps",
+        "image_lr", "image_momentum", "distill_seeds", "first_seed", "variants",
     ),
     "how they are judged": (
         "unseen", "train_seeds", "eval_recipe", "eval_epochs", "eval_augmentation", "pretrain_epochs",
@@ -77,11 +83,13 @@ class DistillConfig:
       train_per_class: most training images of a class to use, for quick runs on a large set; None uses all.
       validation_fraction: share of the training images set aside for choosing settings.
       evaluate_on: "test", or "validation" for choosing settings.
-      ipc: images per class.
+      ipc: images per class that are stored.
       ipc_per_class: images of each class in the order of the labels ("1 2 1"), where they differ; in place of ipc.
       short_class: what a class does that has fewer real images than it should start from: "error", "repeat" (its images
         again) or "fewer" (as many as it has). The random and k-means rows follow it; beside sre2l or a start from
         noise, which read no real images, they give as many as there are.
+      parameterisation: what is trained: "pixels", or "factor2": each stored image holds four of one class, at half the
+        resolution, and networks see those four (docs/methods.md).
       method: the base method (tesla_code is TESLA's published program), or one of a plugin.
       wrapped: also distil with the base method under MetaDD; False leaves it bare.
       backbone: network that distils, e.g. "convnet:width=32,depth=3"; for sre2l the teacher, with batch norm.
@@ -131,6 +139,7 @@ class DistillConfig:
     ipc: Annotated[int, Whole(1)] = 1
     ipc_per_class: Annotated[tuple[int, ...], Each(Whole(1))] = ()
     short_class: Annotated[str, OneOf(sampling.SHORT_CLASS)] = "error"
+    parameterisation: Annotated[str, OneOf(tuple(PARAMETERISATIONS))] = "pixels"
     method: Annotated[str, Named(distillers.names)] = "dm"
     wrapped: bool = True
     backbone: Annotated[str, Text("common.check_names")] = "convnet:width=16"

@@ -13,8 +13,9 @@ import optax
 import metadd_jax as mdd
 from metadd_jax import distillers, files, parallel
 from metadd_jax.data import sampling
+from metadd_jax.distillers.parameterisation import per_stored
 from metadd_jax.job import checks, common, recipes, runfolder
-from metadd_jax.job.options import DistillConfig
+from metadd_jax.job.options import PARAMETERISATIONS, DistillConfig
 from metadd_jax.job.presets import variant
 
 BASELINES = ("random", "kmeans")
@@ -50,15 +51,33 @@ class Job:
         return self.config.own.for_data(lambda: recipes.augmentation(self.config, "auto"))
 
     @property
+    def parameterisation(self) -> distillers.Parameterisation:
+        """What is trained in place of pixels."""
+        return PARAMETERISATIONS[self.config.parameterisation]()
+
+    @property
+    def packs(self) -> bool:
+        """Whether latents are trained, and exported beside the set."""
+        return self.config.parameterisation != "pixels"
+
+    @property
     def counts(self) -> tuple[int, ...]:
-        """The images of each class of a distilled set."""
+        """The images of each class of a distilled set, as networks see it."""
         return _images_per_class(self.config, self.dataset)
 
     @property
+    def stored_counts(self) -> tuple[int, ...]:
+        """The images of each class that are stored: ``ipc``."""
+        return tuple(count // per_stored(self.parameterisation) for count in self.counts)
+
+    @property
     def real_counts(self) -> tuple[int, ...]:
-        """Those of the random and k-means rows: a class without so many real images gives all that it has."""
+        """Those of the random and k-means rows, which store as much as a distilled set does.
+
+        A class without so many real images gives all that it has.
+        """
         policy = "repeat" if self.config.short_class == "repeat" else "fewer"
-        return mdd.data.images_per_class(self.dataset.train, self.counts, short_class=policy)
+        return mdd.data.images_per_class(self.dataset.train, self.stored_counts, short_class=policy)
 
     @property
     def cache(self) -> pathlib.Path:
@@ -122,18 +141,30 @@ def _check_space(job: Job, state_size: int) -> None:
 
 
 def _images_per_class(config: DistillConfig, dataset: mdd.Dataset) -> tuple[int, ...]:
-    """The images of each class of the set; real ones are asked for only where the set starts from them.
+    """The images of each class of the set, decoded; real ones are asked for only where the set starts from them.
 
     Raises:
       ValueError: if ``ipc_per_class`` does not name every class, or a class is too small under "error".
     """
-    wanted = sampling.per_class(config.ipc_per_class or config.ipc, dataset.num_classes)
+    each = per_stored(PARAMETERISATIONS[config.parameterisation]())
+    stored = sampling.per_class(config.ipc_per_class or config.ipc, dataset.num_classes)
+    wanted = tuple(each * count for count in stored)
     if config.short_class == "error" and config.own.start == "noise":
         return wanted
     arrays = dataset.train
     if config.stream_per_class:  # the start comes from a pool
         arrays = dataclasses.replace(arrays, counts=np.minimum(arrays.counts, config.stream_per_class))
-    return mdd.data.images_per_class(arrays, wanted, short_class=config.short_class)
+    try:
+        counts = mdd.data.images_per_class(arrays, wanted, short_class=config.short_class)
+    except ValueError as error:
+        packed = f" (--parameterisation {config.parameterisation} takes {each} for each stored image)"
+        raise ValueError(f"{error}{packed if each > 1 else ''}") from error
+    if min(counts) < each:
+        raise ValueError(
+            f"class {int(np.argmin(counts))} has {min(counts)} images, fewer than the {each} of a stored one; leave "
+            "--parameterisation out, or set --short-class repeat"
+        )
+    return tuple(count - count % each for count in counts)  # whole stored images
 
 
 def make(job: Job, given: Any) -> tuple[distillers.Distiller, optax.GradientTransformation]:
@@ -144,6 +175,8 @@ def make(job: Job, given: Any) -> tuple[distillers.Distiller, optax.GradientTran
     """
     config, own = job.config, job.own
     method = own.make(job.backbone, job.counts, given, repeat=config.short_class == "repeat")
+    if job.packs:
+        method = distillers.parameterise(method, job.parameterisation)
     return method, own.optimiser(config.image_lr, config.image_momentum, config.steps, job.dataset)
 
 

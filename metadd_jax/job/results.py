@@ -72,6 +72,10 @@ def _draw_set(job: Job, folder: pathlib.Path, synthetic: mdd.SyntheticSet, seen:
     names = job.dataset.class_names
     pixels = exchange.to_pixels(synthetic.images, exchange.value_space(job.dataset))
     pictures.grid(folder / "synthetic.png", pixels, synthetic.labels, class_names=names)
+    if _shows_packed(job):
+        stored = exchange.to_pixels(exchange.load_latents(folder / "latents.npz")[0], exchange.value_space(job.dataset))
+        labels = synthetic.labels[:: len(synthetic.labels) // len(stored)]
+        pictures.grid(folder / "packed.png", stored, labels, class_names=names)
     if not seen:
         return
     first = np.unique(synthetic.labels, return_index=True)[1]  # one image of each class
@@ -80,10 +84,16 @@ def _draw_set(job: Job, folder: pathlib.Path, synthetic: mdd.SyntheticSet, seen:
     pictures.maps(folder / "maps.png", pixels[first], labels, stack, network_names=shown, class_names=names)
 
 
+def _shows_packed(job: Job) -> bool:
+    """Whether there is a picture of what is stored; of a whitened set none, for whitening mixes all its pixels."""
+    return job.packs and job.dataset.whitening is None
+
+
 def unwritten(job: Job, results: dict[str, Any]) -> list[pathlib.Path]:
     """Lists the files of the sets behind the ``results`` of ``job`` that are missing or damaged."""
     sets = {row["set"]: None for row in results["rows"] if row["set"] not in BASELINES}
-    return runfolder.unwritten(job.directory, sets, seeds(job.config), maps=bool(job.seen))
+    pictures = ["synthetic.png"] + ["packed.png"] * _shows_packed(job) + ["maps.png"] * bool(job.seen)
+    return runfolder.unwritten(job.directory, sets, seeds(job.config), latents=job.packs, pictures=pictures)
 
 
 def show(job: Job, results: dict[str, Any]) -> str:
@@ -108,8 +118,11 @@ def notes(job: Job) -> list[str]:
     limit = f" (at most {config.train_per_class} training images a class)" if config.train_per_class else ""
     numbers = ", ".join(map(str, seeds(config)))
     real = f", of {_describe_counts(job.real_counts)}" if job.real_counts != job.counts else ""
+    images = _describe_counts(job.counts)
+    if job.packs:
+        images += f" in {sum(job.stored_counts)} stored ones ({config.parameterisation})"
     return [
-        f"{config.dataset}{limit}, {_describe_counts(job.counts)}, accuracy on {config.evaluate_on} in percent, "
+        f"{config.dataset}{limit}, {images}, accuracy on {config.evaluate_on} in percent, "
         f"mean ± standard deviation over the distillation seeds {numbers} (random and k-means rows: as many "
         f"draws{real}) of the mean of {config.train_seeds} trainings each; last epoch, no choice on the test split.",
         "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,10 @@ FORMAT = 3
 HOSTS = ("coordinator", "num_processes", "process_id")
 FREE = ("run_dir", "overwrite", "plan", "data_dir", "cache_dir", "at_once", "save_every", *HOSTS)
 # What a run writes for each set, beside its checkpoints.
-_OF_A_SET = ("metrics.jsonl", "synthetic.npz", "synthetic.json", "synthetic.png", "maps.png")
+_OF_A_SET = (
+    "metrics.jsonl", "synthetic.npz", "synthetic.json", "latents.npz", "latents.json", "synthetic.png", "packed.png",
+    "maps.png",
+)  # fmt: skip
 _SEED = re.compile(r"seed\d+")
 
 
@@ -140,22 +143,28 @@ def _same(name: str, held: Any, wanted: Any) -> bool:
     return [one.get("sha256") for one in held] == [one["sha256"] for one in wanted]
 
 
-def unwritten(directory: pathlib.Path, sets: Iterable[str], seeds: Iterable[int], *, maps: bool) -> list[pathlib.Path]:
+def unwritten(
+    directory: pathlib.Path, sets: Iterable[str], seeds: Iterable[int], *, latents: bool, pictures: Sequence[str]
+) -> list[pathlib.Path]:
     """Lists the exported sets and pictures that are missing or damaged.
 
     Args:
       directory: the run's folder.
-      sets: the names of its distilled sets.
-      seeds: their distillation seeds.
-      maps: whether there are pictures of maps.
+      sets: names of the distilled sets.
+      seeds: their seeds.
+      latents: whether there are latents beside each set.
+      pictures: names of the pictures of each set.
     """
     found = []
+    readers: dict[str, Callable[[pathlib.Path], Any]] = {"synthetic.npz": exchange.load_npz}
+    if latents:
+        readers["latents.npz"] = exchange.load_latents
     for folder in (directory / name / f"seed{seed}" for name in sets for seed in seeds):
-        try:
-            exchange.load_npz(folder / "synthetic.npz")
-        except (OSError, ValueError):
-            found.append(folder / "synthetic.npz")
-        pictures = ["synthetic.png", "maps.png"] if maps else ["synthetic.png"]
+        for name, read in readers.items():
+            try:
+                read(folder / name)
+            except (OSError, ValueError):
+                found.append(folder / name)
         found += [folder / name for name in pictures if not (folder / name).is_file()]
     return found
 

@@ -85,9 +85,12 @@ def distil_all(
                 )  # fmt: skip
             synthetic = jax.device_get(method.synthetic(state))
             if parallel.is_main():
-                mdd.exchange.export_npz(
-                    folder / "synthetic.npz", synthetic, metadata(job, method.name, seed), overwrite=True
-                )
+                latents = state.synthetic["latents"] if job.packs else synthetic.images
+                facts = metadata(job, method.name, seed)
+                facts |= mdd.distillers.budget(job.parameterisation, latents, synthetic.labels)
+                if job.packs:
+                    exchange.export_latents(folder / "latents.npz", jax.device_get(latents), facts, overwrite=True)
+                exchange.export_npz(folder / "synthetic.npz", synthetic, facts, overwrite=True)
             sets[method.name].append(synthetic)
     return sets
 
@@ -102,7 +105,7 @@ def metadata(job: Job, method: str, seed: int) -> dict[str, Any]:
         **exchange.value_space(job.dataset),
         "method": method,
         "backbone": job.backbone.label,
-        "ipc": job.counts[0] if len(set(job.counts)) == 1 else list(job.counts),
+        "ipc": job.stored_counts[0] if len(set(job.stored_counts)) == 1 else list(job.stored_counts),
         "seed": seed,
         "steps": job.config.steps,
     }
@@ -128,22 +131,25 @@ def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]], teacher: mdd.Auxili
         for name, group in sets.items()
         for seed, synthetic in zip(seeds(config), group, strict=True)
     ]
-    with command.bar(len(job.networks), "judge", "net") as progress:
-        tables = mdd.evaluation.cross_architecture(
-            keys.root(0, "judge"),
-            [synthetic for _, _, synthetic in every],
-            job.dataset,
-            job.networks,
-            seeds=config.train_seeds,
-            recipe=recipes.evaluation(config),
-            draws=[seed for _, seed, _ in every],
-            split=config.evaluate_on,
-            teacher=teacher if recipes.relabels(config) else None,
-            at_once=config.at_once,
-            on_network=lambda label: progress.update(),
-        )
-    return [
-        row
-        for (name, seed, _), table in zip(every, tables, strict=True)
-        for row in report.rows_of(name, seed, table, job.roles)
-    ]
+    # Sets of one size train together; real rows that store as much as a packed set are smaller than its decoded images.
+    sizes = list(dict.fromkeys(len(synthetic.images) for _, _, synthetic in every))
+    rows = []
+    with command.bar(len(job.networks) * len(sizes), "judge", "net") as progress:
+        for size in sizes:
+            alike = [entry for entry in every if len(entry[2].images) == size]
+            tables = mdd.evaluation.cross_architecture(
+                keys.root(0, "judge"),
+                [synthetic for _, _, synthetic in alike],
+                job.dataset,
+                job.networks,
+                seeds=config.train_seeds,
+                recipe=recipes.evaluation(config),
+                draws=[seed for _, seed, _ in alike],
+                split=config.evaluate_on,
+                teacher=teacher if recipes.relabels(config) else None,
+                at_once=config.at_once,
+                on_network=lambda label: progress.update(),
+            )
+            for (name, seed, _), table in zip(alike, tables, strict=True):
+                rows += report.rows_of(name, seed, table, job.roles)
+    return rows

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from metadd_jax import distillers, features, keys
-from metadd_jax.job import common, options, plan, prepare, results, stages
+from metadd_jax import distillers, exchange, features, keys
+from metadd_jax.job import common, effects, options, plan, prepare, results, stages
 
 SIZES = (5, 3, 8)
 OWN = {"batch_size": 4, "augmentation": "none"}
 DC = {"method": "dc", "own": distillers.DC(**OWN)}
+PACKED = {"parameterisation": "factor2", "short_class": "repeat"}
 TINY = {
     "backbone": "convnet:width=4,depth=1", "seen": (), "unseen": ("mlp:width=8",), "wrapped": False,
     "own": distillers.DM(**OWN), "distill_seeds": 1,
@@ -58,12 +59,15 @@ def counts_of(sets):
             (5, 3, 6),
         ),
         ({"ipc": 6, "short_class": "fewer", "stream_per_class": 4}, (4, 3, 4), (4, 3, 4)),
+        ({"ipc_per_class": (1, 2, 1), **PACKED}, (4, 8, 4), (1, 2, 1)),
     ],
 )
 def test_what_the_set_and_the_real_rows_hold(changes, own, real, job_of):
     job = job_of(plan=True, **changes)
     assert (job.counts, job.real_counts) == (own, real)
-    assert stages.metadata(job, "dm", 0)["ipc"] == (own[0] if len(set(own)) == 1 else list(own))
+    stored = job.stored_counts
+    assert stored == (tuple(count // 4 for count in own) if job.packs else own)
+    assert stages.metadata(job, "dm", 0)["ipc"] == (stored[0] if len(set(stored)) == 1 else list(stored))
     text = " ".join(results.notes(job))
     assert ("images per class" in text) == (len(set(own)) > 1 or real != own)
     assert plan.step_flops(job, wrapped=False) > 0
@@ -74,6 +78,8 @@ def test_what_the_set_and_the_real_rows_hold(changes, own, real, job_of):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"ipc": 1, **PACKED, "short_class": "error"}, r"ipc is 4, .*\(--parameterisation factor2 takes 4 for each"),
+        ({"ipc": 1, **PACKED, "short_class": "fewer"}, "class 1 has 3 images, fewer than the 4 of a stored one; leave"),
         ({"ipc": 6}, "ipc is 6, but class 1 has 3 images; lower ipc, or set short_class"),
         ({"ipc_per_class": (6, 1, 1)}, "ipc is 6, but class 0 has 5 images"),
         ({"ipc_per_class": (1, 1)}, "ipc gives 2 numbers for 3 classes; give one number, or one a class"),
@@ -108,3 +114,24 @@ def test_the_same_numbers_go_on_in_the_folder_and_others_do_not(job_of):
     assert again.counts == (2, 1, 4)
     with pytest.raises(ValueError, match=r"ipc_per_class was \[2, 1, 4\], now \[2, 2, 4\]"):
         job_of(ipc_per_class=(2, 2, 4))
+
+
+def test_a_packed_set_is_exported_decoded_and_as_it_is_stored(job_of):
+    job = job_of(ipc=1, **PACKED, steps=2, chunk=2, seen=())
+    method, tx = prepare.make(job, None)
+    made = stages.distil_all(job, [method], tx, effects.Stopwatch())["dm+factor2"][0]
+    results.draw(job, {"dm+factor2": [made]}, {})
+    job.lock.release()
+    folder = job.directory / "dm+factor2" / "seed0"
+    synthetic, facts = exchange.load_npz(folder / "synthetic.npz")
+    latents, _ = exchange.load_latents(folder / "latents.npz")
+    assert (len(synthetic.images), latents.shape) == (12, (3, 8, 8, 1))
+    assert {name: facts[name] for name in ("ipc", "factor", "stored_values", "stored_values_per_class")} == {
+        "ipc": 1, "factor": 2, "stored_values": 192, "stored_values_per_class": 64,
+    }  # fmt: skip
+    np.testing.assert_array_equal(distillers.factor(2).decode(latents, ()), synthetic.images)
+    found = {"rows": [{"set": "dm+factor2"}]}
+    assert results.unwritten(job, found) == []
+    (folder / "packed.png").unlink()
+    (folder / "latents.npz").write_bytes(b"")
+    assert results.unwritten(job, found) == [folder / "latents.npz", folder / "packed.png"]

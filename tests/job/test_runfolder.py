@@ -149,8 +149,8 @@ def test_killed_while_it_starts_anew_the_folder_still_holds_a_run(folder, monkey
 
 def test_exports_that_are_missing_or_damaged_are_found(folder):
     one = fill(folder)
-    found = runfolder.unwritten(folder, ["dm"], [0], maps=True)
-    assert found == [one / "synthetic.npz", one / "synthetic.png", one / "maps.png"]
+    found = runfolder.unwritten(folder, ["dm"], [0], latents=True, pictures=["synthetic.png"])
+    assert found == [one / "synthetic.npz", one / "latents.npz", one / "synthetic.png"]
 
 
 def test_weights_of_the_same_name_count_by_what_they_hold(folder, tmp_path):
