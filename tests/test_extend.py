@@ -1,5 +1,6 @@
 """docs/extend.md: every example runs, the plugins through the door of the scripts, and none is longer than it says."""
 
+import json
 import pathlib
 import re
 
@@ -8,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metadd_jax import augment, data, distillers, invariant, keys, zoo
+from metadd_jax import augment, cli, data, distillers, exchange, invariant, keys, storage, zoo
 from metadd_jax.data import catalog
 from metadd_jax.data import registry as sets
 from metadd_jax.distillers import registry as methods
 from metadd_jax.invariant import terms
+from metadd_jax.job import checks, distill
 from metadd_jax.zoo import registry as networks
 
 PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "extend.md").read_text()
@@ -34,6 +36,7 @@ BLOCKS = {heading: code for heading, (code, _) in SECTIONS.items()}
 PLUGINS = {
     block.split("\n")[0].removeprefix("# "): block for code in BLOCKS.values() for block in code if block[0] == "#"
 }
+COMMANDS = [line for _, texts in SECTIONS.values() for text in texts for line in text.strip().split("\n")]
 IN_CODE = {heading: [block for block in code if block[0] != "#"] for heading, code in BLOCKS.items() if heading}
 
 
@@ -167,3 +170,72 @@ def test_latents(start):
     assert spectrum[:, :10, :10].max() > 1 and max(spectrum[:, 10:].max(), spectrum[:, :, 10:].max()) < 1e-3
     start_images = space["Frequencies"](side, side).init(None, images)
     np.testing.assert_allclose(jnp.linalg.norm(start_images), jnp.linalg.norm(images), rtol=1e-5)  # orthonormal
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The folder in which the page's files lie."""
+    folder = tmp_path_factory.mktemp("plugins")
+    for name, text in PLUGINS.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split()[4])
+def test_the_command_lines_are_understood(command, files, monkeypatch):
+    monkeypatch.chdir(files)
+    assert command.startswith("python experiments/distill.py smoke --plugin my_")
+    config = distill._parsed(command.split()[2:], "distill.py")
+    checks.check_options(config)
+
+
+def test_plugins_through_the_door(files, tmp_path, monkeypatch, capsys):
+    """A network, a data set, an augmentation, a term and a method at once."""
+    monkeypatch.setattr(storage, "cache_compilations", lambda folder: None)  # JAX's own is this process's
+    folder = tmp_path / "run"
+    command = [
+        "distill", "smoke", *(word for name in PLUGINS for word in ("--plugin", str(files / name))),
+        "--method", "moments", "--batch-size", "8", "--dataset", "stripes", "--augmentation", "crop_noise",
+        "--backbone", "blocks:width=2,norm=instance", "--seen", "blocks:width=3", "--unseen", "mlp:width=4",
+        "--metadd.views", "noise", "--metadd.pos", "0", "--metadd.var", "0", "--metadd.extra", "doubt", "0.1",
+        "--steps", "2", "--chunk", "2", "--distill-seeds", "1", "--train-seeds", "1", "--eval-epochs", "1",
+        "--cache-dir", str(tmp_path / "cache"), "--run-dir", str(folder),
+    ]  # fmt: skip
+    cli.run(command)
+    results = json.loads((folder / "results.json").read_text())
+    assert {(row["set"], row["network"]) for row in results["rows"]} >= {
+        ("moments", "blocks:width=3"),
+        ("moments+metadd", "blocks:width=2,norm=instance"),
+    }
+    synthetic, metadata = exchange.load_npz(folder / "moments" / "seed0" / "synthetic.npz")
+    assert synthetic.images.shape == (2, 16, 16, 1) and metadata["class_names"] == ["upright", "level"]
+    logged = [json.loads(line) for line in (folder / "moments+metadd" / "seed0" / "metrics.jsonl").open()]
+    assert logged[-1]["distill/weight_doubt"] > 0
+    assert "| moments+metadd |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "error", "words"),
+    [
+        (
+            "mdd.augment.register('half', lambda key, x, siamese: x[:, ::2])",
+            "--augmentation half",
+            ValueError,
+            "'half'",
+        ),
+        ("mdd.invariant.register('flat', lambda seen: seen.logits)", "--metadd.extra flat 1", ValueError, "'flat'"),
+        ("mdd.invariant.register('typo', lambda seen: seen.logit)", "--metadd.extra typo 1", AttributeError, "logit"),
+    ],
+)
+def test_own_code_is_tried_before_anything_is_trained(text, options, error, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "cache_compilations", lambda folder: None)
+    plugin = tmp_path / "own.py"
+    plugin.write_text(f"import metadd_jax as mdd\n{text}\n")
+    command = (
+        f"smoke --plugin {plugin} {options} --backbone mlp:width=4 --seen convnet:width=2,depth=1 --unseen mlp:width=3 "
+        f"--metadd.pos 0 --metadd.var 0 --train-per-class 9 --cache-dir {tmp_path} --run-dir {tmp_path / 'run'}"
+    )
+    with pytest.raises(error, match=words):
+        distill.run(command.split())
+    assert not (tmp_path / "networks").exists() or not list((tmp_path / "networks").iterdir())
+    assert not (tmp_path / "run" / "config.json").exists()

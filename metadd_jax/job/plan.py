@@ -12,13 +12,11 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import metadd_jax as mdd
 from metadd_jax import parallel
-from metadd_jax.job import stages
-from metadd_jax.job.prepare import BASELINES, Job, make
+from metadd_jax.job.prepare import BASELINES, Job, make, stand_ins, wrapped
 
 CALIBRATION_STEPS = 3
 _MB = 1e6
@@ -63,18 +61,9 @@ def estimate(job: Job) -> tuple[list[Plan], dict[str, float]]:
     """
     raw = dataclasses.replace(job.config.metadd, weighting="raw")  # calibration is no part of a step
     job = dataclasses.replace(job, config=dataclasses.replace(job.config, metadd=raw))
-    trained = {net.label: mdd.training.Trained(net, _random(net), 0.0, False) for net in job.networks}
-    auxiliaries = {
-        label: mdd.Auxiliary(
-            variables=network.variables,
-            map_eps=dict.fromkeys(mdd.features.map_kinds(network.net), jnp.float32(1e-3)),
-            net=network.net,
-        )
-        for label, network in trained.items()
-    }
-    given = job.own.stand_in(job.backbone, trained[job.backbone.label].variables)
-    base, tx = make(job, given)
-    every = stages.wrapped(job, base, auxiliaries)
+    variables = {net.label: _random(net) for net in job.networks}
+    base, tx = make(job, job.own.stand_in(job.backbone, variables[job.backbone.label]))
+    every = wrapped(job, base, stand_ins(job, variables))
     plans = [_measure(job, method, tx, wrapped=method is not base) for method in every]
     refuse_what_cannot_fit(plans)
     return plans, _stages(job, plans)

@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -17,6 +18,7 @@ from metadd_jax.distillers.parameterisation import per_stored
 from metadd_jax.job import checks, common, recipes, runfolder
 from metadd_jax.job.options import PARAMETERISATIONS, DistillConfig
 from metadd_jax.job.presets import variant
+from metadd_jax.training import views
 
 BASELINES = ("random", "kmeans")
 
@@ -117,6 +119,8 @@ def open_job(config: DistillConfig) -> Job:
     checks.check_networks(job.networks, job.seen)
     checks.check_subsets(settings(config), sum(counts))
     state_size = check_made(job)
+    if config.plugin:
+        trace(job)
     if config.plan:
         return job
     _check_space(job, state_size)
@@ -206,6 +210,58 @@ def check_made(job: Job) -> int:
         own.check_devices(backbone, devices, pmap=mode == "pmap")
         leaves = jax.tree.leaves(jax.eval_shape(start, jax.eval_shape(backbone.init, jax.random.key(0))))
     return sum(leaf.size * getattr(leaf.dtype, "itemsize", 8) for leaf in leaves)  # a key is two words
+
+
+def wrapped(
+    job: Job, base: mdd.distillers.Distiller, auxiliaries: dict[str, mdd.Auxiliary]
+) -> list[mdd.distillers.Distiller]:
+    """``base``, the same under MetaDD and under each variant."""
+    config = job.config
+    seen, reference = [auxiliaries[net.label] for net in job.seen], auxiliaries[job.backbone.label]
+    every = [base]
+    for name, setting in settings(config).items():
+        invariant = dataclasses.replace(setting, views=recipes.augmentation(config, setting.views))
+        method = mdd.distillers.metadd(base, seen, reference=reference, config=invariant)
+        every.append(method._replace(name=method.name + name))
+    return every
+
+
+def stand_ins(job: Job, variables: dict[str, Any]) -> dict[str, mdd.Auxiliary]:
+    """The job's networks, by label, as if they were trained and frozen; ``variables`` are any of theirs."""
+    return {
+        net.label: mdd.Auxiliary(
+            variables=variables[net.label],
+            map_eps=dict.fromkeys(mdd.features.map_kinds(net), jnp.float32(1e-3)),
+            net=net,
+        )
+        for net in job.networks
+    }
+
+
+def trace(job: Job) -> None:
+    """Follows every update of the job, and what its trainings see, on shapes alone: no number is computed.
+
+    A method, a term or an augmentation of the user's that fails, or gives another shape than it must, would otherwise
+    be found out after the networks are trained.
+
+    Raises:
+      ValueError: from the package's checks of such code; else whatever that code raises.
+    """
+    key = jax.random.key(0)
+    images = jax.ShapeDtypeStruct((2, *job.dataset.image_shape), np.float32)
+    for recipe in (recipes.pretraining(job.config), recipes.evaluation(job.config)):
+        view = views.augmentation(recipe.augmentation)
+        jax.eval_shape(lambda x, view=view: view(key, key, x, None), images)
+
+    def updates(variables: dict[str, Any]) -> list[Any]:
+        base, tx = make(job, job.own.stand_in(job.backbone, variables[job.backbone.label]))
+        after = []
+        for method in wrapped(job, base, stand_ins(job, variables)):
+            state = distillers.init_state(key, method, tx, job.dataset)
+            after.append(distillers.make_update(method, tx)(state, job.dataset.train, method.frozen))
+        return after
+
+    jax.eval_shape(updates, {net.label: jax.eval_shape(net.init, key) for net in job.networks})
 
 
 def run_config(config: DistillConfig) -> mdd.distillers.RunConfig:

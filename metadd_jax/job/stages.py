@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from metadd_jax import exchange, keys, parallel
 from metadd_jax.distillers.run import compile_chunks
 from metadd_jax.evaluation import report
 from metadd_jax.job import command, common, effects, recipes
-from metadd_jax.job.prepare import Job, make, run_config, seeds, settings
+from metadd_jax.job.prepare import Job, make, run_config, seeds, wrapped
 
 
 def pretrain_all(job: Job) -> dict[str, mdd.training.Trained]:
@@ -41,20 +40,6 @@ def all_methods(
         given = job.own.prepare(job.backbone, job.dataset, backbone, job.cache, progress=progress)
     base, tx = make(job, given)
     return wrapped(job, base, auxiliaries), tx
-
-
-def wrapped(
-    job: Job, base: mdd.distillers.Distiller, auxiliaries: dict[str, mdd.Auxiliary]
-) -> list[mdd.distillers.Distiller]:
-    """``base``, the same under MetaDD and under each variant."""
-    config = job.config
-    seen, reference = [auxiliaries[net.label] for net in job.seen], auxiliaries[job.backbone.label]
-    every = [base]
-    for name, setting in settings(config).items():
-        invariant = dataclasses.replace(setting, views=recipes.augmentation(config, setting.views))
-        method = mdd.distillers.metadd(base, seen, reference=reference, config=invariant)
-        every.append(method._replace(name=method.name + name))
-    return every
 
 
 def distil_all(
