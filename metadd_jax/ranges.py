@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import numbers
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -196,6 +197,12 @@ class Pairs:
 Range = Whole | Real | OneOf | Named | Ordered | Text | Each | Pairs
 
 
+@functools.cache
+def _hints(record: type, extras: bool) -> dict[str, Any]:
+    """The types of a record's fields; kept, since a hundred presets are checked whenever the command starts."""
+    return typing.get_type_hints(record, include_extras=extras)
+
+
 def of(settings: type) -> dict[str, Range]:
     """Collects the ranges that the fields of a dataclass declare.
 
@@ -206,7 +213,7 @@ def of(settings: type) -> dict[str, Range]:
       The ranges by field; a field without one is left out.
     """
     # Resolved, since annotations are text under "from __future__ import annotations".
-    hints = typing.get_type_hints(settings, include_extras=True)
+    hints = _hints(settings, True)
     declared = {name: getattr(hints[name], "__metadata__", ()) for name in field_names(settings)}
     return {name: rule for name, rules in declared.items() for rule in rules if isinstance(rule, Range)}
 
@@ -278,7 +285,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 def _is_of_another_kind(settings: Any, name: str, value: Any) -> bool:
-    kinds = typing.get_args(typing.get_type_hints(type(settings))[name])
+    kinds = typing.get_args(_hints(type(settings), False)[name])
     others = [kind for kind in kinds if isinstance(kind, type) and kind not in _SPOKEN_OF]
     return isinstance(value, tuple(others))
 
