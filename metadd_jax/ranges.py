@@ -285,7 +285,8 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 def _is_of_another_kind(settings: Any, name: str, value: Any) -> bool:
-    kinds = typing.get_args(_hints(type(settings), False)[name])
+    record: type = type(settings)
+    kinds = typing.get_args(_hints(record, False)[name])
     others = [kind for kind in kinds if isinstance(kind, type) and kind not in _SPOKEN_OF]
     return isinstance(value, tuple(others))
 

@@ -223,7 +223,7 @@ def _absent(name: str, tfds_name: str, root: pathlib.Path) -> str:
     if tfds_name == "tiny_imagenet":
         return (
             f"{name} is not prepared under {root}; give the --data-dir that holds tiny_imagenet/, or prepare it once "
-            f"with `python experiments/prepare_tiny_imagenet.py tiny-imagenet-200.zip --data-dir {root}`"
+            f"with `metadd prepare_tiny_imagenet tiny-imagenet-200.zip --data-dir {root}`"
         )
     if name in catalog.IMAGENET_SUBSETS:
         return (

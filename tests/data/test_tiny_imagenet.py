@@ -165,8 +165,8 @@ def test_wrong_paths_and_damaged_archives_are_refused(tmp_path):
     assert not list((tmp_path / "tfds").rglob("*.array_record*"))
 
 
-def test_an_unprepared_set_names_the_script(tmp_path):
+def test_an_unprepared_set_names_the_command(tmp_path):
     for name in ("tiny_imagenet", "tiny_imagenet_sre2l", "tiny_imagenet_frepo"):
-        with pytest.raises(ValueError, match=r"not prepared under .*experiments/prepare_tiny_imagenet\.py") as caught:
+        with pytest.raises(ValueError, match=r"not prepared under .*`metadd prepare_tiny_imagenet ") as caught:
             data.load(name, data_dir=tmp_path)
         assert "\n" not in str(caught.value)
