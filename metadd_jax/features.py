@@ -195,6 +195,7 @@ def normalise_maps(
       [B, H, W] in [0, 1].
     """
     config = config or CamConfig()
+    chex.assert_rank(maps, 3)
     maps = jax.image.resize(maps, (maps.shape[0], *size), "bilinear")
     low = maps.min(axis=(1, 2), keepdims=True)
     high = maps.max(axis=(1, 2), keepdims=True)

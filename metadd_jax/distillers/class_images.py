@@ -36,6 +36,7 @@ class ClassWise(Method):
         all, on a CPU for 32.
     """
 
+    # 256 as published by DC, DSA and DM, drawn without replacement.
     batch_size: Annotated[int, Whole(1)] = 256
     init: Annotated[str | None, OneOf(INITS)] = None
     augmentation: Annotated[augment.Augmentation | None, Text("augment.strategy")] = None
@@ -72,7 +73,13 @@ class ClassWise(Method):
         return self
 
     def for_memory(self, scratch: Callable[[Method], float], limit: float | None, classes: int) -> ClassWise:
-        """Takes as many classes at once as half of ``limit`` holds; one where there is no limit."""
+        """Takes as many classes at once as half of ``limit`` holds; one where there is no limit.
+
+        Args:
+          scratch: the bytes that a step under other settings takes beside the set.
+          limit: the bytes of a device, None where more memory would not help.
+          classes: K.
+        """
         if self.class_batch is not None:
             return self
         one = dataclasses.replace(self, class_batch=1)
@@ -81,7 +88,16 @@ class ClassWise(Method):
         return dataclasses.replace(one, class_batch=min(classes, max(1, int(limit / 2 / scratch(one)))))
 
     def check_devices(self, net: zoo.Architecture, devices: int, *, pmap: bool) -> None:
-        """Refuses a batch that the devices cannot share."""
+        """Refuses a batch that the devices cannot share.
+
+        Args:
+          net: the backbone.
+          devices: how many share a batch.
+          pmap: whether they do it by pmap.
+
+        Raises:
+          ValueError: with the numbers and what to do.
+        """
         del net, pmap
         if self.batch_size % devices:
             raise ValueError(
@@ -119,12 +135,14 @@ def initial(
     """
     if init not in INITS:
         raise ValueError(f"init {init!r} must be one of {', '.join(INITS)}")
+    # Here and not at the first trace, which would speak of shapes inside a convolution.
     if dataset.image_shape != net.image_shape or dataset.num_classes != net.num_classes:
         raise ValueError(
             f"{net.name} takes {net.image_shape} images of {net.num_classes} classes, but {dataset.name} has "
             f"{dataset.image_shape} and {dataset.num_classes}; create the network for this data set"
         )
     if init == "noise":
+        # Noise in the standardised space: N(0, 1), as DC starts.
         return {"images": jax.random.normal(key, (sum(counts), *net.image_shape))}
     return {"images": sampling.random_per_class(key, dataset.train, counts, repeat=repeat)[0]}
 
@@ -194,6 +212,7 @@ def draw(
     Raises:
       ValueError: if the devices cannot share ``batch_size`` evenly.
     """
+    # Every device draws all indices and takes its part: the draw is the same on any number of devices.
     start, share = parallel.own_share(batch_size, axis_name)
 
     def draw_one(class_key: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -202,5 +221,6 @@ def draw(
         return jnp.asarray(data.images)[indices], jax.lax.dynamic_slice_in_dim(weights, start, share)
 
     images, weights = jax.vmap(draw_one)(jax.random.split(key, num_classes), jnp.arange(num_classes))
+    # Along the images and not the classes: classes may pass one by one, and every device then has work.
     images, weights = parallel.divide((images, weights), axis=1)
     return {"images": images, "weights": weights, "mean": data.mean, "std": data.std}

@@ -60,6 +60,7 @@ class Condition(NamedTuple):
                 f"the images have left what a picture can hold ({100 * self.outside:.0f} % of the values outside, root "
                 f"mean square {self.size:.3g} times the farthest one inside); lower the image learning rate"
             )
+        # Relative to its own start: how large a gradient norm is depends on the method.
         if self.gradient[1] < _DEAD * self.gradient[0]:
             found.append(
                 f"the gradient has died (norm {self.gradient[0]:.3g} at the start, {self.gradient[1]:.3g} at the end); "
@@ -86,6 +87,7 @@ def examine(synthetic: SyntheticSet, dataset: Dataset, lines: Sequence[Mapping[s
     steps = [line for line in lines if "distill/loss" in line]
     if not steps:
         return None
+    # In [0, 1], where "outside" means the same for every data set and whitening.
     unit = pixels.to_pixels(np.asarray(synthetic.images), pixels.value_space(dataset))
     ends = {name: (steps[0][f"distill/{name}"], steps[-1][f"distill/{name}"]) for name in ("loss", "gradient_norm")}
     return Condition(
@@ -121,9 +123,11 @@ def refuse_meaningless(
     Raises:
       MeaninglessError: with the number and the mend.
     """
+    # Of MTT and TESLA alone; published, alpha has no bound and may cross 0 and come back, so it ends a run only there.
     rate = None if synthetic.learning_rate is None else float(synthetic.learning_rate)
     size = float(_root_mean_square(synthetic.images)) / farthest(dataset)
     what, mend = "", "lower the image learning rate"
+    # The most telling first: under a step size of 0 the images have no gradient either.
     if rate is not None and (rate == 0 or (is_last and rate < 0)):
         what, mend = f"the learned step size is {rate}", "lower lr_lr, the learning rate of the step size"
     elif size > MOST:

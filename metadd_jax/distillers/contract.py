@@ -136,7 +136,11 @@ class LossTerms:
     def gradients(
         self, key: jax.Array, synthetic: Any, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None
     ) -> dict[str, jax.Array]:
-        """Returns the gradient vectors of L_base ("base") and of each term, by name; arguments as in ``Loss``."""
+        """Returns the gradient vectors of L_base ("base") and of each term, by name.
+
+        Args:
+          key, synthetic, aux, batch, frozen, axis_name: as in ``Loss``.
+        """
 
         def base(synthetic: Any) -> jax.Array:
             return self.base(key, synthetic, aux, batch, frozen, axis_name=axis_name)
@@ -165,6 +169,7 @@ class LossTerms:
           weight of each term.
         """
 
+        # The set stands still, but ``aux`` moves: a method's networks are those of a run's first steps.
         def body(carry: tuple[dict, dict, Any], step: jax.Array) -> tuple[tuple[dict, dict, Any], None]:
             total, weights, aux = carry
             step_key = jax.random.fold_in(keys.named(key, "calibrate"), step)
@@ -177,6 +182,7 @@ class LossTerms:
             weights = {t: mean + (now[t] - mean) / (step + 1) for t, mean in weights.items()}
             return (jax.tree.map(jnp.add, total, gradients), weights, aux), None
 
+        # Vectors are added, not norms: what is random in single batches cancels.
         zeros = {name: jnp.zeros_like(_vector(synthetic)) for name in ("base", *self.names)}
         weights = {name: jnp.zeros(()) for name in self.names}
         return jax.lax.scan(body, (zeros, weights, aux), jnp.arange(self.batches))[0][:2]
@@ -234,6 +240,7 @@ def init_state(key: jax.Array, method: Distiller, tx: optax.GradientTransformati
       ValueError: if the data cannot serve the method (see its factory).
     """
     synthetic, aux = method.init(keys.named(key, "init"), dataset)
+    # The run's key is apart from that of the start: another start with the same seed sees the same batches.
     return DistillState(
         step=jnp.zeros((), jnp.int32),
         synthetic=synthetic,
@@ -264,12 +271,15 @@ def make_update(
     def update(state: DistillState, data: Any, frozen: Any) -> tuple[DistillState, dict[str, jax.Array]]:
         step_key = jax.random.fold_in(state.key, state.step)
         refresh_key, sample_key, loss_key = (keys.named(step_key, part) for part in ("refresh", "sample", "loss"))
+        # Before the gradient: inner training and drawn networks are constants of the step.
         aux = method.refresh(refresh_key, state.synthetic, state.aux, state.step, frozen)
         batch = method.sample(sample_key, data, state.step, axis_name=axis_name)
+        # Of ``synthetic`` alone; ``frozen`` holds networks, whose gradient would cost as much as they do.
         gradient_of = jax.value_and_grad(method.loss, argnums=1, has_aux=True)
         (loss, (aux, metrics)), gradient = gradient_of(
             loss_key, state.synthetic, aux, batch, frozen, axis_name=axis_name
         )
+        # Under pmap every device does this on the same numbers, so the set stays the same without a broadcast.
         updates, opt_state = tx.update(gradient, state.opt_state, state.synthetic)
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient), **metrics}
         return (

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 DISTANCES = ("ours", "mse", "cos")
+# As published, added to the product of the norms: a dead unit counts 1 and not NaN.
 _TINY = 1e-6
 
 
@@ -32,8 +33,10 @@ def gradient_distance(real: Any, synthetic: Any, *, kind: str = "ours") -> jax.A
         raise ValueError(f"distance {kind!r} must be one of {', '.join(DISTANCES)}")
     pairs = list(zip(jax.tree.leaves(real), jax.tree.leaves(synthetic), strict=True))
     if kind == "ours":
+        # Flax keeps output units last (HWIO, [in, out]), PyTorch first; a unit's weights may come in any order.
         units = [tuple(x.reshape(-1, x.shape[-1]) for x in pair) for pair in pairs if pair[0].ndim > 1]
         return sum((_one_minus_cosine(a, b).sum() for a, b in units), start=jnp.zeros(()))
+    # One vector of the whole network, biases included: the published alternatives leave nothing out.
     a, b = (jnp.concatenate([x.ravel() for x in side]) for side in zip(*pairs, strict=True))
     return jnp.sum((a - b) ** 2) if kind == "mse" else _one_minus_cosine(a, b)
 

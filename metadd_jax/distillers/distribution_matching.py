@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -39,18 +40,40 @@ class DM(class_images.ClassWise):
     def make(
         self, net: zoo.Architecture | Networks, counts: class_images.Counts, given: Any = None, *, repeat: bool = False
     ) -> Distiller:
-        """The method as a ``Distiller``; it takes nothing that is made beforehand."""
+        """Makes the method's functions.
+
+        Args:
+          net: the backbone, or a pool of them.
+          counts: images of each of the K classes of the set.
+          given: nothing; DM takes nothing that is made beforehand.
+          repeat: whether a class with fewer real images than it starts from gives them again and again.
+        """
         del given
         return _distiller(self, as_networks(net), counts, repeat)
 
     def check_devices(self, net: zoo.Architecture, devices: int, *, pmap: bool) -> None:
-        """Refuses a batch that the devices cannot share, and batch norm under pmap."""
+        """Refuses a batch that the devices cannot share, and batch norm under pmap.
+
+        Args:
+          net: the backbone.
+          devices: how many share a batch.
+          pmap: whether they do it by pmap.
+
+        Raises:
+          ValueError: with the numbers and what to do.
+        """
         super().check_devices(net, devices, pmap=pmap)
         if pmap and devices > 1:
             _refuse_shared_statistics(as_networks(net))
 
     def flops(self, forward: float, counts: class_images.Counts) -> float:
-        """f K b + 3 f N: the real images forwards, the synthetic ones forwards and backwards."""
+        """Counts f K b + 3 f N: the real images forwards, the synthetic ones forwards and backwards.
+
+        Args:
+          forward: f, FLOPs of the backbone's forward pass of one image.
+          counts: images of each of the K classes, N in all.
+        """
+        # The real side is a constant, so that it has no backward pass: 256 real images a class would cost three times.
         return forward * len(counts) * self.batch_size + 3 * forward * sum(counts)
 
 
@@ -91,55 +114,57 @@ def _distiller(settings: DM, nets: Networks, counts: class_images.Counts, repeat
 
     def sample(key: jax.Array, data: ImageArrays, step: jax.Array, *, axis_name: str | None = None) -> dict[str, Any]:
         del step
-        if axis_name is not None:
+        if axis_name is not None:  # here too: whoever calls the contract's functions does not pass ``check_devices``
             _refuse_shared_statistics(nets)
         size = settings.batch_size
         return class_images.draw(key, data, num_classes=classes, batch_size=size, axis_name=axis_name)
 
     def view(w: jax.Array, images: jax.Array) -> jax.Array:
         """A(images, w): equal for batches of any size, so that real and synthetic images and parts share one draw."""
+        # Siamese: where the two sides differ in view, the distance would measure the augmentation.
         return augment.transform(w, images, settings.strategy, siamese=True)
 
     def loss(
         key: jax.Array, synthetic: dict, aux: Any, batch: dict, frozen: Any, *, axis_name: str | None = None
     ) -> tuple[jax.Array, tuple[Any, dict]]:
         del frozen
+        chex.assert_rank([synthetic["images"], batch["images"], batch["weights"]], [4, 5, 2])
+        # One w_c a class, as published, where it comes from the clock; a key makes the run repeatable.
         w = jax.random.split(keys.named(key, "views"), classes)
 
         def distance(net: zoo.Architecture, theta: Any) -> jax.Array:
-            distance_of = all_classes_together if net.has_batch_stats else class_by_class
-            return distance_of(net, theta, w, batch, synthetic["images"], axis_name)
+            if net.has_batch_stats:
+                return all_classes_together(net, theta, w, batch, synthetic["images"], axis_name)
 
+            def class_distance(item: tuple, shared: tuple) -> jax.Array:
+                # What a class reads comes in as an argument: ``parts`` takes what is closed over for a constant.
+                (s_c, w_c, t_c, weights, share), (theta, mean, std) = item, shared
+
+                def psi(x: jax.Array) -> jax.Array:  # [n, H, W, C] -> [n, D]: psi_theta(A(x, w_c))
+                    return net.apply_batch(theta, view(w_c, x))[1]["embedding"]
+
+                def real_sum(part: tuple) -> jax.Array:  # [D]; weight 0 takes out what fills up a small class
+                    images, weights = part
+                    return weights @ psi(sampling.standardise(images, mean, std))
+
+                # Sums and no means: parts and devices have unequal numbers of real images, see ``_squared_distance``.
+                total = parts.add_up(real_sum, (t_c, weights), size=settings.micro_batch)
+                return _squared_distance(total, weights.sum(), class_images.mean(psi(s_c), share), axis_name)
+
+            s, share = class_images.by_class(synthetic["images"], counts), class_images.shares(counts)
+            items, shared = (s, w, batch["images"], batch["weights"], share), (theta, batch["mean"], batch["std"])
+            # The classes do not touch each other, so the activations of ``class_batch`` of them are enough.
+            return parts.sum_each(class_distance, items, shared, at_once=settings.class_batch or classes)
+
+        # theta is drawn anew at every step and never trained: DM is so cheap because it never unrolls.
         return nets.use(nets.init(keys.named(key, "network")), distance), (aux, {})
-
-    def class_by_class(
-        net: zoo.Architecture, theta: Any, w: jax.Array, batch: dict, images: jax.Array, axis_name: str | None
-    ) -> jax.Array:
-        """Keeps the activations of ``class_batch`` classes at a time."""
-
-        def psi(theta: Any, images: jax.Array) -> jax.Array:
-            return net.apply_batch(theta, images)[1]["embedding"]
-
-        def class_distance(item: tuple, shared: tuple) -> jax.Array:
-            (synthetic, w, real, weights, share), (theta, mean, std) = item, shared
-
-            def weighted_sum(part: tuple) -> jax.Array:
-                real, weights = part
-                return weights @ psi(theta, view(w, sampling.standardise(real, mean, std)))
-
-            total = parts.add_up(weighted_sum, (real, weights), size=settings.micro_batch)
-            own = class_images.mean(psi(theta, view(w, synthetic)), share)
-            return _squared_distance(total, weights.sum(), own, axis_name)
-
-        own, share = class_images.by_class(images, counts), class_images.shares(counts)
-        items, shared = (own, w, batch["images"], batch["weights"], share), (theta, batch["mean"], batch["std"])
-        return parts.sum_each(class_distance, items, shared, at_once=settings.class_batch or classes)
 
     def all_classes_together(
         net: zoo.Architecture, theta: Any, w: jax.Array, batch: dict, images: jax.Array, axis_name: str | None
     ) -> jax.Array:
         """One pass of each side, as published for batch norm: its statistics are over all classes."""
         weights = batch["weights"]
+        # The views are still drawn class by class: w_c is Siamese, and each class has its own.
         real = jax.vmap(lambda w, x: view(w, sampling.standardise(x, batch["mean"], batch["std"])))(w, batch["images"])
         seen = jax.vmap(view)(w, class_images.by_class(images, counts))
         # What fills up a small class must not enter the statistics.
@@ -162,8 +187,11 @@ def _distiller(settings: DM, nets: Networks, counts: class_images.Counts, repeat
 
 def _squared_distance(total: jax.Array, count: jax.Array, own: jax.Array, axis_name: str | None) -> jax.Array:
     """|total / count - own|^2: the sum [D] of the real embeddings of all devices, and the synthetic mean [D]."""
+    # Summed over the devices before the square: a mean of squares of shares would be another loss.
     total, count = parallel.psum_if((total, count), axis_name)
+    # Real embeddings are constants; and a collective must not be differentiated (rule 3 of the contract).
     target = jax.lax.stop_gradient(total / count)
+    # A sum over the D features, as in the released program: with a mean the published rates would be too small.
     return jnp.sum((target - own) ** 2)
 
 

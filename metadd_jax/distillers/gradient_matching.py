@@ -19,6 +19,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +36,9 @@ from metadd_jax.structs import Dataset, ImageArrays
 from metadd_jax.training import Recipe, fit
 
 BATCH_NORMS = ("improved", "published")
+# As published, where any other number ends the program; ``loops`` fills the gaps.
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # ipc: (outer, inner)
+# Real images that batch norm's statistics are taken of, as in the released program.
 _STATISTICS_PER_CLASS = 16
 
 
@@ -66,20 +69,35 @@ class GradientMatching(class_images.ClassWise):
     def make(
         self, net: zoo.Architecture | Networks, counts: class_images.Counts, given: Any = None, *, repeat: bool = False
     ) -> Distiller:
-        """The method as a ``Distiller``; it takes nothing that is made beforehand."""
+        """Makes the method's functions.
+
+        Args:
+          net: the backbone, or a pool of them.
+          counts: images of each of the K classes of the set.
+          given: nothing; gradient matching takes nothing that is made beforehand.
+          repeat: whether a class with fewer real images than it starts from gives them again and again.
+        """
         del given
         return _distiller(self, as_networks(net), counts, repeat)
 
     def loops(self, ipc: int | Sequence[int]) -> tuple[int, int]:
-        """(outer, inner) for a number of images per class, or for one a class."""
+        """Returns (outer, inner): the chosen ones, else the published of ``loops``.
+
+        Args:
+          ipc: images per class, one number for all classes or one a class.
+        """
         outer, inner = loops(ipc)
         return self.outer or outer, self.inner or inner
 
     def flops(self, forward: float, counts: class_images.Counts) -> float:
-        """3 f K b + 9 f N + 3 f N inner (outer - 1) / outer.
+        """Counts 3 f K b + 9 f N + 3 f N inner (outer - 1) / outer.
 
         The gradients of the real images; those of the synthetic ones (3 f) and their derivative (6 f); and what of the
         network's training falls to one step.
+
+        Args:
+          forward: f, FLOPs of the backbone's forward pass of one image.
+          counts: images of each of the K classes, N in all.
         """
         outer, inner = self.loops(counts)
         images = sum(counts)
@@ -163,6 +181,9 @@ def loops(ipc: int | Sequence[int]) -> tuple[int, int]:
 
     The published table knows 1, 10, 20, 30, 40 and 50. Between two entries both numbers are interpolated linearly and
     rounded (a half up); above 50 they stay (50, 10), one of the two that the authors advise there.
+
+    Args:
+      ipc: images per class, one number for all classes or one a class.
     """
     known, mean = list(LOOPS), np.mean(ipc)
     outer, inner = (int(np.interp(mean, known, values) + 0.5) for values in np.transpose(list(LOOPS.values())))
@@ -174,14 +195,20 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
 
     def init(key: jax.Array, dataset: Dataset) -> tuple[dict, dict]:
         images = class_images.initial(key, dataset, nets, counts=counts, init=settings.start, repeat=repeat)
+        # ``aux`` must have its shapes from ``init`` on (rule 2 of the contract), though nothing reads this network.
         # The first step draws its own network; this one gives ``aux`` its shapes.
         return images, {"network": nets.init(key)}
 
     def refresh(key: jax.Array, synthetic: dict, aux: dict, step: jax.Array, frozen: Any) -> dict:
         """A new network, or the last step's after ``inner`` epochs on the set."""
+        # The arguments are those of ``contract.Refresh``.
         del frozen
+        # Every network is new, so no inner training and no ``cond`` is compiled (1 image a
+        # class: the loops are (1, 1)).
         if outer == 1:
             return {"network": nets.init(key)}
+        # As published: plain SGD at 0.01 without momentum or decay, and DSA sees the set
+        # augmented here too, DC does not.
         recipe = Recipe(epochs=inner, learning_rate=0.01, momentum=0.0, weight_decay=0.0, augmentation=settings.views)
         images, labels = synthetic["images"], class_images.labels_of(counts)
 
@@ -191,6 +218,8 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
         def trained(drawn: Any) -> Any:
             return nets.change(drawn, train)[0]
 
+        # Training comes before a matching and not after it: what is published to be left out
+        # after the last never happens.
         is_new = step % outer == 0
         return {"network": jax.lax.cond(is_new, lambda _: nets.init(key), trained, aux["network"])}
 
@@ -214,6 +243,9 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
         key: jax.Array, synthetic: dict, aux: dict, batch: dict, frozen: Any, *, axis_name: str | None = None
     ) -> tuple[jax.Array, tuple[dict, dict]]:
         del frozen
+        chex.assert_rank([synthetic["images"], batch["images"], batch["weights"]], [4, 5, 2])
+        # A fresh w_c for every class and step, as published: it is Siamese between the two
+        # sides and not between classes.
         w = jax.random.split(key, classes)
 
         def view(w: jax.Array, images: jax.Array) -> jax.Array:
@@ -221,10 +253,13 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
             return augment.transform(w, images, settings.strategy, siamese=True)
 
         def match(net: zoo.Architecture, variables: Any) -> tuple[Any, jax.Array]:
+            # Once for all classes: the gradients are taken in evaluation mode, under statistics
+            # that no class decides alone.
             if net.has_batch_stats:
                 variables = _with_statistics(net, variables, batch, settings.batch_norm)
 
             def class_distance(item: tuple, shared: tuple) -> jax.Array:
+                # They come as arguments: ``parts`` takes what a function closes over for a constant.
                 (own, w, label, real, weights, share), (variables, mean, std) = item, shared
 
                 def summed_gradient(part: tuple) -> Any:
@@ -232,9 +267,12 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
                     seen = view(w, sampling.standardise(images, mean, std))
                     return _gradient(net, variables, seen, label, weights)
 
+                # A gradient is a sum over images, so parts of a class and shares of devices add up to it exactly.
                 total = parts.add_up(summed_gradient, (real, weights), size=settings.micro_batch)
                 total, count = parallel.psum_if((total, weights.sum()), axis_name)
+                # D is not linear: the mean must be complete before it. The real side is a constant of the loss.
                 target = jax.lax.stop_gradient(jax.tree.map(lambda x: x / count, total))
+                # Each class has its own number of images; the mean is over those alone.
                 share = jnp.full(len(own), 1 / len(own)) if share is None else share
                 gradient = _gradient(net, variables, view(w, own), label, share)
                 return gradient_distance(target, gradient, kind=settings.distance)
@@ -242,6 +280,8 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
             own, share = class_images.by_class(synthetic["images"], counts), class_images.shares(counts)
             items = (own, w, jnp.arange(classes), batch["images"], batch["weights"], share)
             shared = (variables, batch["mean"], batch["std"])
+            # On a GPU the gradients of several classes at once are grouped convolutions: DC's
+            # presets take one (docs/gpu.md).
             at_once = settings.class_batch or classes
             return variables, parts.sum_each(class_distance, items, shared, at_once=at_once)
 
@@ -266,13 +306,16 @@ def _gradient(net: zoo.Architecture, variables: Any, images: jax.Array, label: j
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.full(len(images), label))
         return (weights * losses).sum()
 
+    # ``params`` alone: running statistics are no weights, and D compares what an optimiser would move.
     return jax.grad(total)(variables["params"])
 
 
 def _with_statistics(net: zoo.Architecture, variables: Any, batch: dict, kind: str) -> Any:
     """The network with running statistics of the real images drawn for them, see ``GradientMatching.batch_norm``."""
     images = sampling.standardise(batch["statistics"], batch["mean"], batch["std"])
+    # One pass over all classes at once; the weights keep what fills up a small class out of the statistics.
     images, weights = images.reshape(-1, *net.image_shape), batch["statistics_weights"].ravel()
+    # PyTorch's momentum of 0.1: a single pass moves the statistics by a tenth, in the released program too.
     if kind == "published":
         return {**variables, "batch_stats": net.apply_train(variables, images, weights)[2]}
     # Started from zero, the pass leaves a tenth of the batch's statistics.

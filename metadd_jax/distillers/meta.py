@@ -37,6 +37,8 @@ def metadd(
     Raises:
       ValueError: as ``penalise``.
     """
+    # The paper gives no proportions of its weights; ours are strengths beside the base method,
+    # and 1:1:1 raw is ``paper``.
     config = config or InvariantConfig()
     return penalise(
         base,

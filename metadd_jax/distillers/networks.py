@@ -52,6 +52,7 @@ class Networks:
                     f"{first.label} takes {first.image_shape} images of {first.num_classes} classes, but {net.label} "
                     f"{net.image_shape} and {net.num_classes}; a pool needs networks for the same data"
                 )
+        # ``isclose``: shares such as 0.1 / 32 need not add up to 1 to the bit.
         total = sum(self.probabilities)
         if not all(map(Real(0).holds, self.probabilities)) or not np.isclose(total, 1):
             raise ValueError(
@@ -83,6 +84,7 @@ class Networks:
         if len(self.nets) == 1:
             return self.nets[0].init(key)
         which_key, weights_key = jax.random.split(key)
+        # Drawn on the device, so that steps stay inside one compiled chunk.
         which = jax.random.choice(which_key, len(self.nets), p=jnp.asarray(self.probabilities)).astype(jnp.int32)
         vector = jax.lax.switch(which, [lambda net=net: self._vector(net.init(weights_key)) for net in self.nets])
         return {"which": which, "vector": vector}
@@ -97,6 +99,7 @@ class Networks:
         """
         if len(self.nets) == 1:
             return function(self.nets[0], drawn)
+        # ``net=net``: a closure in a loop would see the last network in every branch.
         branches = [lambda vector, net=net: function(net, self._variables(net, vector)) for net in self.nets]
         return jax.lax.switch(drawn["which"], branches, drawn["vector"])
 
@@ -118,6 +121,7 @@ class Networks:
 
     def _vector(self, variables: Any) -> jax.Array:
         vector, _ = ravel_pytree(variables)
+        # All branches of a switch must give the same shape.
         return jnp.pad(vector, (0, max(map(_size, self.nets)) - len(vector)))
 
     def _variables(self, net: zoo.Architecture, vector: jax.Array) -> Any:
@@ -152,6 +156,7 @@ def as_networks(net: zoo.Architecture | Networks) -> Networks:
 
 
 def _shapes(net: zoo.Architecture) -> Any:
+    # Shapes only: nothing is drawn and no memory is taken.
     return jax.eval_shape(net.init, jax.random.key(0))
 
 

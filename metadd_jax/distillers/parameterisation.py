@@ -85,6 +85,7 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
 
     def shown(synthetic: dict[str, Any], frozen: Any) -> dict[str, Any]:
         """What the base method knows: its own trained set."""
+        # A learned step size passes through: only ``images`` is replaced.
         own = {leaf: value for leaf, value in synthetic.items() if leaf != "latents"}
         return {**own, "images": decode(synthetic["latents"], frozen["decoder"])}
 
@@ -96,9 +97,11 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
             # Labels are known, also where a job asks for the shapes of a state alone.
             with jax.ensure_compile_time_eval():
                 _check_classes(base, base.decode(synthetic, aux, base.frozen), per_item)
+        # The base's own start is what the latents are made to stand for, so that both start from one set.
         images = synthetic.pop("images")
         latents = parameterisation.init(keys.named(key, "latents"), images)
         _check_latents(latents, len(images) // per_item, micro_batch)
+        # A decoder of the user's is tried without being run: its error comes before any long work.
         made = jax.eval_shape(decode, latents, parameterisation.frozen)
         if (made.shape, made.dtype) != (images.shape, jnp.float32):
             raise ValueError(
@@ -113,6 +116,7 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
         return base.loss(key, shown(synthetic, frozen), aux, batch, frozen["base"], axis_name=axis_name)
 
     def refresh(key: jax.Array, synthetic: dict, aux: Any, step: jax.Array, frozen: Any) -> Any:
+        # The base trains its networks on what they see, so on decoded images (dc, dsa's inner loop).
         return base.refresh(key, shown(synthetic, frozen), aux, step, frozen["base"])
 
     def as_set(synthetic: dict, aux: Any, frozen: Any) -> SyntheticSet:
@@ -126,6 +130,7 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
 
         return part
 
+    # MetaDD inside: its pulls are then reported in the latents, which are what is trained.
     terms = base.terms and dataclasses.replace(
         base.terms, base=of_latents(base.terms.base), terms=of_latents(base.terms.terms), refresh=refresh
     )
@@ -135,6 +140,7 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
         loss=loss,
         refresh=refresh,
         decode=as_set,
+        # An argument of the update: closed over, a generator's weights would be constants of the program.
         frozen={"base": base.frozen, "decoder": parameterisation.frozen},
         terms=terms,
     )
@@ -144,6 +150,7 @@ def _in_parts(parameterisation: Parameterisation, micro_batch: int | None) -> Ca
     """``decode(latents, frozen)``, at most ``micro_batch`` items at once, again on the way back."""
     # Of the forward pass only the latents are kept, so the decoder's activations are not there while the base method
     # has its own, and come back when its gradient in the pixels is done.
+    # As GLaD does it: pixel gradient first, then back through the generator in chunks.
     one = jax.checkpoint(parameterisation.decode)
     if micro_batch is None:
         return one
@@ -291,6 +298,7 @@ class _Factor:
                 f"side; got {count} of {height} x {width}"
             )
         rows, columns = -(-height // self.size), -(-width // self.size)
+        # Antialiased, which ``resize`` is by default: a smaller image without it would fold high frequencies.
         cells = jax.image.resize(images, (count, rows, columns, channels), "bilinear")
         cells = cells.reshape(-1, self.size, self.size, rows, columns, channels)
         stored = cells.swapaxes(2, 3).reshape(-1, self.size * rows, self.size * columns, channels)
@@ -301,6 +309,7 @@ class _Factor:
         del frozen
         count, height, width, channels = latents.shape
         rows, columns = -(-height // self.size), -(-width // self.size)
+        # Padded at the bottom and the right, as IDC does.
         canvas = jnp.broadcast_to(
             jnp.asarray(self.pad, latents.dtype), (count, self.size * rows, self.size * columns, channels)
         )

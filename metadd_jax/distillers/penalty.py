@@ -75,6 +75,7 @@ def penalise(
     )  # fmt: skip
     strengths: dict[str, float] = {}
     known: dict[str, invariant.Term] = {}
+    # A strength of 0 leaves the term out and not in with weight 0: it would still cost its passes.
     for given, strength in terms.items():
         term = invariant.as_term(given)
         require(f"strength of {term.name!r}", strength, Real(0))
@@ -92,6 +93,7 @@ def penalise(
     def init(key: jax.Array, dataset: Dataset) -> tuple[Any, Any]:
         synthetic, base_aux = base.init(key, dataset)
         aux = {"base": base_aux, "weights": {t: jnp.asarray(rho, jnp.float32) for t, rho in strengths.items()}}
+        # From mean gradient *vectors*: what is random in a single batch cancels.
         if weighting == "calibrated":
             # The strengths come in outside of what is compiled: settings that differ in them share the program.
             vectors, _ = penalty.apart.compiled(key, synthetic, aux, dataset.train, frozen)
@@ -133,6 +135,7 @@ class _Penalty:
             w = self.relative(self.apart.gradients(key, constant, aux, batch, frozen, axis_name=axis_name))
         penalty, facts = self._judge(invariant.invariant_loss, key, synthetic, aux, frozen, weights=w)
         metrics = {**metrics, "loss_base": loss_base, **{f"weight_{t}": w[t] for t in w}, **facts}
+        # ``aux`` keeps the calibrated weights, so a checkpoint has them and a resumed run does not calibrate again.
         return loss_base + penalty, ({"base": base_aux, "weights": aux["weights"]}, metrics)
 
     def refresh(self, key: jax.Array, synthetic: Any, aux: Any, step: jax.Array, frozen: Any) -> Any:
@@ -157,6 +160,7 @@ class _Penalty:
     def relative(self, gradients: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """w_t = min(rho_t ||g_base|| / ||g_t||, cap); one without gradient gets the cap, which multiplies nothing."""
         base = jnp.linalg.norm(gradients["base"])
+        # The cap is for a term whose gradient vanishes, where the ratio blows up.
         return {
             t: jnp.minimum(rho * base / (jnp.linalg.norm(gradients[t]) + 1e-20), self.config.cap)
             for t, rho in self.strengths.items()
@@ -166,6 +170,7 @@ class _Penalty:
         self, function: Callable, key: jax.Array, synthetic: Any, aux: Any, frozen: Any, **given: Any
     ) -> tuple[Any, dict]:
         """What ``invariant.invariant_loss`` or ``invariant_terms`` makes of the images as they stand."""
+        # The images, under any parameterisation: networks see no latents.
         shown = self.base.decode(synthetic, aux["base"], frozen["base"])
         # A domain of its own, so that the base method draws what it draws without a penalty.
         return function(

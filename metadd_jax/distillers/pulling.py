@@ -30,10 +30,12 @@ def pulls(key: jax.Array, method: Distiller, state: DistillState, data: ImageArr
     vectors, weights = method.terms.compiled(key, state.synthetic, state.aux, data, method.frozen)
     # Sums over the batches: the norms are those of the means, and cosines do not care.
     base, batches = vectors["base"], method.terms.batches
+    # Weighted: what counts is the pull in the update and not that of the raw term.
     weighted = {name: weights[name] * vectors[name] for name in weights}
     weighted[method.terms.name] = sum(weighted.values(), start=jnp.zeros_like(base))
 
     def cosine(vector: jax.Array) -> jax.Array:
+        # The tiny number lets a term without gradient have cosine 0 and not NaN.
         return base @ vector / (jnp.linalg.norm(base) * jnp.linalg.norm(vector) + 1e-20)
 
     return {

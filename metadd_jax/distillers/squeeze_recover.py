@@ -19,6 +19,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +69,7 @@ class SqueezeRecover(Method):
       squeeze_epochs: passes over the real data; None for the published number ("short": that of the auxiliaries).
     """
 
+    # ImageNet's column of the table; the released argparse defaults differ (tv 1e-4), and its scripts override them.
     r_bn: Annotated[float, Real(0)] = 0.01
     first_multiplier: Annotated[float, Real(0)] = 10.0
     tv: Annotated[float, Real(0)] = 0.0
@@ -82,6 +84,7 @@ class SqueezeRecover(Method):
     squeeze_epochs: Annotated[int | None, Whole(1)] = None
 
     group: ClassVar[str] = "sre2l"
+    # The teacher's labels are SRe2L's third step, so judged networks may learn from it.
     teaches: ClassVar[bool] = True
     scratch_fields: ClassVar[tuple[str, ...]] = ("group_size",)
     file_fields: ClassVar[tuple[str, ...]] = ("weights",)
@@ -102,8 +105,10 @@ class SqueezeRecover(Method):
         """The method as a ``Distiller``; ``given`` are the teacher's variables, ``net`` is its network."""
         del repeat
         self.check_network(net)
+        # A teacher from elsewhere may lack them; without them the loss would be the cross-entropy alone.
         if "batch_stats" not in given:
             raise ValueError(f"{net.label} is given without its batch_stats, which the images are to match")
+        # Groups take ``group_ipc`` images of a class at a time; a remainder would make groups of another meaning.
         uneven = [count for count in counts if count % self.group_ipc]
         if uneven:
             raise ValueError(f"group_ipc={self.group_ipc} must divide ipc={uneven[0]}")
@@ -113,11 +118,13 @@ class SqueezeRecover(Method):
         self, learning_rate: float, momentum: float, steps: int, dataset: Dataset
     ) -> optax.GradientTransformation:
         """Adam with a cosine, within what a picture can hold."""
+        # Adam has betas of its own (.5 and .9, as published).
         del momentum
         return recover_optimiser(learning_rate, steps, dataset.train.mean, dataset.train.std)
 
     def check_pixels(self, *, zca: bool) -> None:
         """Refuses whitened images."""
+        # The clip is per channel; whitening mixes pixels, so its range is no box.
         if zca:
             raise ValueError("sre2l clips to what a picture can hold, which a whitened image has not; leave zca out")
 
@@ -127,6 +134,7 @@ class SqueezeRecover(Method):
             raise ValueError(
                 f"{net.label} has no batch-norm statistics to match; use a teacher with them, such as resnet18_bn"
             )
+        # Small images go through a stem of 3x3 and no pooling, whose shapes are other than torchvision's.
         if self.weights and net.geometry != "imagenet":
             raise ValueError(
                 f"weights={self.weights} are torchvision's, but {net.label} at {net.image_shape} is the field's "
@@ -226,7 +234,9 @@ def recover_optimiser(
     ranges.require("learning_rate", learning_rate, Real(0, above=True))
     ranges.require("steps", steps, Whole(1))
     mean, std = jnp.asarray(mean), jnp.asarray(std)
+    # To 0, not to half the rate as in RDED's schedule of the same name; and without warm-up.
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, steps), b1=0.5, b2=0.9, eps=1e-8)
+    # After Adam: the clip belongs to the pixel and must not enter the moments.
     return optax.chain(adam, _stay_within(-mean / std, (1 - mean) / std))
 
 
@@ -234,6 +244,7 @@ def _stay_within(low: jax.Array, high: jax.Array) -> optax.GradientTransformatio
     """Changes updates so that the updated parameters lie in [low, high]."""
 
     def update(updates: Any, params: Any) -> Any:
+        # An update that ends on the border, for optax adds updates and cannot clip parameters.
         return jax.tree.map(lambda u, p: jnp.clip(p + u, low, high) - p, updates, params)
 
     return optax.stateless(update)
@@ -259,7 +270,9 @@ def _distiller(settings: SqueezeRecover, net: zoo.Architecture, counts: class_im
             return (values * weights).sum(keepdims=True), jax.tree.map(lambda value: value[None], found)
 
         values, found = [], []
+        # Groups of one size share a compiled loop; a class that has had its images leaves smaller groups behind.
         for number, places in groups(counts, settings.group_size, settings.group_ipc):
+            # One draw of crop, flip and roll for each group, as published: the statistics are of one view.
             keys = jax.random.split(jax.random.fold_in(key, number), len(places))
             items = (keys, images[places], labels[places])
             (value,), facts = parts.total(some, items, frozen, size=at_once, axis_name=axis_name)
@@ -271,15 +284,20 @@ def _distiller(settings: SqueezeRecover, net: zoo.Architecture, counts: class_im
         key: jax.Array, x: jax.Array, y: jax.Array, variables: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The loss of images x [b, H, W, C] of one group with labels y [b], and its two main parts."""
+        chex.assert_rank([x, y], [4, 1])
         x = _view(key, x, settings)
+        # At the input of each norm, biased over batch and space, the teacher in evaluation mode
+        # (the trap of re-implementations).
         logits, layers = zoo.batch_norm_inputs(net, variables, x)
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
         multipliers = [settings.first_multiplier, *[1.0] * (len(layers) - 1)]
+        # Norms and no squares; ``norm`` has gradient 0 where they are 0, and the root's own is infinite there.
         statistics = sum(
             w * (norm(layer.variance - layer.running_variance) + norm(layer.mean - layer.running_mean))
             for w, layer in zip(multipliers, layers, strict=True)
         )
         value = entropy + settings.r_bn * statistics
+        # Published runs have no such terms: a term of weight 0 would still cost its gradient.
         if settings.tv:
             value += settings.tv * _total_variation(x)
         if settings.l2:
@@ -311,6 +329,7 @@ def groups(counts: class_images.Counts, group_size: int, group_ipc: int) -> list
       For each size b of a group a number of its own, and the places in the set of its groups' images, [G, b].
     """
     classes, together = len(counts), group_ipc
+    # The set is class-major, a group is not: it has one image of each class (``group_ipc``), by their places.
     size, offsets = min(group_size // together, classes), np.cumsum(counts) - counts
     found: dict[int, list] = {}
     for first in range(0, max(counts), together):
@@ -318,11 +337,13 @@ def groups(counts: class_images.Counts, group_size: int, group_ipc: int) -> list
         for start in range(0, len(left), size):
             places = offsets[left[start : start + size]] + np.arange(first, first + together)[:, None]
             found.setdefault(places.shape[1], []).append(places.ravel())
+    # The number enters the key of the groups' views.
     return [(0 if width == size else classes - width, np.array(places)) for width, places in found.items()]
 
 
 def _view(key: jax.Array, images: jax.Array, settings: SqueezeRecover) -> jax.Array:
     """One draw of crop, flip and roll for the whole group."""
+    # The order of the released program: crop, flip, then the roll on the cropped pixels.
     crop_key, flip_key, roll_key = jax.random.split(key, 3)
     if settings.crop:
         _, height, width, _ = images.shape
@@ -331,6 +352,7 @@ def _view(key: jax.Array, images: jax.Array, settings: SqueezeRecover) -> jax.Ar
         images = augment.flip(images, jax.random.bernoulli(flip_key))
     if settings.roll == (0, 0):
         return images
+    # Toroidal, so no pixel is lost: the teacher sees the image under every shift.
     return jnp.roll(images, jax.random.randint(roll_key, (2,), settings.roll[0], settings.roll[1] + 1), axis=(1, 2))
 
 

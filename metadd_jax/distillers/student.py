@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +52,7 @@ class TrajectoryMatching(Method):
       half: store the steps between an expert's snapshots in half precision.
     """
 
+    # A small set's: the published rows (metadd_jax/job/published.py) take 10 to 80 steps and 50 to 100 experts.
     syn_steps: Annotated[int, Whole(1)] = 10
     expert_epochs: Annotated[int, Whole(1)] = 2
     max_start_epoch: Annotated[int, Whole(1)] = 5
@@ -86,6 +88,7 @@ class TrajectoryMatching(Method):
     @property
     def snapshots(self) -> int:
         """How many of an expert's snapshots can be reached: the start, and the epochs up to the last target."""
+        # The last start is ``max_start_epoch`` - 1; its target, and the snapshot before the first epoch, make the sum.
         return self.max_start_epoch + self.expert_epochs
 
     def distance(
@@ -108,6 +111,7 @@ class TrajectoryMatching(Method):
     ) -> Distiller:
         """The method as a ``Distiller``; ``given`` are the experts [E, T + 1, P]."""
         self.check_network(net)
+        # Before anything is put on a device: an index beyond the snapshots would be clipped in silence.
         self._check_experts(net, np.shape(given))
         if self.batch_syn is not None and self.batch_syn > sum(counts):
             raise ValueError(f"batch_syn={self.batch_syn} must be from 1 to the set's {sum(counts)} images")
@@ -167,11 +171,13 @@ class TrajectoryMatching(Method):
             on_shard=lambda done: progress("experts", done, self.experts), **self._numbers(),
         )  # fmt: skip
         progress("experts", self.experts, self.experts)
+        # Later snapshots are reached by no target, so they stay on the disk.
         return training.device_experts(trajectories, snapshots=self.snapshots)
 
     def stand_in(self, net: zoo.Architecture, variables: Any) -> jax.Array:
         """Two experts of random weights."""
         del variables
+        # A plan's time and memory do not depend on the numbers.
         return 0.02 * jax.random.normal(jax.random.key(0), (_STOOD_IN, self.snapshots, net.num_params()))
 
     def given_size(self, net: zoo.Architecture) -> float:
@@ -182,6 +188,7 @@ class TrajectoryMatching(Method):
         self, net: zoo.Architecture, dataset: Dataset, cache: pathlib.Path
     ) -> Sequence[tuple[pathlib.Path, int]]:
         """The folder of the experts: a snapshot of the start and one after each epoch."""
+        # The first snapshot is stored whole, the others as steps from it.
         width = 2 if self.half else 4
         size = self.experts * net.num_params() * (4 + width * self.epochs)
         return [(self._folder(net, dataset, cache), size)]
@@ -196,6 +203,7 @@ class TrajectoryMatching(Method):
         key = training.cache_key(net, dataset, self._recipe(), seed=0, **self._numbers())
         return cache / "experts" / f"{net.name}-{key[:20]}"
 
+    # A step is computed again on the way back whether by ``checkpoint`` (MTT) or by ``pull`` (TESLA).
     def flops(self, forward: float, counts: class_images.Counts) -> float:
         """12 f batch_syn syn_steps: each step's gradient (3 f), once more on the way back, and its derivative (6 f)."""
         images = sum(counts)
@@ -231,6 +239,7 @@ def trajectory_optimiser(
     ranges.require("lr_teacher", lr_teacher, Real(0, above=True))
     ranges.require("momentum", momentum, Real(0, 1, below=True))
     ranges.require(f"lr_lr / lr_teacher**2 with lr_teacher={lr_teacher}", lr_lr / lr_teacher**2, Real(0))
+    # Rates as far apart as published, 1000 and 1e-5: one optimiser for both would need one rate.
     rates = {"images": image_lr, "lr": lr_lr, "log_lr": lr_lr / lr_teacher**2}
     return optax.partition(
         {name: optax.sgd(rate, momentum=momentum) for name, rate in rates.items()},
@@ -245,26 +254,32 @@ def distiller(
     count, labels = sum(counts), lambda: class_images.labels_of(counts)
 
     def init(key: jax.Array, dataset: Dataset) -> tuple[dict, dict]:
+        # The order of the experts must not change from step to step, so its key is kept in ``aux``.
         image_key, order_key = jax.random.split(key)
         images = class_images.initial(image_key, dataset, net, counts=counts, init=settings.start, repeat=repeat)
         lr = jnp.asarray(settings.lr_teacher, jnp.float32)
         aux = {"order_key": order_key, "expert": jnp.zeros((), jnp.int32), "start": jnp.zeros((), jnp.int32)}
         if settings.soft_labels:
             aux["soft_labels"] = jax.nn.one_hot(labels(), net.num_classes)  # until the first expert labels them
+        # The published alpha has no bound, which two issues of its program are about; its logarithm keeps it positive.
         return {**images, **({"lr": lr} if settings.raw_lr else {"log_lr": jnp.log(lr)})}, aux
 
     def refresh(key: jax.Array, synthetic: dict, aux: dict, step: jax.Array, frozen: jax.Array) -> dict:
         """The next expert of this round, an epoch to start from, and what the expert calls the images."""
+        # Without replacement, as the published program goes through its files: in a round every expert is met once.
         round_, place = jnp.divmod(step, frozen.shape[0])
         order = jax.random.permutation(jax.random.fold_in(aux["order_key"], round_), frozen.shape[0])
         aux = {**aux, "expert": order[place].astype(jnp.int32)}
+        # An exclusive upper bound, as published: "max_start_epoch" itself is never a start.
         aux["start"] = jax.random.randint(key, (), 0, settings.max_start_epoch)
         if settings.soft_labels:
+            # The expert at the target, not at the start: the weights that the student is to reach (TESLA).
             params = unflatten(net, ends(aux, frozen)[1])
 
             def label(image: jax.Array) -> jax.Array:
                 return jax.nn.softmax(net.apply({"params": params}, image[None])[0][0])
 
+            # Chunks of 50 as in the released program, which fails on sets that have no more than 50 images.
             aux["soft_labels"] = jax.lax.map(label, synthetic["images"], batch_size=min(50, count))
         return aux
 
@@ -279,6 +294,7 @@ def distiller(
         key: jax.Array, synthetic: dict, aux: dict, batch: Any, frozen: jax.Array, *, axis_name: str | None = None
     ) -> tuple[jax.Array, tuple[dict, dict]]:
         del batch, axis_name
+        chex.assert_rank([synthetic["images"], frozen], [4, 3])
         order_key, view_key = jax.random.split(key)
         chunks = (
             jax.random.split(view_key, settings.syn_steps),
@@ -286,6 +302,8 @@ def distiller(
         )
         alpha, (theta_0, target) = alpha_of(synthetic), ends(aux, frozen)
         y = aux["soft_labels"] if settings.soft_labels else jax.nn.one_hot(labels(), net.num_classes)
+        # Not Siamese: a student sees the set as every network that is trained on it does, each
+        # image under its own view.
         g = step_gradient(net, augment.strategy(settings.views))
         value = settings.distance(g, (synthetic["images"], y), alpha, theta_0, target, chunks)
         return value, (aux, {"learning_rate": alpha})
@@ -315,10 +333,12 @@ def step_gradient(net: zoo.Architecture, strategy: augment.Strategy) -> Callable
 
     def g(theta: jax.Array, seen: tuple, chunk: tuple) -> jax.Array:
         (images, targets), (key, indices, weights) = seen, chunk
+        # The set is indexed inside g, so the gradient of g in ``seen`` reaches the images of this chunk alone.
         views = augment.transform(key, parallel.divide(images[indices]), strategy, siamese=False)
 
         def cross_entropy(params: Any) -> jax.Array:
             logits, _ = net.apply_batch({"params": params}, views)
+            # Over the weights and not the length: a chunk that is the remainder is a mean over its own images.
             return (optax.softmax_cross_entropy(logits, targets[indices]) * weights).sum() / weights.sum()
 
         return flatten(jax.grad(cross_entropy)(unflatten(net, theta)))
@@ -336,6 +356,7 @@ def chunk_indices(key: jax.Array, count: int, size: int, steps: int) -> tuple[ja
     chunks = -(-count // size)
     rounds, padding = -(-steps // chunks), chunks * size - count
     orders = jax.vmap(lambda k: jax.random.permutation(k, count))(jax.random.split(key, rounds))
+    # The padding repeats images of the same permutation, at weight 0.
     indices = jnp.concatenate([orders[:, :padding], orders], axis=1).reshape(-1, size)[:steps]
     weights = jnp.tile(jnp.arange(chunks * size) >= padding, rounds).reshape(-1, size)[:steps]
     return indices, weights.astype(jnp.float32)
