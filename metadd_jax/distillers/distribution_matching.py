@@ -162,7 +162,16 @@ def _distiller(settings: DM, nets: Networks, counts: class_images.Counts, repeat
     def all_classes_together(
         net: zoo.Architecture, theta: Any, w: jax.Array, batch: dict, images: jax.Array, axis_name: str | None
     ) -> jax.Array:
-        """One pass of each side, as published for batch norm: its statistics are over all classes."""
+        """One pass of each side, as published for batch norm: its statistics are over all classes.
+
+        Args:
+          net: the network that was drawn.
+          theta: its variables.
+          w: [K] keys of the views.
+          batch: real images [K, b, H, W, C] as stored, weights [K, b], and the constants they are standardised by.
+          images: [N, H, W, C], class-major.
+          axis_name: None; ``sample`` has refused any other.
+        """
         weights = batch["weights"]
         # The views are still drawn class by class: w_c is Siamese, and each class has its own.
         real = jax.vmap(lambda w, x: view(w, sampling.standardise(x, batch["mean"], batch["std"])))(w, batch["images"])

@@ -173,7 +173,13 @@ class Method:
     def cached(
         self, net: zoo.Architecture, dataset: Dataset, cache: pathlib.Path
     ) -> Sequence[tuple[pathlib.Path, int]]:
-        """The folders that ``prepare`` will leave in the cache, with their bytes."""
+        """Lists the folders that ``prepare`` will leave in the cache, with their bytes.
+
+        Args:
+          net: the backbone.
+          dataset: the real data.
+          cache: the folder of what need not be made twice.
+        """
         del net, dataset, cache
         return ()
 

@@ -102,7 +102,17 @@ class SqueezeRecover(Method):
     def make(
         self, net: zoo.Architecture, counts: class_images.Counts, given: Any = None, *, repeat: bool = False
     ) -> Distiller:
-        """The method as a ``Distiller``; ``given`` are the teacher's variables, ``net`` is its network."""
+        """Makes the method's functions.
+
+        Args:
+          net: the teacher's network, with batch norm.
+          counts: images of each of the K classes of the set.
+          given: the teacher's ``params`` and ``batch_stats``.
+          repeat: nothing; no real image is read.
+
+        Raises:
+          ValueError: for a teacher without batch norm, or a ``group_ipc`` that does not divide an ipc.
+        """
         del repeat
         self.check_network(net)
         # A teacher from elsewhere may lack them; without them the loss would be the cross-entropy alone.
@@ -117,7 +127,14 @@ class SqueezeRecover(Method):
     def optimiser(
         self, learning_rate: float, momentum: float, steps: int, dataset: Dataset
     ) -> optax.GradientTransformation:
-        """Adam with a cosine, within what a picture can hold."""
+        """Makes Adam with a cosine, within what a picture can hold.
+
+        Args:
+          learning_rate: of the images, at the first step.
+          momentum: nothing; Adam has betas of its own.
+          steps: updates until the rate is 0.
+          dataset: the real data, whose mean and std bound a pixel.
+        """
         # Adam has betas of its own (.5 and .9, as published).
         del momentum
         return recover_optimiser(learning_rate, steps, dataset.train.mean, dataset.train.std)
@@ -159,12 +176,22 @@ class SqueezeRecover(Method):
         *,
         progress: Progress,
     ) -> Any:
-        """The trained backbone is the teacher."""
+        """Takes the trained backbone as the teacher.
+
+        Args:
+          net, dataset, cache, progress: see ``Method.prepare``; not needed here.
+          trained: the backbone.
+        """
         del net, dataset, cache, progress
         return trained.variables
 
     def stand_in(self, net: zoo.Architecture, variables: Any) -> Any:
-        """A teacher of random weights."""
+        """Takes a teacher of random weights.
+
+        Args:
+          net: the backbone.
+          variables: random ones of it.
+        """
         del net
         return variables
 
@@ -283,7 +310,14 @@ def _distiller(settings: SqueezeRecover, net: zoo.Architecture, counts: class_im
     def group_loss(
         key: jax.Array, x: jax.Array, y: jax.Array, variables: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss of images x [b, H, W, C] of one group with labels y [b], and its two main parts."""
+        """Gives the loss [] of one group, and its two main parts.
+
+        Args:
+          key: draws the group's view.
+          x: [b, H, W, C] images.
+          y: [b] int32 labels.
+          variables: the teacher's ``params`` and ``batch_stats``; constants.
+        """
         chex.assert_rank([x, y], [4, 1])
         x = _view(key, x, settings)
         # At the input of each norm, biased over batch and space, the teacher in evaluation mode

@@ -109,9 +109,18 @@ class TrajectoryMatching(Method):
     def make(
         self, net: zoo.Architecture, counts: class_images.Counts, given: Any = None, *, repeat: bool = False
     ) -> Distiller:
-        """The method as a ``Distiller``; ``given`` are the experts [E, T + 1, P]."""
+        """Makes the method's functions.
+
+        Args:
+          net: the backbone, without batch norm.
+          counts: images of each of the K classes of the set.
+          given: the experts [E, T + 1, P] float32.
+          repeat: whether a class with fewer real images than it starts from gives them again and again.
+
+        Raises:
+          ValueError: if the network, the experts or ``batch_syn`` do not go together.
+        """
         self.check_network(net)
-        # Before anything is put on a device: an index beyond the snapshots would be clipped in silence.
         self._check_experts(net, np.shape(given))
         if self.batch_syn is not None and self.batch_syn > sum(counts):
             raise ValueError(f"batch_syn={self.batch_syn} must be from 1 to the set's {sum(counts)} images")
@@ -120,7 +129,7 @@ class TrajectoryMatching(Method):
     def optimiser(
         self, learning_rate: float, momentum: float, steps: int, dataset: Dataset
     ) -> optax.GradientTransformation:
-        """SGD for the images, and for alpha at a rate of its own."""
+        """Makes SGD for the images, and for alpha at a rate of its own (see ``Method.optimiser``)."""
         del steps, dataset
         return trajectory_optimiser(learning_rate, self.lr_lr, lr_teacher=self.lr_teacher, momentum=momentum)
 
@@ -175,9 +184,13 @@ class TrajectoryMatching(Method):
         return training.device_experts(trajectories, snapshots=self.snapshots)
 
     def stand_in(self, net: zoo.Architecture, variables: Any) -> jax.Array:
-        """Two experts of random weights."""
+        """Makes two experts of random weights, [2, snapshots, P].
+
+        Args:
+          net: the backbone.
+          variables: nothing; only their number P counts.
+        """
         del variables
-        # A plan's time and memory do not depend on the numbers.
         return 0.02 * jax.random.normal(jax.random.key(0), (_STOOD_IN, self.snapshots, net.num_params()))
 
     def given_size(self, net: zoo.Architecture) -> float:
@@ -250,7 +263,15 @@ def trajectory_optimiser(
 def distiller(
     settings: TrajectoryMatching, net: zoo.Architecture, counts: class_images.Counts, experts: ArrayLike, repeat: bool
 ) -> Distiller:
-    """The functions of MTT or TESLA, whichever ``settings`` are."""
+    """Makes the functions of MTT or TESLA, whichever ``settings`` are.
+
+    Args:
+      settings: the method's settings; their ``distance`` is the loss.
+      net: the backbone.
+      counts: images of each of the K classes of the set.
+      experts: [E, T + 1, P] float32, the experts' weights.
+      repeat: whether a class with fewer real images than it starts from gives them again and again.
+    """
     count, labels = sum(counts), lambda: class_images.labels_of(counts)
 
     def init(key: jax.Array, dataset: Dataset) -> tuple[dict, dict]:
@@ -329,7 +350,12 @@ def distiller(
 
 
 def step_gradient(net: zoo.Architecture, strategy: augment.Strategy) -> Callable[[jax.Array, tuple, tuple], jax.Array]:
-    """g: ``(theta [P], (images, targets), (key, indices, weights)) -> [P]``, the gradient of one student step."""
+    """g: ``(theta [P], (images, targets), (key, indices, weights)) -> [P]``, the gradient of one student step.
+
+    Args:
+      net: the backbone.
+      strategy: what the student sees the images under.
+    """
 
     def g(theta: jax.Array, seen: tuple, chunk: tuple) -> jax.Array:
         (images, targets), (key, indices, weights) = seen, chunk
@@ -347,7 +373,13 @@ def step_gradient(net: zoo.Architecture, strategy: augment.Strategy) -> Callable
 
 
 def chunk_indices(key: jax.Array, count: int, size: int, steps: int) -> tuple[jax.Array, jax.Array]:
-    """Chunks of random permutations of ``count`` images, a new permutation when one is used up.
+    """Draws chunks of random permutations of ``count`` images, a new permutation when one is used up.
+
+    Args:
+      key: typed PRNG key.
+      count: images of the set.
+      size: images of a chunk, at most ``count``.
+      steps: how many chunks.
 
     Returns:
       Indices and weights, [steps, size] each. Where ``size`` does not divide ``count``, the remainder is the first
@@ -356,7 +388,6 @@ def chunk_indices(key: jax.Array, count: int, size: int, steps: int) -> tuple[ja
     chunks = -(-count // size)
     rounds, padding = -(-steps // chunks), chunks * size - count
     orders = jax.vmap(lambda k: jax.random.permutation(k, count))(jax.random.split(key, rounds))
-    # The padding repeats images of the same permutation, at weight 0.
     indices = jnp.concatenate([orders[:, :padding], orders], axis=1).reshape(-1, size)[:steps]
     weights = jnp.tile(jnp.arange(chunks * size) >= padding, rounds).reshape(-1, size)[:steps]
     return indices, weights.astype(jnp.float32)

@@ -24,6 +24,7 @@ def check_options(config: DistillConfig) -> None:
       ValueError: one line that names the option and what it may be.
     """
     ranges.check(config, spell=config.option)
+    # Each alone is in its range, and the last seed may still not be.
     if config.first_seed + config.distill_seeds > ranges.SEEDS:
         raise ValueError(
             f"--first-seed {config.first_seed} and --distill-seeds {config.distill_seeds} reach beyond the last seed "
@@ -31,6 +32,7 @@ def check_options(config: DistillConfig) -> None:
         )
     if config.wrapped and not config.seen:
         raise ValueError("MetaDD looks through auxiliary networks: name some by --seen, or distil bare by --no-wrapped")
+    # The default keeps no validation images: they would be missing from the real ones.
     if config.evaluate_on == "validation" and not config.validation_fraction:
         raise ValueError("--evaluate-on validation needs --validation-fraction, for example 0.1")
     if recipes.relabels(config) and not config.own.teaches:
@@ -45,6 +47,7 @@ def check_options(config: DistillConfig) -> None:
     augment.strategy(recipes.augmentation(config, config.pretrain_augmentation))
     # Also where the recipe has views of its own and leaves these words out.
     training.short_evaluation(1, augmentation=recipes.augmentation(config, config.eval_augmentation))
+    # Made and thrown away: a recipe checks itself, and better now than after the pre-training.
     recipes.backbone(config), recipes.evaluation(config)
 
 
@@ -151,6 +154,7 @@ def check_data(directory: pathlib.Path, dataset: mdd.Dataset) -> None:
     was = str(held.get("fingerprint"))
     what = f"the data {dataset.name} had the fingerprint {was[:12]}, now {dataset.fingerprint[:12]}"
     if was == dataset.fingerprint:
+        # The images may be the same under other names: then the labels of the run mean something else.
         names = itertools.zip_longest(held.get("class_names") or (), dataset.class_names)
         label, (before, after) = next((label, pair) for label, pair in enumerate(names) if pair[0] != pair[1])
         what = f"class {label} of {dataset.name} was {before!r}, now {after!r}"

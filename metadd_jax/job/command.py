@@ -26,12 +26,14 @@ def main(function: Callable[..., None], *, program: str) -> None:
       function: called with the command line's words and ``program``.
       program: how the user calls it, "metadd" or "distill.py".
     """
+    # Place and category are for programmers; users get one line.
     warnings.showwarning = lambda message, *place, **options: _warn(str(message))
     logging.basicConfig(level=logging.WARNING, handlers=[_OneLine()])
     try:
         function(sys.argv[1:], program=program)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        # 128 + SIGINT, as shells expect.
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output (head, less) went away: not an error of ours.
@@ -53,6 +55,7 @@ class _OneLine(logging.Handler):
 def _warn(message: str) -> None:
     """One plain line, above a bar if there is one."""
     text = f"warning: {' '.join(message.split())}"
+    # Written through tqdm, or the line would be drawn into the bar.
     if "tqdm" in sys.modules:
         sys.modules["tqdm"].tqdm.write(text, file=sys.stderr)
     else:
@@ -67,6 +70,7 @@ def bar(total: int, description: str, unit: str) -> Any:
       description: what is done.
       unit: what one of them is called.
     """
+    # Imported here: ``be_silent`` sets what tqdm reads when it is imported.
     from tqdm import tqdm
 
     return tqdm(total=total, desc=f"{description:<24}", unit=unit, dynamic_ncols=True, smoothing=0.1)
@@ -85,6 +89,7 @@ def bars(unit: str) -> Iterator[Callable[[str, int, int], None]]:
     try:
         yield progress
     finally:
+        # Also after an error: an open bar would swallow the line that says what happened.
         for each in shown.values():
             each.close()
 

@@ -21,6 +21,7 @@ def run(arguments: list[str], *, program: str = "metadd distill") -> None:
     """Parses the command line, does the job (or tells its plan, or what an earlier start found), prints the table.
 
     Args:
+      arguments: the words of the command line, a preset's name first where there is one.
       program: what the user typed before ``arguments``, for ``--help`` and errors.
     """
     config = _parsed(arguments, program)
@@ -29,6 +30,7 @@ def run(arguments: list[str], *, program: str = "metadd distill") -> None:
     parallel.initialize(
         coordinator=config.coordinator, num_processes=config.num_processes, process_id=config.process_id
     )
+    # One voice: every process would print the same lines.
     if not parallel.is_main():
         command.be_silent()
     prepared = prepare.open_job(config)
@@ -38,6 +40,7 @@ def run(arguments: list[str], *, program: str = "metadd distill") -> None:
             print("\n".join(plan.lines(job, *plan.estimate(job))))
         else:
             _go_on(job)
+    # Also after Ctrl-C: the next start must find the folder free.
     finally:
         if prepared.lock:
             prepared.lock.release()
@@ -47,6 +50,7 @@ def _go_on(job: prepare.Job) -> None:
     """Does what is not done yet, and prints the results."""
     found = report.read(job.directory)
     missing = [] if found is None else results.unwritten(job, found)
+    # A hash in the file tells: edited or cut results are not shown as measured.
     if found is None and (job.directory / "results.json").exists():
         print("results.json is not what was written; the sets are judged anew")
     if missing:
@@ -81,6 +85,7 @@ def _do(job: prepare.Job, found: dict[str, Any] | None = None) -> str:
     rows = stages.judge(job, sets, auxiliaries[job.backbone.label])
     if parallel.is_main():
         base, *ours = distilled
+        # What a paired difference is taken of: MetaDD over its base, and the base over random real images.
         pairs = [(base, name) for name in ours] + [("random", base)]
         seeds = prepare.seeds(config)
         found = {
@@ -110,6 +115,7 @@ def _layout(method: str) -> parsing.Layout:
     for other in distillers.names():
         record = distillers.get(other)
         for option in parsing.option_names(type(record)):
+            # With and without the group: the user may write either.
             for spelling in (option, f"{record.group}.{option}"):
                 owners.setdefault(spelling, []).append(other)
     foreign = {
@@ -151,6 +157,7 @@ def _parsed(arguments: list[str], program: str) -> options.DistillConfig:
     except ValueError as error:
         stray = str(error).removeprefix("Unrecognized options: ").partition(";")[0].split(", ")
         near = difflib.get_close_matches(stray[-1], presets.PRESETS, n=1)
+        # Only a stray word can be a preset in the wrong place; every other error speaks for itself.
         if not str(error).startswith("Unrecognized") or not near:
             raise
         raise ValueError(f"{error}; a preset stands first: {program} {near[0]} --option value") from error

@@ -21,6 +21,7 @@ class Stopwatch:
     """
 
     def __init__(self) -> None:
+        # Seconds a step of each chunk, and (method, steps, moment) of the last one.
         self._seconds: dict[str, list[float]] = {}
         self._last: tuple[str, int, float] | None = None
 

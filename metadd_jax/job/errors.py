@@ -38,7 +38,9 @@ def in_one_line(error: BaseException) -> str:
     Args:
       error: as it was caught, with its traceback: whose line raised it decides whether its text is ours.
     """
+    # One line, whatever the message: logs and terminals are read line by line.
     text = " ".join(str(error).split())
+    # A ValueError of a library would name an argument of its own, which the user never wrote.
     if isinstance(error, ValueError) and _raised_here(error):
         return text
     if isinstance(error, OSError) and error.errno is not None:
@@ -46,6 +48,7 @@ def in_one_line(error: BaseException) -> str:
         return f"{error.strerror or text}{where}; {_MENDS.get(error.errno, _more(error))}"
     if isinstance(error, MemoryError):
         return f"out of memory{f' ({_cut(text)})' if text else ''}; {_MEMORY}"
+    # JAX has no type for it: XLA's status in the message is all that tells it.
     if _is_device_memory(error):
         return f"the device is out of memory ({_cut(text)}); {_MEMORY}"
     return f"{type(error).__name__}{f': {_cut(text)}' if text else ''} ({_more(error)})"
@@ -54,6 +57,7 @@ def in_one_line(error: BaseException) -> str:
 def _raised_here(error: BaseException) -> bool:
     """Whether a line of ours raised it, and not one of a library that we called with what it cannot take."""
     frames = traceback.extract_tb(error.__traceback__)
+    # The innermost frame: who raised it and not who called.
     return not frames or _is_own(frames[-1].filename)
 
 
@@ -79,4 +83,5 @@ def _is_device_memory(error: BaseException) -> bool:
 
 
 def _cut(text: str) -> str:
+    # XLA's messages hold whole programs.
     return text if len(text) <= _MOST else f"{text[:_MOST]} ..."

@@ -61,6 +61,7 @@ def run(arguments: list[str], *, program: str = "metadd evaluate") -> None:
         mdd.training.dc_evaluation(config.epochs, augmentation=config.augmentation)  # refuses what it cannot read
     synthetic, metadata = common.load_set(config.file)
     common.open_cache(config.cache_dir)
+    # After the names and the words of the command: typos cost no loading.
     dataset = common.real_data(metadata, name=config.dataset, data_dir=config.data_dir, cache_dir=config.cache_dir)
     words = mdd.data.augmentation(dataset.name) if config.augmentation == "auto" else config.augmentation
     nets = common.networks(config.networks, dataset)
@@ -77,6 +78,7 @@ def run(arguments: list[str], *, program: str = "metadd evaluate") -> None:
     print(f"{config.file}: {config.epochs} epochs, augmentation {words}, {config.seeds} trainings, test split")
     for row in rows:
         values = 100 * np.array(row.accuracies)
+        # A mean with a NaN in it says nothing, and one of the others would hide it.
         if not np.isfinite(values).all():
             print(f"{row.network:<28} diverged ({int(np.isnan(values).sum())} of {len(values)} trainings)")
             continue

@@ -63,6 +63,7 @@ def settings_of(method: str) -> Method:
     Raises:
       ValueError: if there is no such method.
     """
+    # By the record's type and not by the name: a plugin's method derived from one of these gets the same.
     own = distillers.get(method)
     for kind, values in _DIGITS.items():
         if isinstance(own, kind):
@@ -191,6 +192,8 @@ class DistillConfig:
         Raises:
           ValueError: if there is no such method.
         """
+        # Only what differs from the defaults was said by somebody; a preset's batch size, say,
+        # goes along to the new method.
         usual, own = settings_of(self.method), settings_of(method)
         said = {
             name: getattr(self.own, name)

@@ -112,25 +112,41 @@ def parse(
     """
     layout = layout or Layout()
     options = _options(config_type, default, layout)
+    # Before tyro sees a word: its own page would show the options of every record.
     if any(word in ("-h", "--help", "--help-all") for word in arguments):
         print(_help(options, layout, program, description, everything="--help-all" in arguments))
         raise SystemExit(0)
+    # Names first, values then: an unknown option gets a hint of ours and not tyro's box.
     config = _read(config_type, _spelt(arguments, options, layout), default, layout)
     ranges.check(config, spell=lambda path: f"--{_name(path.split('.'), layout)}")
     return config
 
 
 def value_of(name: str, arguments: Sequence[str]) -> str | None:
-    """What the last ``--name VALUE`` or ``--name=VALUE`` gives, before anything is parsed; None without one."""
+    """Reads what the last ``--name VALUE`` or ``--name=VALUE`` gives, before anything is parsed.
+
+    Args:
+      name: of the option, without the dashes.
+      arguments: the words of the command line.
+
+    Returns:
+      The word, or None where the option is not given.
+    """
     values = values_of(name, arguments)
     return values[-1] if values else None
 
 
 def values_of(name: str, arguments: Sequence[str]) -> list[str]:
-    """What every ``--name VALUE`` and ``--name=VALUE`` gives."""
+    """Reads what every ``--name VALUE`` and ``--name=VALUE`` gives, in their order.
+
+    Args:
+      name: of the option, without the dashes.
+      arguments: the words of the command line.
+    """
     found = []
     for i, word in enumerate(arguments):
         flag, equals, value = word.partition("=")
+        # The next word is the value whatever it is: what it may be is checked when everything is parsed.
         if flag == f"--{name}":
             found += [value] if equals else list(arguments[i + 1 : i + 2])
     return found
@@ -169,6 +185,7 @@ def _name(path: Sequence[str], layout: Layout) -> str:
 def _texts(record: type) -> dict[str, str]:
     """What the docstring of a record (and of those it derives from) says of each attribute."""
     found: dict[str, str] = {}
+    # From the base record on, so that what a derived one says of the same field holds.
     for kind in reversed(record.__mro__):
         _, _, attributes = inspect.cleandoc(kind.__doc__ or "").partition("\nAttributes:\n")
         block = textwrap.dedent(attributes.partition("\n\n")[0])
@@ -195,6 +212,7 @@ def _spelt(arguments: Sequence[str], options: Sequence[_Option], layout: Layout)
         if not re.match(r"--[A-Za-z]", word):
             if word in ("True", "False") and words and words[-1].removeprefix("--") in switches:
                 raise ValueError(f"{words[-1]} is a switch and takes no {word}; write --NAME or --no-NAME")
+            # Only in the method's own settings: elsewhere "auto" is a word of its own (DSA tokens by data set).
             is_none = word == layout.auto and words and words[-1].removeprefix("--") in own
             words.append("None" if is_none else word)
             continue
@@ -204,6 +222,7 @@ def _spelt(arguments: Sequence[str], options: Sequence[_Option], layout: Layout)
             positive = re.sub(r"(^|\.)no-", r"\1", name)
             if owner := layout.foreign.get(name) or layout.foreign.get(positive):
                 raise ValueError(f"--{written} is an option of {owner}; leave it out, or change --method")
+            # Foreign ones too: a near miss of another method's option should be told as such.
             near = difflib.get_close_matches(name, [*full, *layout.foreign], n=1)
             hint = f"did you mean --{near[0]}?" if near else "--help lists the options"
             raise ValueError(f"unknown option --{written}; {hint}")
@@ -215,6 +234,7 @@ def _spelt(arguments: Sequence[str], options: Sequence[_Option], layout: Layout)
 def _read(config_type: type, words: list[str], default: Any, layout: Layout) -> Any:
     """tyro's part: the values."""
     try:
+        # Late: whoever uses the package in code needs no parser.
         import tyro
     except ImportError as error:
         raise ValueError("reading a command line needs tyro; run: pip install -r requirements.txt") from error
@@ -233,13 +253,16 @@ def _read(config_type: type, words: list[str], default: Any, layout: Layout) -> 
             if isinstance(mark, Mark):
                 hint = marks[mark][hint]
         fields.append((field.name, hint, dataclasses.field(default=now)))
+    # A record for tyro alone: its defaults are the preset's, and its type of ``own`` is that of the method.
     shown = dataclasses.make_dataclass(config_type.__name__, fields, kw_only=True, frozen=True)
     said = io.StringIO()
     try:
+        # tyro prints its error and ends the program; here it must become one line.
         with contextlib.redirect_stderr(said):
             read: Any = tyro.cli(shown, args=words, add_help=False, prog="us")
     except SystemExit as ended:
         raise ValueError(_from_box(said.getvalue(), layout)) from ended
+    # The real record: its own checks run on what was read.
     return config_type(**{name: getattr(read, name) for name, *_ in fields}, **kept)
 
 
@@ -262,6 +285,7 @@ def _from_box(text: str, layout: Layout) -> str:
 
 def _help(options: Sequence[_Option], layout: Layout, program: str, description: str, *, everything: bool) -> str:
     """The page of ``--help``."""
+    # Terminals get wider than a line that reads well.
     width = min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns)
     if not program.startswith("metadd"):  # a script of a checkout
         description = re.sub(r"\bmetadd (\w+)(?= )", r"python experiments/\1.py", description)

@@ -18,6 +18,7 @@ import metadd_jax as mdd
 from metadd_jax import parallel
 from metadd_jax.job.prepare import BASELINES, Job, make, stand_ins, wrapped
 
+# Steps that are timed; the first call, which compiles and warms up, is not among them.
 CALIBRATION_STEPS = 3
 _MB = 1e6
 
@@ -98,6 +99,7 @@ def _random(net: mdd.zoo.Architecture) -> Any:
 
 def _measure(job: Job, method: mdd.distillers.Distiller, tx: Any, *, wrapped: bool) -> Plan:
     compiled, (state, *rest) = _compile(job, method, tx)
+    # JAX returns before the device is done, so every timing waits for its result.
     jax.block_until_ready(compiled(state, *rest))
     start = time.perf_counter()
     for _ in range(CALIBRATION_STEPS):
@@ -116,6 +118,7 @@ def _parts(
     frozen_knobs = [job.config.option(f"own.{name}") for name in own.frozen_fields] or ["--seen"]
     return (
         Part("real images", _size(job.dataset.train), "--stream-per-class"),
+        # Once more the set: its gradient is as large (docs/scaling.md).
         Part("set and optimiser", _size(state) + _size(state.synthetic), "--ipc"),
         # Where many are alike, a few of them stood in.
         Part("frozen weights", _size(method.frozen) + own.given_size(job.backbone), " or ".join(frozen_knobs)),
@@ -138,19 +141,27 @@ def forward_flops(net: mdd.zoo.Architecture) -> float:
 
 
 def step_flops(job: Job, *, wrapped: bool) -> float:
-    """FLOPs of one update, by the method's formula and, under MetaDD, that of docs/scaling.md for its terms."""
+    """Counts the FLOPs of one update, by the method's formula and, under MetaDD, that of docs/scaling.md for its terms.
+
+    Args:
+      job: the job.
+      wrapped: whether MetaDD stands around the method.
+    """
     counts = job.counts
     own = job.config.own.flops(forward_flops(job.backbone), counts)
     if not wrapped:
         return own
     seen = min(job.config.metadd.subset or sum(counts), sum(counts))
+    # 3 for cross-entropy and map, 1 for the map's second order (docs/scaling.md).
     return own + 4 * seen * sum(forward_flops(net) for net in job.seen)
 
 
 def _stages(job: Job, plans: list[Plan]) -> dict[str, float]:
     """Hours of each stage; training is estimated from the rate at which the slowest measured step computes."""
     config = job.config
+    # The slowest, so that the estimate errs to the long side.
     rate = min(entry.flops / entry.seconds for entry in plans)
+    # A training step is a forward pass and a backward pass, which counts as two.
     costs = {net.label: 3 * forward_flops(net) for net in job.networks}
     real, total = len(job.dataset.train.images), sum(costs.values())
     sets = (len(BASELINES) + len(plans)) * config.distill_seeds
@@ -178,7 +189,13 @@ def refuse_what_cannot_fit(plans: list[Plan]) -> None:
 
 
 def lines(job: Job, plans: list[Plan], stages: dict[str, float]) -> list[str]:
-    """The plan as text."""
+    """Writes the plan as text, a Markdown table first.
+
+    Args:
+      job: the job.
+      plans: of each distillation, the bare one first.
+      stages: hours of each stage.
+    """
     head = [part.name for part in plans[0].parts]
     rows = [f"| set | GFLOP a step | s a step | GFLOP/s | {' MB | '.join(head)} MB | MB in all |"]
     rows.append("|---" * (5 + len(head)) + "|")
@@ -196,5 +213,6 @@ def lines(job: Job, plans: list[Plan], stages: dict[str, float]) -> list[str]:
 
 
 def _clock(hours: float) -> str:
+    # Up: a stage of seconds is shown as a minute and not as none.
     minutes = math.ceil(60 * hours)
     return f"{minutes // 60}:{minutes % 60:02d}"

@@ -23,6 +23,7 @@ def load(arguments: Sequence[str]) -> None:
     Raises:
       ValueError: one line for a file that is missing or fails, with the line of it that does; for two of one name.
     """
+    # Before the command line is parsed: what a plugin registers decides which words are known.
     paths = [pathlib.Path(name).expanduser() for name in parsing.values_of("plugin", arguments)]
     stems = [path.stem for path in dict.fromkeys(paths)]
     if twice := [stem for stem in stems if stems.count(stem) > 1]:
@@ -46,10 +47,12 @@ def _run(path: pathlib.Path) -> None:
     if spec is None or spec.loader is None:
         raise ValueError(f"--plugin {path}: Python cannot read it as a module")
     module = importlib.util.module_from_spec(spec)
+    # Before it runs, as the import system does it: dataclasses and pickles look a module up by its name.
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever a user's file does wrong
+        # Half a module must not serve a later import.
         del sys.modules[name]
         raise ValueError(f"--plugin {path}{_line_of(error, path)}: {_what(error)}") from error
 

@@ -44,6 +44,7 @@ class Job:
 
     @property
     def roles(self) -> dict[str, str]:
+        # Unseen, then seen, then the backbone: of a label in several groups the last counts.
         named = {net.label: "unseen" for net in self.unseen} | {net.label: "seen" for net in self.seen}
         return named | {self.backbone.label: "same"}
 
@@ -78,6 +79,8 @@ class Job:
 
         A class without so many real images gives all that it has.
         """
+        # "error" was raised for ``counts``; beside a method that reads no real image the rows
+        # give as many as there are.
         policy = "repeat" if self.config.short_class == "repeat" else "fewer"
         return mdd.data.images_per_class(self.dataset.train, self.stored_counts, short_class=policy)
 
@@ -92,6 +95,7 @@ def open_job(config: DistillConfig) -> Job:
     Raises:
       ValueError: one line that says what to mend.
     """
+    # From the cheapest to the dearest: words, folders, data, networks, and last the shapes of a whole state.
     checks.check_options(config)
     common.check_names((config.backbone, *config.seen, *config.unseen))
     run_config(config)
@@ -107,9 +111,11 @@ def open_job(config: DistillConfig) -> Job:
         zca=config.zca,
         train_per_class=config.train_per_class,
         validation_fraction=config.validation_fraction,
+        # Of a set larger than the device only the pool of a chunk goes there.
         on_device=not config.stream_per_class,
     )
     counts = _images_per_class(config, dataset)
+    # With --overwrite other data may come: nothing of the old run is gone on with.
     if not config.overwrite:
         checks.check_data(directory, dataset)
     mdd.evaluation.split_of(dataset, config.evaluate_on)
@@ -118,9 +124,11 @@ def open_job(config: DistillConfig) -> Job:
     job = Job(config, directory, dataset, backbone, seen, unseen)
     checks.check_networks(job.networks, job.seen)
     checks.check_subsets(settings(config), sum(counts))
+    # Before the folder is taken: the method's refusals come here too.
     state_size = check_made(job)
     if config.plugin:
         trace(job)
+    # A plan takes no folder and no lock: it may be asked for while the run is at work.
     if config.plan:
         return job
     _check_space(job, state_size)
@@ -137,6 +145,7 @@ def _check_space(job: Job, state_size: int) -> None:
       ValueError: naming the folder, what is free there and what is needed.
     """
     config = job.config
+    # An estimate from above: what lies there already is not taken off.
     sets = (1 + config.wrapped * (1 + len(config.variants))) * config.distill_seeds
     files.require_space(job.directory, (3 * sets + 1) * state_size)
     for folder, size in job.own.cached(job.backbone, job.dataset, job.cache):
@@ -153,6 +162,7 @@ def _images_per_class(config: DistillConfig, dataset: mdd.Dataset) -> tuple[int,
     each = per_stored(PARAMETERISATIONS[config.parameterisation]())
     stored = sampling.per_class(config.ipc_per_class or config.ipc, dataset.num_classes)
     wanted = tuple(each * count for count in stored)
+    # A start from noise reads no real image, so a class cannot be too small for it.
     if config.short_class == "error" and config.own.start == "noise":
         return wanted
     arrays = dataset.train
@@ -172,13 +182,15 @@ def _images_per_class(config: DistillConfig, dataset: mdd.Dataset) -> tuple[int,
 
 
 def make(job: Job, given: Any) -> tuple[distillers.Distiller, optax.GradientTransformation]:
-    """The bare method and what updates its set.
+    """Makes the bare method and what updates its set.
 
     Args:
+      job: the job; its parameterisation is put around the method here, MetaDD is not.
       given: what the method's ``prepare`` gave, or its ``stand_in``.
     """
     config, own = job.config, job.own
     method = own.make(job.backbone, job.counts, given, repeat=config.short_class == "repeat")
+    # Inside MetaDD, which is put around later: its weights are then calibrated on gradients in the latents.
     if job.packs:
         method = distillers.parameterise(method, job.parameterisation)
     return method, own.optimiser(config.image_lr, config.image_momentum, config.steps, job.dataset)
@@ -197,6 +209,7 @@ def check_made(job: Job) -> int:
     mode = parallel.choose_mode(config.device_mode)
     devices = parallel.device_count() if mode in ("pmap", "sharded") else 1
     if config.stream_per_class:
+        # The start of a streamed run comes from its first pool, so its checks must see no other images.
         pool = mdd.data.stream_pool(dataset.train, config.first_seed, 0, config.stream_per_class)
         dataset = dataclasses.replace(dataset, train=pool)
 
@@ -208,6 +221,7 @@ def check_made(job: Job) -> int:
         own.check_network(backbone)
         own.backbone_variables(backbone)
         own.check_devices(backbone, devices, pmap=mode == "pmap")
+        # Shapes alone take neither memory nor time.
         leaves = jax.tree.leaves(jax.eval_shape(start, jax.eval_shape(backbone.init, jax.random.key(0))))
     return sum(leaf.size * getattr(leaf.dtype, "itemsize", 8) for leaf in leaves)  # a key is two words
 
@@ -215,9 +229,16 @@ def check_made(job: Job) -> int:
 def wrapped(
     job: Job, base: mdd.distillers.Distiller, auxiliaries: dict[str, mdd.Auxiliary]
 ) -> list[mdd.distillers.Distiller]:
-    """``base``, the same under MetaDD and under each variant."""
+    """Lists ``base``, the same under MetaDD and under each variant.
+
+    Args:
+      job: the job.
+      base: the bare method.
+      auxiliaries: the frozen networks by label, those seen and the backbone, which is the reference.
+    """
     config = job.config
     seen, reference = [auxiliaries[net.label] for net in job.seen], auxiliaries[job.backbone.label]
+    # One base for all: the bare set and those under MetaDD draw the same keys and batches, so they are matched pairs.
     every = [base]
     for name, setting in settings(config).items():
         invariant = dataclasses.replace(setting, views=recipes.augmentation(config, setting.views))

@@ -127,6 +127,7 @@ def _read(text: str, kinds: tuple[type, ...], item: str) -> bool | int | float |
         return None
     if str in kinds:
         return text
+    # ``bool("False")`` is True.
     if bool in kinds:
         if text not in ("True", "False"):
             raise ValueError(f"cannot read {item!r}; write True or False")

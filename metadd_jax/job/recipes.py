@@ -44,6 +44,7 @@ def backbone(config: DistillConfig) -> Recipe:
 
 def evaluation(config: DistillConfig) -> Recipe:
     """How judged networks train."""
+    # Resolved here, by data set: digits are not flipped.
     words = augmentation(config, config.eval_augmentation)
     return EVALUATIONS[config.eval_recipe](config.eval_epochs, augmentation=words)
 

@@ -38,6 +38,7 @@ def agreements(
         name: {
             role: _average([mdd.evaluation.agreement(one, group, config=job.config.metadd.cam) for one in sets_of_name])
             for role, group in groups.items()
+            # Agreement is between networks: of one alone there is none.
             if len(group) > 1
         }
         for name, sets_of_name in sets.items()
@@ -74,10 +75,12 @@ def _draw_set(job: Job, folder: pathlib.Path, synthetic: mdd.SyntheticSet, seen:
     pictures.grid(folder / "synthetic.png", pixels, synthetic.labels, class_names=names)
     if _shows_packed(job):
         stored = exchange.to_pixels(exchange.load_latents(folder / "latents.npz")[0], exchange.value_space(job.dataset))
+        # Class-major, and no stored image holds two classes: every k-th label is that of a stored one.
         labels = synthetic.labels[:: len(synthetic.labels) // len(stored)]
         pictures.grid(folder / "packed.png", stored, labels, class_names=names)
     if not seen:
         return
+    # The page is for the eye: all images of a set would not fit on it.
     first = np.unique(synthetic.labels, return_index=True)[1]  # one image of each class
     labels, shown = synthetic.labels[first], [net.name for net in job.seen]
     stack = mdd.evaluation.map_stack(seen, synthetic.images[first], labels, config=job.config.metadd.cam)

@@ -41,11 +41,13 @@ def inspect(directory: pathlib.Path, config: DistillConfig) -> None:
     Raises:
       ValueError: one line that says what to mend.
     """
+    # Taken and given back at once: whether somebody is at work is to be known before the data are read.
     if not config.plan and (lock := _take(directory)):
         lock.release()
     _refuse(directory, config)
     if not config.overwrite:
         for folder in _seeds(directory):
+            # A damaged checkpoint is refused by name and left as it is (docs/files.md).
             storage.Checkpointer(folder / "checkpoints").verify()
 
 
@@ -113,6 +115,7 @@ def _refuse(directory: pathlib.Path, config: DistillConfig) -> None:
         raise ValueError(f"{file} is not a run's config.json; choose another --run-dir")
     if config.overwrite:
         return
+    # Never misread: a run of older code would not go on as it began.
     if held.get("format") != FORMAT:
         raise ValueError(
             f"{directory} was made by another version of metadd_jax (format {held.get('format', 1)}, this one writes "
@@ -131,6 +134,7 @@ def _difference(held: dict[str, Any], wanted: dict[str, Any], path: str = "") ->
         if isinstance(was, dict) and isinstance(value, dict):
             if differs := _difference(was, value, f"{path}{name}."):
                 return differs
+        # The first difference is enough for one line; both values are in it.
         elif not _same(path + name, was, value):
             return f"{path}{name} was {was!r}, now {value!r}"
     return ""
@@ -163,6 +167,7 @@ def unwritten(
         for name, read in readers.items():
             try:
                 read(folder / name)
+            # Damaged counts as missing: both are made anew from the checkpoint (docs/files.md).
             except (OSError, ValueError):
                 found.append(folder / name)
         found += [folder / name for name in pictures if not (folder / name).is_file()]
@@ -190,9 +195,11 @@ def _clear(directory: pathlib.Path) -> None:
     for folder in _seeds(directory):
         for step in (folder / "checkpoints").glob("step_*"):
             folders.remove(step)
+        # By name: other files in the folder are the user's and stay.
         for name in _OF_A_SET:
             (folder / name).unlink(missing_ok=True)
         for place in (folder / "checkpoints", folder, folder.parent):
+            # Only what is empty: a folder with a file of the user's stays.
             if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()
 

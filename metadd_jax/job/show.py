@@ -84,6 +84,7 @@ def run(arguments: list[str], *, program: str = "metadd show") -> None:
 
 def _curve(source: pathlib.Path, file: pathlib.Path) -> None:
     """Draws the loss over the steps, where the set lies beside the metrics of its run."""
+    # Of a set that was copied out of its run there are no metrics: no curve, and no error.
     metrics = (source if source.is_dir() else source.parent) / "metrics.jsonl"
     if not metrics.exists():
         return

@@ -20,6 +20,8 @@ def pretrain_all(job: Job) -> dict[str, mdd.training.Trained]:
     config, networks, every = job.config, list(job.networks), []
     usual, own = recipes.pretraining(config), recipes.backbone(config)
     variables = config.own.backbone_variables(job.backbone)
+    # Weights from a file are measured and not trained. Under a recipe of the method's own (SRe2L's squeeze) the
+    # backbone trains apart from the networks that it is compared with.
     if variables is not None:
         every = [mdd.training.measure(job.backbone, variables, job.dataset, split=config.evaluate_on)]
     elif own != usual:
@@ -34,7 +36,13 @@ def pretrain_all(job: Job) -> dict[str, mdd.training.Trained]:
 def all_methods(
     job: Job, trained: dict[str, mdd.training.Trained], auxiliaries: dict[str, mdd.Auxiliary]
 ) -> tuple[list[mdd.distillers.Distiller], optax.GradientTransformation]:
-    """The bare base method, the same one under MetaDD, and under each variant of its loss; and their optimiser."""
+    """Makes the bare base method, the same one under MetaDD and under each variant of its loss, and their optimiser.
+
+    Args:
+      job: the job.
+      trained: the networks trained on the real data, by label; among them the backbone.
+      auxiliaries: the same ones frozen, by label.
+    """
     backbone = trained[job.backbone.label]
     with command.bars("net") as progress:
         given = job.own.prepare(job.backbone, job.dataset, backbone, job.cache, progress=progress)
@@ -45,10 +53,21 @@ def all_methods(
 def distil_all(
     job: Job, every: list[mdd.distillers.Distiller], tx: optax.GradientTransformation, watch: effects.Stopwatch
 ) -> dict[str, list[mdd.SyntheticSet]]:
-    """Distils ``distill_seeds`` sets with each method, going on where an earlier start was stopped."""
+    """Distils ``distill_seeds`` sets with each method, going on where an earlier start was stopped.
+
+    Args:
+      job: the job.
+      every: the methods.
+      tx: what updates their sets.
+      watch: takes the seconds of their steps.
+
+    Returns:
+      By the method's name the sets, one of each distillation seed, on the host.
+    """
     config = job.config
     sets: dict[str, list[mdd.SyntheticSet]] = {}
     for method in every:
+        # Compiled once for all seeds of a method.
         chunk_of = compile_chunks(method, tx, run_config(config))
         sets[method.name] = []
         for seed in seeds(config):
@@ -70,6 +89,7 @@ def distil_all(
                 )  # fmt: skip
             synthetic = jax.device_get(method.synthetic(state))
             if parallel.is_main():
+                # What is stored counts: a fair comparison is one of equal storage, and the metadata say what it was.
                 latents = state.synthetic["latents"] if job.packs else synthetic.images
                 facts = metadata(job, method.name, seed)
                 facts |= mdd.distillers.budget(job.parameterisation, latents, synthetic.labels)
@@ -81,12 +101,19 @@ def distil_all(
 
 
 def metadata(job: Job, method: str, seed: int) -> dict[str, Any]:
-    """What a reader of an exported set must know."""
+    """Gathers what a reader of an exported set must know.
+
+    Args:
+      job: the job.
+      method: the name of the set.
+      seed: its distillation seed.
+    """
     return {
         "dataset": job.config.dataset,
         **{name: getattr(job.config, name) for name in ("image_size", "train_per_class", "validation_fraction")},
         "dataset_fingerprint": job.dataset.fingerprint,
         "class_names": list(job.dataset.class_names),
+        # CIFAR-100's constants differ by program: an exported set that did not name its own could not be read.
         **exchange.value_space(job.dataset),
         "method": method,
         "backbone": job.backbone.label,
@@ -98,6 +125,7 @@ def metadata(job: Job, method: str, seed: int) -> dict[str, Any]:
 
 def baselines(job: Job) -> dict[str, list[mdd.SyntheticSet]]:
     """Real images as sets of the same size: random ones, and those nearest the k-means centres of each class."""
+    # Real images match many a distilled set on foreign networks (DC-BENCH), so every table has these two rows.
     counts, repeat = job.real_counts, job.config.short_class == "repeat"
     return {
         "random": [
@@ -109,7 +137,13 @@ def baselines(job: Job) -> dict[str, list[mdd.SyntheticSet]]:
 
 
 def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]], teacher: mdd.Auxiliary) -> list[dict[str, Any]]:
-    """Accuracy rows of every set under every network; some recipes take their labels from ``teacher``."""
+    """Trains every network on every set and gives the rows of accuracies.
+
+    Args:
+      job: the job.
+      sets: by name, one of each distillation seed.
+      teacher: the frozen backbone, from which some recipes take their labels; the others leave it out.
+    """
     config = job.config
     every = [
         (name, seed, synthetic)
@@ -123,6 +157,7 @@ def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]], teacher: mdd.Auxili
         for size in sizes:
             alike = [entry for entry in every if len(entry[2].images) == size]
             tables = mdd.evaluation.cross_architecture(
+                # One key for every set, so that differences between sets are paired.
                 keys.root(0, "judge"),
                 [synthetic for _, _, synthetic in alike],
                 job.dataset,
