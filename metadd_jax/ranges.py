@@ -54,6 +54,8 @@ class Real:
 
     def holds(self, value: Any) -> bool:
         """Tells whether ``value`` is one of them when it is float32."""
+        if isinstance(value, str | bytes):  # np.float32("0.1") is a number, but text multiplies nothing
+            return False
         try:
             with np.errstate(over="ignore"):
                 single = np.float32(value)

@@ -92,7 +92,7 @@ def per_class(ipc: int | Sequence[int], num_classes: int) -> tuple[int, ...]:
     Raises:
       ValueError: if a number is below 1, or there are not ``num_classes`` of them.
     """
-    if isinstance(ipc, int | np.integer):
+    if isinstance(ipc, str) or not isinstance(ipc, Sequence | np.ndarray):
         require("ipc", ipc, Whole(1))
         return (int(ipc),) * num_classes
     if len(ipc) != num_classes:

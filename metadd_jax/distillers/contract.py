@@ -227,6 +227,16 @@ class Distiller(NamedTuple):
         return self.decode(state.synthetic, state.aux, self.frozen)
 
 
+def check_method(base: Any) -> None:
+    """Refuses what a wrapper of methods was given in place of one.
+
+    Raises:
+      ValueError: if ``base`` is no ``Distiller``.
+    """
+    if not isinstance(base, Distiller):
+        raise ValueError(f"base is a {type(base).__name__}; give a method, such as distillers.dm(net, ipc=1) returns")
+
+
 def init_state(key: jax.Array, method: Distiller, tx: optax.GradientTransformation, dataset: Dataset) -> DistillState:
     """Makes the state before the first update.
 

@@ -102,7 +102,7 @@ def dm(
       ValueError: for a setting out of range, or (in ``init``, from real images without ``repeat``) a class with fewer
         than ``ipc`` images.
     """
-    counts = sampling.per_class(ipc, net.num_classes)
+    counts = sampling.per_class(ipc, as_networks(net).num_classes)
     return dataclasses.replace(settings or DM(), **changes).make(net, counts, repeat=repeat)
 
 

@@ -150,7 +150,7 @@ def dc(
       ValueError: for a setting out of range, or (in ``init``, from real images without ``repeat``) a class with fewer
         than ``ipc`` images.
     """
-    counts = sampling.per_class(ipc, net.num_classes)
+    counts = sampling.per_class(ipc, as_networks(net).num_classes)
     return dataclasses.replace(settings or DC(), **changes).make(net, counts, repeat=repeat)
 
 
@@ -172,7 +172,7 @@ def dsa(
     Raises:
       ValueError: as in ``dc``, or for an unknown token.
     """
-    counts = sampling.per_class(ipc, net.num_classes)
+    counts = sampling.per_class(ipc, as_networks(net).num_classes)
     return dataclasses.replace(settings or DSA(), **changes).make(net, counts, repeat=repeat)
 
 

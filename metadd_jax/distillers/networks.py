@@ -45,6 +45,12 @@ class Networks:
             raise ValueError(
                 f"a pool of {len(self.nets)} networks with {len(self.probabilities)} probabilities; give one each"
             )
+        for net in self.nets:
+            if not isinstance(net, zoo.Architecture):
+                raise ValueError(
+                    f"a network is a {type(net).__name__}; give what zoo.parse or zoo.create returns, and several of "
+                    "them as networks.pool([...])"
+                )
         first = self.nets[0]
         for net in self.nets[1:]:
             if (net.image_shape, net.num_classes) != (first.image_shape, first.num_classes):
@@ -53,8 +59,7 @@ class Networks:
                     f"{net.image_shape} and {net.num_classes}; a pool needs networks for the same data"
                 )
         # ``isclose``: shares such as 0.1 / 32 need not add up to 1 to the bit.
-        total = sum(self.probabilities)
-        if not all(map(Real(0).holds, self.probabilities)) or not np.isclose(total, 1):
+        if not all(map(Real(0).holds, self.probabilities)) or not np.isclose(sum(self.probabilities), 1):
             raise ValueError(
                 f"the probabilities of a pool are {self.probabilities}; give numbers from 0 that add up to 1"
             )
@@ -151,8 +156,23 @@ def pool(nets: Sequence[zoo.Architecture], *, probabilities: Sequence[float] | N
 
 
 def as_networks(net: zoo.Architecture | Networks) -> Networks:
-    """What a method was given, as ``Networks``: an architecture is ``one`` of it."""
+    """What a method was given, as ``Networks``: an architecture is ``one`` of it.
+
+    Raises:
+      ValueError: if it is neither.
+    """
     return net if isinstance(net, Networks) else one(net)
+
+
+def single(net: zoo.Architecture) -> zoo.Architecture:
+    """What a method was given that trains one architecture alone.
+
+    Raises:
+      ValueError: if it is anything else, a pool too.
+    """
+    if isinstance(net, Networks):
+        raise ValueError(f"a pool of {len(net.nets)} networks where the method needs one architecture; give it one")
+    return one(net).nets[0]
 
 
 def _shapes(net: zoo.Architecture) -> Any:

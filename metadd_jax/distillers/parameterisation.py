@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metadd_jax import keys, parallel, ranges
-from metadd_jax.distillers.contract import Distiller
+from metadd_jax.distillers.contract import Distiller, check_method
 from metadd_jax.ranges import Whole
 from metadd_jax.structs import Dataset, SyntheticSet
 
@@ -72,10 +72,18 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
         once, and no axis of the latents needs to mean anything.
 
     Raises:
-      ValueError: for a ``micro_batch`` out of range; in ``init``, if the base trains no images, if its ``ipc`` does not
-        fill whole stored items, if the decoder gives another shape or type than [N, H, W, C] float32, or if
-        ``micro_batch`` is asked of latents that cannot be divided.
+      ValueError: for what is no method or no parameterisation, or a ``micro_batch`` out of range; in ``init``, if the
+        base trains no images, if its ``ipc`` does not fill whole stored items, if the decoder gives another shape or
+        type than [N, H, W, C] float32, or if ``micro_batch`` is asked of latents that cannot be divided.
     """
+    check_method(base)
+    if isinstance(parameterisation, type) or not all(
+        hasattr(parameterisation, part) for part in ("init", "decode", "frozen")
+    ):
+        raise ValueError(
+            f"a parameterisation has init, decode and frozen, and {parameterisation!r} has not; give an object such as "
+            "distillers.factor(2) returns"
+        )
     if micro_batch is not None:
         ranges.require("micro_batch", micro_batch, Whole(1))
     name = getattr(parameterisation, "name", type(parameterisation).__name__.lower())

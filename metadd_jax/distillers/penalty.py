@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from metadd_jax import augment, features, invariant, keys
-from metadd_jax.distillers.contract import Distiller, LossTerms
+from metadd_jax.distillers.contract import Distiller, LossTerms, check_method
 from metadd_jax.ranges import Real, require
 from metadd_jax.structs import Auxiliary, Dataset
 
@@ -69,6 +69,9 @@ def penalise(
       ValueError: for an unknown term, two of one name, a setting out of its range, or networks that cannot serve a
         term.
     """
+    check_method(base)
+    if not isinstance(terms, Mapping):
+        raise ValueError(f"terms={terms!r} must give each term its strength: {{'ai': 0.3}}")
     config = invariant.InvariantConfig(
         ai=0.0, pos=0.0, var=0.0, weighting=weighting, cap=cap, calibration_steps=calibration_steps, views=views,
         cam=cam, subset=subset, micro_batch=micro_batch, checkpoint=checkpoint,
@@ -79,6 +82,10 @@ def penalise(
     for given, strength in terms.items():
         term = invariant.as_term(given)
         require(f"strength of {term.name!r}", strength, Real(0))
+        if term.name in ("base", name):  # of the gradients: the base method's, and that of all terms together
+            raise ValueError(
+                f"a term cannot be called {term.name!r}; give it another name by invariant.Term(name, ...)"
+            )
         if term.name in known:
             raise ValueError(f"two terms are called {term.name!r}; give one another name by invariant.Term(name, ...)")
         known[term.name] = term

@@ -28,7 +28,7 @@ from jax.typing import ArrayLike
 
 from metadd_jax import augment, parallel, parts, ranges, training, transforms, zoo
 from metadd_jax.data import sampling
-from metadd_jax.distillers import class_images, registry
+from metadd_jax.distillers import class_images, networks, registry
 from metadd_jax.distillers.contract import Distiller
 from metadd_jax.distillers.distances import norm
 from metadd_jax.distillers.registry import Method, Progress
@@ -241,7 +241,7 @@ def sre2l(
       ValueError: for a setting out of range or a teacher without batch norm; in ``init``, for a data set of another
         shape or number of classes than the teacher's.
     """
-    counts = sampling.per_class(ipc, teacher_net.num_classes)
+    counts = sampling.per_class(ipc, networks.single(teacher_net).num_classes)
     return dataclasses.replace(settings or SqueezeRecover(), **changes).make(teacher_net, counts, teacher_variables)
 
 

@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 
 from metadd_jax import zoo
 from metadd_jax.data import sampling
-from metadd_jax.distillers import registry
+from metadd_jax.distillers import networks, registry
 from metadd_jax.distillers.contract import Distiller
 from metadd_jax.distillers.student import TrajectoryMatching
 from metadd_jax.ranges import OneOf
@@ -149,7 +149,7 @@ def mtt(
       ValueError: for a setting out of range, an epoch that the experts do not have, experts of another size or a
         network with batch norm; (in ``init``, without ``repeat``) for a class with fewer than ``ipc`` images.
     """
-    counts = sampling.per_class(ipc, net.num_classes)
+    counts = sampling.per_class(ipc, networks.single(net).num_classes)
     return dataclasses.replace(settings or MTT(), **changes).make(net, counts, experts, repeat=repeat)
 
 
@@ -178,7 +178,7 @@ def tesla(
     Raises:
       ValueError: see ``mtt``.
     """
-    counts = sampling.per_class(ipc, net.num_classes)
+    counts = sampling.per_class(ipc, networks.single(net).num_classes)
     return dataclasses.replace(settings or TESLA(), **changes).make(net, counts, experts, repeat=repeat)
 
 

@@ -133,8 +133,14 @@ def check_networks(terms: Mapping[str, Term], auxiliaries: Sequence[Auxiliary], 
       reference: the main network, or None.
 
     Raises:
-      ValueError: no auxiliary, one where a term compares networks, or no reference where a term needs it.
+      ValueError: what is no frozen network, no auxiliary, one where a term compares networks, or no reference where a
+        term needs it.
     """
+    if not isinstance(auxiliaries, Sequence):
+        raise ValueError(f"auxiliaries is a {type(auxiliaries).__name__}; give a list of what features.freeze returns")
+    for one in auxiliaries if reference is None else (*auxiliaries, reference):
+        if not isinstance(one, Auxiliary):
+            raise ValueError(f"an auxiliary or reference is a {type(one).__name__}; give what features.freeze returns")
     if not auxiliaries:
         raise ValueError("the invariant loss needs at least 1 auxiliary network, got 0")
     compare = [f"L_{name}" for name, term in terms.items() if term.compares]

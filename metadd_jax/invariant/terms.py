@@ -225,7 +225,8 @@ def register(
     if wrong := [word for word in needs or () if word not in ("maps", "reference")]:
         raise ValueError(f"the term {name!r} needs {wrong[0]!r}; a term can ask for maps and reference alone")
     # The function is entered, not the term: a registry compares where things were defined.
-    registries.claim(_OWN, name, value, kind="term", taken=("ai", "pos", "var"))
+    # "base" and "metadd" are the gradients of the base method and of all terms together.
+    registries.claim(_OWN, name, value, kind="term", taken=("ai", "pos", "var", "base", "metadd"))
     TERMS[name] = Term(name, value, None if needs is None else tuple(needs), compares)
 
 
@@ -233,7 +234,7 @@ def as_term(term: str | Term | Callable[[Seen], Values]) -> Term:
     """Makes a term of what a user writes: a name from ``TERMS``, a ``Term``, or a function, which keeps its name.
 
     Raises:
-      ValueError: for an unknown name; the message has the nearest known one.
+      ValueError: for an unknown name, with the nearest known one, and for what is no function.
     """
     if isinstance(term, str):
         if term not in TERMS:
@@ -241,5 +242,7 @@ def as_term(term: str | Term | Callable[[Seen], Values]) -> Term:
         return TERMS[term]
     if isinstance(term, Term):
         return term
+    if not callable(term):
+        raise ValueError(f"{term!r} is no term; give a name, an invariant.Term or a function of invariant.Seen")
     named = term.func if isinstance(term, functools.partial) else term
     return Term(getattr(named, "__name__", type(named).__name__), term)

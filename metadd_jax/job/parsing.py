@@ -70,11 +70,18 @@ class _Option:
         return getattr(self.hint, "__metadata__", ())
 
     @property
+    def may_be_none(self) -> bool:
+        return type(None) in typing.get_args(self._bare)
+
+    @property
     def kind(self) -> Any:
         """The type without annotations and without None."""
-        bare = typing.get_args(self.hint)[0] if self.rules else self.hint
-        others = [kind for kind in typing.get_args(bare) if kind is not type(None)]
-        return others[0] if type(None) in typing.get_args(bare) else bare
+        others = [kind for kind in typing.get_args(self._bare) if kind is not type(None)]
+        return others[0] if self.may_be_none else self._bare
+
+    @property
+    def _bare(self) -> Any:
+        return typing.get_args(self.hint)[0] if self.rules else self.hint
 
     @property
     def spellings(self) -> list[str]:
@@ -146,9 +153,9 @@ def values_of(name: str, arguments: Sequence[str]) -> list[str]:
     found = []
     for i, word in enumerate(arguments):
         flag, equals, value = word.partition("=")
-        # The next word is the value whatever it is: what it may be is checked when everything is parsed.
         if flag == f"--{name}":
-            found += [value] if equals else list(arguments[i + 1 : i + 2])
+            # The next option is no value: where one is missing, ``parse`` says so.
+            found += [value] if equals else [after for after in arguments[i + 1 : i + 2] if not after.startswith("--")]
     return found
 
 
@@ -206,14 +213,15 @@ def _spelt(arguments: Sequence[str], options: Sequence[_Option], layout: Layout)
             beginning = f"{layout.prefixes[option.path[0]]}."
             full = {spelling.removeprefix(beginning): spelling for spelling in option.spellings} | full
     switches = {spelling for option in options if option.kind is bool for spelling in option.spellings}
-    own = {spelling for option in options if option.path[0] == layout.short for spelling in option.spellings}
+    # Elsewhere "auto" stays what the user wrote, so that the error speaks of it and not of None.
+    autos = {option.name for option in options if option.path[0] == layout.short and option.may_be_none}
     words: list[str] = []
     for word in arguments:
         if not re.match(r"--[A-Za-z]", word):
             if word in ("True", "False") and words and words[-1].removeprefix("--") in switches:
                 raise ValueError(f"{words[-1]} is a switch and takes no {word}; write --NAME or --no-NAME")
             # Only in the method's own settings: elsewhere "auto" is a word of its own (DSA tokens by data set).
-            is_none = word == layout.auto and words and words[-1].removeprefix("--") in own
+            is_none = word == layout.auto and words and words[-1].removeprefix("--") in autos
             words.append("None" if is_none else word)
             continue
         written, equals, value = word[2:].partition("=")
@@ -226,7 +234,7 @@ def _spelt(arguments: Sequence[str], options: Sequence[_Option], layout: Layout)
             near = difflib.get_close_matches(name, [*full, *layout.foreign], n=1)
             hint = f"did you mean --{near[0]}?" if near else "--help lists the options"
             raise ValueError(f"unknown option --{written}; {hint}")
-        value = "None" if value == layout.auto and full[name] in own else value
+        value = "None" if value == layout.auto and full[name] in autos else value
         words.append(f"--{full[name]}{equals}{value}")
     return words
 

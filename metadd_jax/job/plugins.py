@@ -51,21 +51,21 @@ def _run(path: pathlib.Path) -> None:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file does wrong
+    except (Exception, SystemExit) as error:  # whatever a user's file does wrong, a script that ends itself too
         # Half a module must not serve a later import.
         del sys.modules[name]
         raise ValueError(f"--plugin {path}{_line_of(error, path)}: {_what(error)}") from error
 
 
-def _line_of(error: Exception, path: pathlib.Path) -> str:
+def _line_of(error: BaseException, path: pathlib.Path) -> str:
     """The last line of the file on the way to the error."""
     if isinstance(error, SyntaxError):
-        return f" line {error.lineno}"
+        return f" line {error.lineno}" if error.lineno else ""
     frames, file = traceback.extract_tb(error.__traceback__), str(path.absolute())  # as Python names a module's file
     lines = [frame.lineno for frame in frames if frame.filename == file]
     return f" line {lines[-1]}" if lines else ""
 
 
-def _what(error: Exception) -> str:
+def _what(error: BaseException) -> str:
     text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"

@@ -104,8 +104,10 @@ def variant(config: InvariantConfig, changes: str) -> InvariantConfig:
             extra[name] = _read(text, (float,), item)
         else:
             known = [*kinds, *(f"cam.{name}" for name in of_cam), *(name for name in TERMS if name not in kinds)]
+            hint = ranges.nearest(name, [PAPER, *known])
             raise ValueError(
-                f"cannot read {item!r} in variant {changes!r}; write {PAPER}, or NAME=VALUE with {', '.join(known)}"
+                f"cannot read {item!r} in variant {changes!r}{hint}; write {PAPER}, or NAME=VALUE with "
+                f"{', '.join(known)}"
             )
     try:
         # All at once: some settings are only allowed together.

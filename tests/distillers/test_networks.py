@@ -138,3 +138,18 @@ def test_what_cannot_be_a_pool_is_refused_with_the_numbers():
         networks.pool(NETS, probabilities=[0.5, 0.5])
     with pytest.raises(ValueError, match="a pool of 0 networks"):
         networks.pool([])
+    with pytest.raises(ValueError, match=r"a network is a Networks; give what zoo.parse or zoo.create returns"):
+        networks.pool([networks.pool(NETS), NETS[0]])
+
+
+def test_what_is_no_network_is_refused_by_every_method():
+    for wrong, kind in (("convnet", "str"), ([NETS[0]], "list"), (None, "NoneType")):
+        for method in (distillers.dm, distillers.dc, distillers.dsa):
+            with pytest.raises(ValueError, match=rf"^a network is a {kind}; .* several of them as networks\.pool"):
+                method(wrong, ipc=1)
+    for method in (distillers.mtt, distillers.tesla, distillers.sre2l):
+        with pytest.raises(ValueError, match=r"^a pool of 3 networks where the method needs one architecture"):
+            method(networks.pool(NETS), None, ipc=1)
+    for wrong in (1.5, "2", None):
+        with pytest.raises(ValueError, match=r"^ipc=.* must be a whole number, at least 1$"):
+            distillers.dm(NETS[0], ipc=wrong)

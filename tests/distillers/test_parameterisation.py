@@ -229,6 +229,10 @@ def test_what_cannot_be_packed_is_refused_with_the_numbers(key, tiny):
         distillers.factor(0)
     with pytest.raises(ValueError, match="micro_batch=0 must be"):
         packed(micro_batch=0)
+    with pytest.raises(ValueError, match="has init, decode and frozen, and <function factor"):
+        distillers.parameterise(members.base(), distillers.factor)
+    with pytest.raises(ValueError, match="base is a _Factor; give a method"):
+        distillers.parameterise(distillers.factor(2), members.base())
     made = generator()
     made.decode = lambda latents, frozen: latents["style"]
     with pytest.raises(ValueError, match=r"gives float32\(6, 3\), but the set is float32\(6, 8, 8, 1\); mend decode"):

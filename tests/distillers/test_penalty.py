@@ -183,6 +183,23 @@ def test_what_cannot_be_weighed_is_refused_at_once(auxiliaries):
         penalise({"pos": 1.0, "var": 1.0}, auxiliaries[:1])
     with pytest.raises(ValueError, match="at least 1 auxiliary"):
         penalise({energy: 1.0}, [])
+    with pytest.raises(ValueError, match=r"auxiliaries is a Auxiliary; give a list of what features.freeze returns"):
+        penalise({energy: 1.0}, auxiliaries[0])
+    with pytest.raises(ValueError, match=r"reference is a Architecture; give what features.freeze returns"):
+        penalise({energy: 1.0}, [one.net for one in auxiliaries])
+    with pytest.raises(ValueError, match=r"^base is a DM; give a method, such as distillers\.dm\(net, ipc=1\) returns"):
+        distillers.penalise(distillers.DM(), auxiliaries, {energy: 1.0})
+    with pytest.raises(ValueError, match=r"^strength of 'ai'='1' must be a finite"):
+        penalise({"ai": "1"})
+    with pytest.raises(ValueError, match="must give each term its strength"):
+        penalise(["ai"])
+    with pytest.raises(ValueError, match="3 is no term"):
+        penalise({3: 1.0})
+    for taken in ("base", "penalty"):  # what the gradients of the sum are called: a term would take their place
+        with pytest.raises(ValueError, match=f"a term cannot be called '{taken}'"):
+            penalise({invariant.Term(taken, energy): 1.0})
+    with pytest.raises(ValueError, match="the term 'base' is one of metadd_jax"):
+        invariant.register("base", energy)
     with pytest.raises(ValueError, match=r"weighting='row' must be one of .*did you mean 'raw'"):
         penalise({energy: 1.0}, weighting="row")
     paired = invariant.Term("paired", energy, needs=("reference",))

@@ -188,3 +188,5 @@ def test_auto_is_the_word_for_what_a_method_leaves_to_the_data_or_the_machine():
     assert own("smoke", "--method", "dc", "--augmentation", "flip", "--init", "real") == distillers.DC(
         batch_size=8, augmentation="flip", init="real"
     )
+    with pytest.raises(ValueError, match="'auto'"):  # what has no automatic value: the error says what was written
+        own("smoke", "--batch-size", "auto")

@@ -51,6 +51,8 @@ def test_a_network_of_a_plugin_has_a_name_on_the_command_line(plugin):
         ("x = 1\nprint(y)\n", "own.py line 2: NameError: name 'y' is not defined"),
         ("x = 1\nif x\n", "own.py line 2: SyntaxError: expected ':'"),
         ("raise ValueError('so\\nnot')", "own.py line 1: ValueError: so not"),
+        ("import sys\nsys.exit(3)\n", "own.py line 2: SystemExit: 3"),
+        ("\0", "own.py: SyntaxError: source code string cannot contain null bytes"),
     ],
 )
 def test_a_plugin_that_fails_is_told_in_one_line_by_every_command(plugin, tmp_path, monkeypatch, text, said):
@@ -80,6 +82,8 @@ def test_a_plugin_that_is_not_there_and_two_of_one_name_are_refused(plugin, tmp_
     with pytest.raises(ValueError, match=r"two plugins are called own\.py"):
         plugins.load(["--plugin", str(one), "--plugin", str(two)])
     plugins.load(["--plugin", str(one), "--plugin", str(one)])
+    with pytest.raises(ValueError, match=r"^Missing value for argument .--plugin"):
+        pretrain.run(["--plugin", "--seed", "1"])
 
 
 def test_a_run_goes_on_with_the_plugins_that_it_began_with(plugin, tmp_path):
