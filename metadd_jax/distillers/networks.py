@@ -46,7 +46,9 @@ class Networks:
                 f"a pool of {len(self.nets)} networks with {len(self.probabilities)} probabilities; give one each"
             )
         for net in self.nets:
-            if not isinstance(net, zoo.Architecture):
+            # By what it can do, so that a stand-in serves; a name or a list cannot.
+            parts = ("init", "num_classes", "image_shape", "has_batch_stats")
+            if isinstance(net, Networks) or not all(hasattr(net, part) for part in parts):
                 raise ValueError(
                     f"a network is a {type(net).__name__}; give what zoo.parse or zoo.create returns, and several of "
                     "them as networks.pool([...])"
