@@ -24,7 +24,7 @@ def job(folder):
     dataset, net = members.tiny(), members.make_net("mlp:width=8")
     made = {}
     method, tx = distillers.dm(net, ipc=2, batch_size=8, augmentation="flip"), optax.sgd(0.1, momentum=0.5)
-    for mode, pool in (("pmap", 0), ("sharded", 8)):
+    for mode, pool in (("pmap", None), ("sharded", 8)):
         settings = {"chunk": 2, "save_every": 2, "device_mode": mode, "stream_per_class": pool}
         chunks = distillers.compile_chunks(method, tx, distillers.RunConfig(steps=4, **settings))
         for steps in (2, 4):  # the second goes on from the checkpoint of the first
