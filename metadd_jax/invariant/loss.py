@@ -61,8 +61,8 @@ def invariant_loss(
     config = config or InvariantConfig()
     terms = config.terms if terms is None else terms
     w = config.strengths if weights is None else weights
-    check_networks(terms, auxiliaries, reference)
     check_weights(terms, w)
+    check_networks(terms, auxiliaries, reference)
 
     def weighted_sum(images: jax.Array, labels: jax.Array, shares: jax.Array, w: dict, networks: tuple) -> tuple:
         seen = look(images, labels, *networks, terms=terms, config=config)

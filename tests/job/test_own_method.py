@@ -78,5 +78,5 @@ def test_it_runs_and_keeps_its_settings(words, tmp_path, capsys):
 def test_what_its_record_refuses_is_one_line(words):
     with pytest.raises(ValueError, match=r"^--shrink\.pull=-1\.0 must be a finite float32 number, at least 0"):
         distill.run([*words, "--pull", "-1"])
-    with pytest.raises(ValueError, match=r"^--batch-size is an option of (dm|dc and dsa), and the method is shrink"):
+    with pytest.raises(ValueError, match=r"^--batch-size is an option of dm, dc and dsa, and the method is shrink"):
         distill.run([*words, "--batch-size", "3"])
