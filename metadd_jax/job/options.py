@@ -13,17 +13,13 @@ from metadd_jax.distillers import Method, class_images
 from metadd_jax.invariant import InvariantConfig
 from metadd_jax.job.parsing import Mark
 from metadd_jax.ranges import SEEDS, Each, Named, OneOf, Real, Text, Whole
+from metadd_jax.training import recipes
 
 # What differs from the published settings on the embedded digits, which the defaults are for.
 _DIGITS: dict[type[Method], dict[str, Any]] = {
     class_images.ClassWise: {"batch_size": 64},
     distillers.SqueezeRecover: {"crop": False, "flip": False, "roll": (0, 4)},
 }
-TEACHER_PREFIX = "sre2l_"  # of the recipes under which judged networks take labels from the method's teacher
-# How judged networks train.
-EVALUATIONS = (
-    "short", "dc", "sre2l_cifar", "sre2l_cifar_code", "sre2l_tiny", "sre2l_tiny_ddranking", "sre2l_imagenet",
-)  # fmt: skip
 PARAMETERISATIONS: dict[str, Callable[[], distillers.Parameterisation]] = {
     "pixels": distillers.pixels,
     "factor2": functools.partial(distillers.factor, 2),
@@ -154,7 +150,7 @@ class DistillConfig:
     train_seeds: Annotated[int, Whole(1)] = 2
     pretrain_epochs: Annotated[int, Whole(1)] = 12
     pretrain_augmentation: Annotated[str, Text("augment.strategy")] = "auto"
-    eval_recipe: Annotated[str, OneOf(EVALUATIONS)] = "short"
+    eval_recipe: Annotated[str, OneOf(tuple(recipes.EVALUATIONS))] = "short"
     eval_epochs: Annotated[int, Whole(1)] = 100
     eval_augmentation: Annotated[str, Text("recipes.evaluation")] = "auto"
     at_once: Annotated[int, Whole(1)] = 12

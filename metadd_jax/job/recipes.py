@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 from metadd_jax import augment
 from metadd_jax.data import catalog
-from metadd_jax.job.options import TEACHER_PREFIX, DistillConfig
+from metadd_jax.job.options import DistillConfig
 from metadd_jax.training import Recipe, recipes
-
-
-def _relabelled(data: str, epochs: int, *, augmentation: str = "none") -> Recipe:
-    """SRe2L's way to judge, for another number of epochs; it has views of its own, so ``augmentation`` is left out."""
-    del augmentation
-    return recipes.shortened(recipes.sre2l_evaluation(data), epochs)
-
-
-EVALUATIONS: dict[str, Callable[..., Recipe]] = {
-    "short": recipes.short_evaluation,
-    "dc": recipes.dc_evaluation,
-    **{
-        TEACHER_PREFIX + data: functools.partial(_relabelled, data)
-        for data in ("cifar", "cifar_code", "tiny", "tiny_ddranking", "imagenet")
-    },
-}
 
 
 def augmentation(config: DistillConfig, words: augment.Augmentation) -> augment.Augmentation:
@@ -46,12 +27,12 @@ def evaluation(config: DistillConfig) -> Recipe:
     """How judged networks train."""
     # Resolved here, by data set: digits are not flipped.
     words = augmentation(config, config.eval_augmentation)
-    return EVALUATIONS[config.eval_recipe](config.eval_epochs, augmentation=words)
+    return recipes.EVALUATIONS[config.eval_recipe](config.eval_epochs, augmentation=words)
 
 
 def relabels(config: DistillConfig) -> bool:
     """Whether judged networks learn from the labels of the method's teacher."""
-    return config.eval_recipe.startswith(TEACHER_PREFIX)
+    return config.eval_recipe.startswith(recipes.TEACHER_PREFIX)
 
 
 def describe_evaluation(config: DistillConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -201,6 +202,31 @@ def sre2l_squeeze(data: str) -> Recipe:
     return _named(recipes, data)
 
 
+_CIFAR = Recipe(
+    epochs=400,
+    batch_size=128,
+    optimiser="adamw",
+    learning_rate=1e-3,
+    weight_decay=0.01,
+    schedule="cosine",
+    crop="shift",
+    flip=True,
+    mix="mixup",
+    temperature=30.0,
+    decay_vectors=False,
+)
+_CUT = dataclasses.replace(_CIFAR, batch_size=256, crop="resized", mix="cutmix", temperature=20.0)
+_SRE2L_EVALUATIONS = {
+    "cifar": _CIFAR,
+    "cifar_code": dataclasses.replace(_CIFAR, teacher_mode="training", decay_vectors=True),
+    # T^2 = 400, as code and log of the program have it: without it SGD at this step size learns nothing (on digits
+    # 9.5 % against 72.1 %, docs/methods.md).
+    "tiny": dataclasses.replace(_TINY, epochs=100, temperature=20.0, temperature_squared=True),
+    "tiny_ddranking": dataclasses.replace(_CUT, decay_vectors=True),
+    "imagenet": dataclasses.replace(_CUT, epochs=300, batch_size=1024),
+}
+
+
 def sre2l_evaluation(data: str) -> Recipe:
     """Returns SRe2L's training on a recovered set with the labels of a teacher (``fit(..., teacher=...)``).
 
@@ -222,30 +248,7 @@ def sre2l_evaluation(data: str) -> Recipe:
     Raises:
       ValueError: for other data.
     """
-    cifar = Recipe(
-        epochs=400,
-        batch_size=128,
-        optimiser="adamw",
-        learning_rate=1e-3,
-        weight_decay=0.01,
-        schedule="cosine",
-        crop="shift",
-        flip=True,
-        mix="mixup",
-        temperature=30.0,
-        decay_vectors=False,
-    )
-    cut = dataclasses.replace(cifar, batch_size=256, crop="resized", mix="cutmix", temperature=20.0)
-    recipes = {
-        "cifar": cifar,
-        "cifar_code": dataclasses.replace(cifar, teacher_mode="training", decay_vectors=True),
-        # T^2 = 400, as code and log of the program have it: without it SGD at this step size learns nothing (on digits
-        # 9.5 % against 72.1 %, docs/methods.md).
-        "tiny": dataclasses.replace(_TINY, epochs=100, temperature=20.0, temperature_squared=True),
-        "tiny_ddranking": dataclasses.replace(cut, decay_vectors=True),
-        "imagenet": dataclasses.replace(cut, epochs=300, batch_size=1024),
-    }
-    return _named(recipes, data)
+    return _named(_SRE2L_EVALUATIONS, data)
 
 
 def shortened(recipe: Recipe, epochs: int) -> Recipe:
@@ -256,6 +259,21 @@ def shortened(recipe: Recipe, epochs: int) -> Recipe:
       epochs: passes over the set, at least 1.
     """
     return dataclasses.replace(recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs - 1))
+
+
+def _relabelled(data: str, epochs: int, *, augmentation: augment.Augmentation = "none") -> Recipe:
+    """SRe2L's way to judge, for another number of epochs; it has views of its own, so ``augmentation`` is left out."""
+    del augmentation
+    return shortened(sre2l_evaluation(data), epochs)
+
+
+TEACHER_PREFIX = "sre2l_"  # of the recipes under which judged networks take labels from the method's teacher
+EVALUATIONS: dict[str, Callable[..., Recipe]] = {
+    "short": short_evaluation,
+    "dc": dc_evaluation,
+    **{TEACHER_PREFIX + data: functools.partial(_relabelled, data) for data in _SRE2L_EVALUATIONS},
+}
+"""How judged networks train, by name: ``(epochs, *, augmentation) -> Recipe``."""
 
 
 def _named(recipes: dict[str, Recipe], data: str) -> Recipe:
