@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from metadd_jax.distillers.contract import Distiller
-from metadd_jax.distillers.penalty import penalise
+from metadd_jax.distillers.penalty import Strengths, penalise_by
 from metadd_jax.invariant import InvariantConfig
 from metadd_jax.structs import Auxiliary
 
@@ -40,18 +40,5 @@ def metadd(
     # The paper gives no proportions of its weights; ours are strengths beside the base method,
     # and 1:1:1 raw is ``paper``.
     config = config or InvariantConfig()
-    return penalise(
-        base,
-        auxiliaries,
-        {term: config.strengths[name] for name, term in config.terms.items()},
-        reference=reference,
-        weighting=config.weighting,
-        cap=config.cap,
-        calibration_steps=config.calibration_steps,
-        views=config.views,
-        cam=config.cam,
-        subset=config.subset,
-        micro_batch=config.micro_batch,
-        checkpoint=config.checkpoint,
-        name="metadd",
-    )
+    terms: Strengths = {term: config.strengths[name] for name, term in config.terms.items()}
+    return penalise_by(base, auxiliaries, terms, config, reference=reference, name="metadd")

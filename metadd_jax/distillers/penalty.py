@@ -69,13 +69,38 @@ def penalise(
       ValueError: for an unknown term, two of one name, a setting out of its range, or networks that cannot serve a
         term.
     """
-    check_method(base)
-    if not isinstance(terms, Mapping):
-        raise ValueError(f"terms={terms!r} must give each term its strength: {{'ai': 0.3}}")
     config = invariant.InvariantConfig(
         ai=0.0, pos=0.0, var=0.0, weighting=weighting, cap=cap, calibration_steps=calibration_steps, views=views,
         cam=cam, subset=subset, micro_batch=micro_batch, checkpoint=checkpoint,
     )  # fmt: skip
+    return penalise_by(base, auxiliaries, terms, config, reference=reference, name=name)
+
+
+def penalise_by(
+    base: Distiller,
+    auxiliaries: Sequence[Auxiliary],
+    terms: Strengths,
+    config: invariant.InvariantConfig,
+    *,
+    reference: Auxiliary | None = None,
+    name: str = "penalty",
+) -> Distiller:
+    """Does what ``penalise`` does, with its switches in one record.
+
+    Args:
+      base: any method.
+      auxiliaries: M frozen pre-trained networks.
+      terms: the strength of each term; those of ``config`` play no part.
+      config: how terms are weighted and networks are shown the images.
+      reference: see ``penalise``.
+      name: what follows the base method's name and "+".
+
+    Raises:
+      ValueError: as ``penalise``.
+    """
+    check_method(base)
+    if not isinstance(terms, Mapping):
+        raise ValueError(f"terms={terms!r} must give each term its strength: {{'ai': 0.3}}")
     strengths: dict[str, float] = {}
     known: dict[str, invariant.Term] = {}
     # A strength of 0 leaves the term out and not in with weight 0: it would still cost its passes.
@@ -101,7 +126,7 @@ def penalise(
         synthetic, base_aux = base.init(key, dataset)
         aux = {"base": base_aux, "weights": {t: jnp.asarray(rho, jnp.float32) for t, rho in strengths.items()}}
         # From mean gradient *vectors*: what is random in a single batch cancels.
-        if weighting == "calibrated":
+        if config.weighting == "calibrated":
             # The strengths come in outside of what is compiled: settings that differ in them share the program.
             vectors, _ = penalty.apart.compiled(key, synthetic, aux, dataset.train, frozen)
             aux["weights"] = penalty.relative(vectors)
