@@ -92,21 +92,7 @@ def total(
         leaves, along = jax.tree.leaves(arguments), jax.tree.leaves(directions)
         asked = [place for place in range(len(leaves)) if type(along[place]) is not SymbolicZero]
 
-        def with_gradients(items: Any, weights: jax.Array, shared: Any) -> tuple:
-            leaves, tree = jax.tree.flatten((items, shared))
-
-            def of(chosen: list) -> tuple[jax.Array, Any]:
-                for place, leaf in zip(asked, chosen, strict=True):
-                    leaves[place] = leaf
-                items, shared = jax.tree.unflatten(tree, leaves)
-                return function(items, weights, shared)
-
-            sums, pull, facts = jax.vjp(of, [leaves[place] for place in asked], has_aux=True)
-            if len(sums) == 1:  # a loop of one round is no loop
-                return sums, facts, jax.tree.map(lambda leaf: leaf[None], pull(jnp.ones_like(sums))[0])
-            return sums, facts, jax.lax.map(lambda row: pull(row)[0], jnp.eye(len(sums), dtype=sums.dtype))
-
-        sums, facts, gradients = each(with_gradients, *arguments)
+        sums, facts, gradients = each(_with_gradients(function, asked), *arguments)
         sums, facts = add(sums), jax.tree.map(join, facts)
         slope = jnp.zeros_like(sums)
         for place, gradient in zip(asked, gradients, strict=True):
@@ -117,6 +103,26 @@ def total(
 
     run.defjvp(with_slope, symbolic_zeros=True)
     return run(items, shared)
+
+
+def _with_gradients(function: Callable, asked: list[int]) -> Callable[[Any, jax.Array, Any], tuple]:
+    """``function`` of a part, with the gradient of each of its sums in the ``asked`` leaves of (items, shared)."""
+
+    def with_gradients(items: Any, weights: jax.Array, shared: Any) -> tuple:
+        leaves, tree = jax.tree.flatten((items, shared))
+
+        def of(chosen: list) -> tuple[jax.Array, Any]:
+            for place, leaf in zip(asked, chosen, strict=True):
+                leaves[place] = leaf
+            items, shared = jax.tree.unflatten(tree, leaves)
+            return function(items, weights, shared)
+
+        sums, pull, facts = jax.vjp(of, [leaves[place] for place in asked], has_aux=True)
+        if len(sums) == 1:  # a loop of one round is no loop
+            return sums, facts, jax.tree.map(lambda leaf: leaf[None], pull(jnp.ones_like(sums))[0])
+        return sums, facts, jax.lax.map(lambda row: pull(row)[0], jnp.eye(len(sums), dtype=sums.dtype))
+
+    return with_gradients
 
 
 def sum_each(function: Callable[[Any, Any], jax.Array], items: Any, shared: Any, *, at_once: int = 1) -> jax.Array:

@@ -66,6 +66,16 @@ class ClassWise(Method):
         """``views`` as the record that ``augment.transform`` takes."""
         return augment.strategy(self.views)
 
+    def view(self, w: jax.Array, images: jax.Array) -> jax.Array:
+        """A(images, w): equal for batches of any size, so that real and synthetic images and parts share one draw.
+
+        Args:
+          w: [] typed PRNG key of the view.
+          images: [n, H, W, C] standardised.
+        """
+        # Siamese: where the two sides differ in view, the distance would measure the augmentation.
+        return augment.transform(w, images, self.strategy, siamese=True)
+
     def for_data(self, tokens: Callable[[], augment.Augmentation]) -> ClassWise:
         """Takes the data set's own tokens where the published ones depend on it."""
         if self.augmentation is None and self.published_augmentation != "none":

@@ -12,14 +12,14 @@ summed, not averaged, over the D features. The real side is a constant and theta
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from metadd_jax import augment, keys, parallel, parts, zoo
+from metadd_jax import keys, parallel, parts, zoo
 from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images, registry
 from metadd_jax.distillers.contract import Distiller
@@ -119,11 +119,6 @@ def _distiller(settings: DM, nets: Networks, counts: class_images.Counts, repeat
         size = settings.batch_size
         return class_images.draw(key, data, num_classes=classes, batch_size=size, axis_name=axis_name)
 
-    def view(w: jax.Array, images: jax.Array) -> jax.Array:
-        """A(images, w): equal for batches of any size, so that real and synthetic images and parts share one draw."""
-        # Siamese: where the two sides differ in view, the distance would measure the augmentation.
-        return augment.transform(w, images, settings.strategy, siamese=True)
-
     def loss(
         key: jax.Array, synthetic: dict, aux: Any, batch: dict, frozen: Any, *, axis_name: str | None = None
     ) -> tuple[jax.Array, tuple[Any, dict]]:
@@ -133,15 +128,18 @@ def _distiller(settings: DM, nets: Networks, counts: class_images.Counts, repeat
         w = jax.random.split(keys.named(key, "views"), classes)
 
         def distance(net: zoo.Architecture, theta: Any) -> jax.Array:
+            s, share = class_images.by_class(synthetic["images"], counts), class_images.shares(counts)
             if net.has_batch_stats:
-                return all_classes_together(net, theta, w, batch, synthetic["images"], axis_name)
+                return _all_classes_together(
+                    net, theta, s, w, batch, view=settings.view, counts=counts, axis_name=axis_name
+                )
 
             def class_distance(item: tuple, shared: tuple) -> jax.Array:
                 # What a class reads comes in as an argument: ``parts`` takes what is closed over for a constant.
                 (s_c, w_c, t_c, weights, share), (theta, mean, std) = item, shared
 
                 def psi(x: jax.Array) -> jax.Array:  # [n, H, W, C] -> [n, D]: psi_theta(A(x, w_c))
-                    return net.apply_batch(theta, view(w_c, x))[1]["embedding"]
+                    return net.apply_batch(theta, settings.view(w_c, x))[1]["embedding"]
 
                 def real_sum(part: tuple) -> jax.Array:  # [D]; weight 0 takes out what fills up a small class
                     images, weights = part
@@ -151,38 +149,12 @@ def _distiller(settings: DM, nets: Networks, counts: class_images.Counts, repeat
                 total = parts.add_up(real_sum, (t_c, weights), size=settings.micro_batch)
                 return _squared_distance(total, weights.sum(), class_images.mean(psi(s_c), share), axis_name)
 
-            s, share = class_images.by_class(synthetic["images"], counts), class_images.shares(counts)
             items, shared = (s, w, batch["images"], batch["weights"], share), (theta, batch["mean"], batch["std"])
             # The classes do not touch each other, so the activations of ``class_batch`` of them are enough.
             return parts.sum_each(class_distance, items, shared, at_once=settings.class_batch or classes)
 
         # theta is drawn anew at every step and never trained: DM is so cheap because it never unrolls.
         return nets.use(nets.init(keys.named(key, "network")), distance), (aux, {})
-
-    def all_classes_together(
-        net: zoo.Architecture, theta: Any, w: jax.Array, batch: dict, images: jax.Array, axis_name: str | None
-    ) -> jax.Array:
-        """One pass of each side, as published for batch norm: its statistics are over all classes.
-
-        Args:
-          net: the network that was drawn.
-          theta: its variables.
-          w: [K] keys of the views.
-          batch: real images [K, b, H, W, C] as stored, weights [K, b], and the constants they are standardised by.
-          images: [N, H, W, C], class-major.
-          axis_name: None; ``sample`` has refused any other.
-        """
-        weights = batch["weights"]
-        # The views are still drawn class by class: w_c is Siamese, and each class has its own.
-        real = jax.vmap(lambda w, x: view(w, sampling.standardise(x, batch["mean"], batch["std"])))(w, batch["images"])
-        seen = jax.vmap(view)(w, class_images.by_class(images, counts))
-        # What fills up a small class must not enter the statistics.
-        real = net.apply_batch(theta, real.reshape(-1, *net.image_shape), weights.ravel())[1]["embedding"]
-        own = net.apply_batch(theta, class_images.in_a_row(seen, counts))[1]["embedding"]
-        totals = jnp.einsum("kb,kbd->kd", weights, real.reshape(*weights.shape, -1))
-        means = jax.vmap(class_images.mean)(class_images.by_class(own, counts), class_images.shares(counts))
-        distance = jax.vmap(lambda total, count, own: _squared_distance(total, count, own, axis_name))
-        return distance(totals, weights.sum(axis=1), means).sum()
 
     return Distiller(
         name="dm",
@@ -192,6 +164,41 @@ def _distiller(settings: DM, nets: Networks, counts: class_images.Counts, repeat
         refresh=lambda key, synthetic, aux, step, frozen: aux,
         decode=lambda synthetic, aux, frozen: class_images.as_set(synthetic["images"], counts),
     )
+
+
+def _all_classes_together(
+    net: zoo.Architecture,
+    theta: Any,
+    s: jax.Array,
+    w: jax.Array,
+    batch: dict[str, Any],
+    *,
+    view: Callable[[jax.Array, jax.Array], jax.Array],
+    counts: class_images.Counts,
+    axis_name: str | None,
+) -> jax.Array:
+    """One pass of each side, as published for batch norm: its statistics are over all classes.
+
+    Args:
+      net: the network that was drawn.
+      theta: its variables.
+      s: [K, n, H, W, C] synthetic images, see ``class_images.by_class``.
+      w: [K] keys of the views.
+      batch: real images [K, b, H, W, C] as stored, weights [K, b], and the constants they are standardised by.
+      view: ``(key, images) -> images``, A of the module's formula.
+      counts: images of each of the K classes of the set.
+      axis_name: None; ``sample`` has refused any other.
+    """
+    weights = batch["weights"]
+    # The views are still drawn class by class: w_c is Siamese, and each class has its own.
+    real = jax.vmap(lambda w, x: view(w, sampling.standardise(x, batch["mean"], batch["std"])))(w, batch["images"])
+    # What fills up a small class must not enter the statistics.
+    real = net.apply_batch(theta, real.reshape(-1, *net.image_shape), weights.ravel())[1]["embedding"]
+    own = net.apply_batch(theta, class_images.in_a_row(jax.vmap(view)(w, s), counts))[1]["embedding"]
+    totals = jnp.einsum("kb,kbd->kd", weights, real.reshape(*weights.shape, -1))
+    means = jax.vmap(class_images.mean)(class_images.by_class(own, counts), class_images.shares(counts))
+    distance = jax.vmap(lambda total, count, own: _squared_distance(total, count, own, axis_name))
+    return distance(totals, weights.sum(axis=1), means).sum()
 
 
 def _squared_distance(total: jax.Array, count: jax.Array, own: jax.Array, axis_name: str | None) -> jax.Array:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metadd_jax import augment, keys, parallel, parts, zoo
+from metadd_jax import keys, parallel, parts, zoo
 from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images, registry
 from metadd_jax.distillers.contract import Distiller
@@ -195,13 +195,11 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
 
     def init(key: jax.Array, dataset: Dataset) -> tuple[dict, dict]:
         images = class_images.initial(key, dataset, nets, counts=counts, init=settings.start, repeat=repeat)
-        # ``aux`` must have its shapes from ``init`` on (rule 2 of the contract), though nothing reads this network.
-        # The first step draws its own network; this one gives ``aux`` its shapes.
+        # ``aux`` must have its shapes from ``init`` on (rule 2 of the contract); the first step draws its own network.
         return images, {"network": nets.init(key)}
 
     def refresh(key: jax.Array, synthetic: dict, aux: dict, step: jax.Array, frozen: Any) -> dict:
         """A new network, or the last step's after ``inner`` epochs on the set."""
-        # The arguments are those of ``contract.Refresh``.
         del frozen
         # Every network is new, so no inner training and no ``cond`` is compiled (1 image a
         # class: the loops are (1, 1)).
@@ -227,17 +225,7 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
         del step
         size = settings.batch_size
         batch = class_images.draw(key, data, num_classes=classes, batch_size=size, axis_name=axis_name)
-        if not nets.has_batch_stats:
-            return batch
-
-        def draw_some(class_key: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-            indices, weights = sampling.class_indices(class_key, data, label, _STATISTICS_PER_CLASS)
-            return jnp.asarray(data.images)[indices], weights
-
-        # The same images on every device: the network stays the same everywhere.
-        statistics_keys = jax.random.split(keys.named(key, "statistics"), classes)
-        images, weights = jax.vmap(draw_some)(statistics_keys, jnp.arange(classes))
-        return {**batch, "statistics": images, "statistics_weights": weights}
+        return {**batch, **_draw_statistics(key, data, classes)} if nets.has_batch_stats else batch
 
     def loss(
         key: jax.Array, synthetic: dict, aux: dict, batch: dict, frozen: Any, *, axis_name: str | None = None
@@ -247,10 +235,6 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
         # A fresh w_c for every class and step, as published: it is Siamese between the two
         # sides and not between classes.
         w = jax.random.split(key, classes)
-
-        def view(w: jax.Array, images: jax.Array) -> jax.Array:
-            """A(images, w): equal for batches of any size, so that real and synthetic images share one draw."""
-            return augment.transform(w, images, settings.strategy, siamese=True)
 
         def match(net: zoo.Architecture, variables: Any) -> tuple[Any, jax.Array]:
             # Once for all classes: the gradients are taken in evaluation mode, under statistics
@@ -264,7 +248,7 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
 
                 def summed_gradient(part: tuple) -> Any:
                     images, weights = part
-                    seen = view(w, sampling.standardise(images, mean, std))
+                    seen = settings.view(w, sampling.standardise(images, mean, std))
                     return _gradient(net, variables, seen, label, weights)
 
                 # A gradient is a sum over images, so parts of a class and shares of devices add up to it exactly.
@@ -274,7 +258,7 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
                 target = jax.lax.stop_gradient(jax.tree.map(lambda x: x / count, total))
                 # Each class has its own number of images; the mean is over those alone.
                 share = jnp.full(len(own), 1 / len(own)) if share is None else share
-                gradient = _gradient(net, variables, view(w, own), label, share)
+                gradient = _gradient(net, variables, settings.view(w, own), label, share)
                 return gradient_distance(target, gradient, kind=settings.distance)
 
             own, share = class_images.by_class(synthetic["images"], counts), class_images.shares(counts)
@@ -308,6 +292,19 @@ def _gradient(net: zoo.Architecture, variables: Any, images: jax.Array, label: j
 
     # ``params`` alone: running statistics are no weights, and D compares what an optimiser would move.
     return jax.grad(total)(variables["params"])
+
+
+def _draw_statistics(key: jax.Array, data: ImageArrays, classes: int) -> dict[str, jax.Array]:
+    """The real images of each class that batch norm's statistics are taken of, and their weights."""
+
+    def draw_some(class_key: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+        indices, weights = sampling.class_indices(class_key, data, label, _STATISTICS_PER_CLASS)
+        return jnp.asarray(data.images)[indices], weights
+
+    # The same images on every device: the network stays the same everywhere.
+    class_keys = jax.random.split(keys.named(key, "statistics"), classes)
+    images, weights = jax.vmap(draw_some)(class_keys, jnp.arange(classes))
+    return {"statistics": images, "statistics_weights": weights}
 
 
 def _with_statistics(net: zoo.Architecture, variables: Any, batch: dict, kind: str) -> Any:

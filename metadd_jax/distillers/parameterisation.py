@@ -77,16 +77,10 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
         type than [N, H, W, C] float32, or if ``micro_batch`` is asked of latents that cannot be divided.
     """
     check_method(base)
-    if isinstance(parameterisation, type) or not all(
-        hasattr(parameterisation, part) for part in ("init", "decode", "frozen")
-    ):
-        raise ValueError(
-            f"a parameterisation has init, decode and frozen, and {parameterisation!r} has not; give an object such as "
-            "distillers.factor(2) returns"
-        )
+    _check_parts(parameterisation)
     if micro_batch is not None:
         ranges.require("micro_batch", micro_batch, Whole(1))
-    name = getattr(parameterisation, "name", type(parameterisation).__name__.lower())
+    name = _name_of(parameterisation)
     per_item = per_stored(parameterisation)
     # Compiled once here: the host decodes the set after every chunk of a run.
     decode = parallel.jit(_in_parts(parameterisation, micro_batch))
@@ -110,12 +104,7 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
         latents = parameterisation.init(keys.named(key, "latents"), images)
         _check_latents(latents, len(images) // per_item, micro_batch)
         # A decoder of the user's is tried without being run: its error comes before any long work.
-        made = jax.eval_shape(decode, latents, parameterisation.frozen)
-        if (made.shape, made.dtype) != (images.shape, jnp.float32):
-            raise ValueError(
-                f"the decoder of {base.name} gives {made.dtype}{made.shape}, but the set is float32{images.shape}; "
-                "mend decode or the latents"
-            )
+        _check_decoded(base.name, jax.eval_shape(decode, latents, parameterisation.frozen), images.shape)
         return {**synthetic, "latents": latents}, aux
 
     def loss(
@@ -180,6 +169,24 @@ def _in_parts(parameterisation: Parameterisation, micro_batch: int | None) -> Ca
     return decode
 
 
+def _check_parts(parameterisation: Any) -> None:
+    if isinstance(parameterisation, type) or not all(
+        hasattr(parameterisation, part) for part in ("init", "decode", "frozen")
+    ):
+        raise ValueError(
+            f"a parameterisation has init, decode and frozen, and {parameterisation!r} has not; give an object such as "
+            "distillers.factor(2) returns"
+        )
+
+
+def _check_decoded(name: str, made: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> None:
+    if (made.shape, made.dtype) != (shape, jnp.float32):
+        raise ValueError(
+            f"the decoder of {name} gives {made.dtype}{made.shape}, but the set is float32{shape}; mend decode or the "
+            "latents"
+        )
+
+
 def _check_classes(base: Distiller, made: SyntheticSet, per_item: int) -> None:
     counts = np.bincount(np.asarray(made.labels))
     uneven = np.flatnonzero(counts % per_item)
@@ -203,6 +210,10 @@ def _check_latents(latents: Any, stored: int, micro_batch: int | None) -> None:
         )
 
 
+def _name_of(parameterisation: Parameterisation) -> str | None:
+    return getattr(parameterisation, "name", type(parameterisation).__name__.lower())
+
+
 def per_stored(parameterisation: Parameterisation) -> int:
     """How many images one stored item gives: the ``ipc`` of the base method is so many times that of what is stored."""
     return getattr(parameterisation, "per_stored", 1)
@@ -224,7 +235,7 @@ def budget(parameterisation: Parameterisation, latents: Any, labels: jax.Array |
     stored, images = (sum(np.size(leaf) for leaf in jax.tree.leaves(tree)) for tree in (latents, labels))
     each = [int(stored * count / images) for count in np.bincount(np.asarray(labels))]
     return {
-        "parameterisation": getattr(parameterisation, "name", type(parameterisation).__name__.lower()) or "pixels",
+        "parameterisation": _name_of(parameterisation) or "pixels",
         **getattr(parameterisation, "facts", {}),
         "stored_values": stored,
         "stored_values_per_class": each[0] if len(set(each)) == 1 else each,

@@ -272,7 +272,10 @@ def distiller(
       experts: [E, T + 1, P] float32, the experts' weights.
       repeat: whether a class with fewer real images than it starts from gives them again and again.
     """
-    count, labels = sum(counts), lambda: class_images.labels_of(counts)
+    count = sum(counts)
+
+    def own_labels() -> jax.Array:  # [N, K]: the classes themselves
+        return jax.nn.one_hot(class_images.labels_of(counts), net.num_classes)
 
     def init(key: jax.Array, dataset: Dataset) -> tuple[dict, dict]:
         # The order of the experts must not change from step to step, so its key is kept in ``aux``.
@@ -281,7 +284,7 @@ def distiller(
         lr = jnp.asarray(settings.lr_teacher, jnp.float32)
         aux = {"order_key": order_key, "expert": jnp.zeros((), jnp.int32), "start": jnp.zeros((), jnp.int32)}
         if settings.soft_labels:
-            aux["soft_labels"] = jax.nn.one_hot(labels(), net.num_classes)  # until the first expert labels them
+            aux["soft_labels"] = own_labels()  # until the first expert labels them
         # The published alpha has no bound, which two issues of its program are about; its logarithm keeps it positive.
         return {**images, **({"lr": lr} if settings.raw_lr else {"log_lr": jnp.log(lr)})}, aux
 
@@ -322,7 +325,7 @@ def distiller(
             *chunk_indices(order_key, count, settings.batch_syn or count, settings.syn_steps),
         )
         alpha, (theta_0, target) = alpha_of(synthetic), ends(aux, frozen)
-        y = aux["soft_labels"] if settings.soft_labels else jax.nn.one_hot(labels(), net.num_classes)
+        y = aux["soft_labels"] if settings.soft_labels else own_labels()
         # Not Siamese: a student sees the set as every network that is trained on it does, each
         # image under its own view.
         g = step_gradient(net, augment.strategy(settings.views))
@@ -333,7 +336,7 @@ def distiller(
         del frozen
         return SyntheticSet(
             images=synthetic["images"],
-            labels=labels(),
+            labels=class_images.labels_of(counts),
             soft_labels=aux["soft_labels"] if settings.soft_labels else None,
             learning_rate=alpha_of(synthetic),
         )
