@@ -56,11 +56,6 @@ def is_set(file: str) -> bool:
     return path.is_file()
 
 
-def option(name: str) -> str:
-    """Spells a field of a command's settings as the user does: "metadd.micro_batch" is ``--metadd.micro-batch``."""
-    return f"--{name.replace('_', '-')}"
-
-
 def open_cache(cache_dir: str | None) -> pathlib.Path:
     """Opens the folder of what need not be made twice: decoded images, trained networks, compiled programs.
 
@@ -91,6 +86,20 @@ def check_names(specs: tuple[str, ...]) -> None:
     """
     for spec in specs:
         mdd.zoo.check(spec)  # whether it suits the images is seen once they are read
+
+
+def require_names(specs: tuple[str, ...]) -> None:
+    """Refuses what ``check_names`` refuses, and no network at all.
+
+    Args:
+      specs: networks to train, as the user writes them.
+
+    Raises:
+      ValueError: naming what exists, or what to do.
+    """
+    if not specs:
+        raise ValueError("no network to train; name some by --networks, or leave --networks out")
+    check_names(specs)
 
 
 def networks(specs: tuple[str, ...], dataset: mdd.Dataset) -> list[mdd.zoo.Architecture]:

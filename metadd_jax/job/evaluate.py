@@ -54,9 +54,7 @@ def run(arguments: list[str], *, program: str = "metadd evaluate") -> None:
     """
     plugins.load(arguments)
     config = parsing.parse(EvaluateConfig, arguments, program=program, description=__doc__)
-    if not config.networks:
-        raise ValueError("no network to train; name some by --networks, or leave --networks out")
-    common.check_names(config.networks)
+    common.require_names(config.networks)
     if config.augmentation != "auto":
         mdd.training.dc_evaluation(config.epochs, augmentation=config.augmentation)  # refuses what it cannot read
     synthetic, metadata = common.load_set(config.file)

@@ -49,9 +49,7 @@ def run(arguments: list[str], *, program: str = "metadd pretrain") -> None:
     """
     plugins.load(arguments)
     config = parsing.parse(PretrainConfig, arguments, program=program, description=__doc__)
-    if not config.networks:
-        raise ValueError("no network to train; name some by --networks, or leave --networks out")
-    common.check_names(config.networks)
+    common.require_names(config.networks)
     cache = common.open_cache(config.cache_dir)
     places = {"data_dir": config.data_dir, "cache_dir": config.cache_dir}
     dataset = mdd.data.load(config.dataset, image_size=config.image_size, **places)

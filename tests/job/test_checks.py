@@ -108,6 +108,11 @@ OTHERS = {
 }
 
 
+def spelt(path):
+    """How a user writes a field: "mtt.lr_teacher" is ``--mtt.lr-teacher``."""
+    return f"--{path.replace('_', '-')}"
+
+
 @pytest.mark.parametrize("script", OTHERS, ids=lambda script: script.__name__)
 def test_every_number_of_the_other_scripts_is_refused_outside_its_range(script, cache, monkeypatch):
     monkeypatch.setenv("METADD_CACHE", str(cache))
@@ -117,8 +122,8 @@ def test_every_number_of_the_other_scripts_is_refused_outside_its_range(script, 
     assert numbers and numbers <= set(rules)
     for name in numbers:
         for value in rules[name].outside():
-            with pytest.raises(ValueError, match=common.option(name)):
-                script.run([*first, common.option(name), str(value)])
+            with pytest.raises(ValueError, match=spelt(name)):
+                script.run([*first, spelt(name), str(value)])
 
 
 @pytest.mark.parametrize("path", [path for path, _, rule in EVERY if rule and not isinstance(rule, ranges.Text)])
@@ -126,15 +131,15 @@ def test_every_option_is_refused_outside_its_range(path, refused):
     rule = {path: rule for path, _, rule in EVERY}[path]
     method = ["--method", METHOD_OF[path]] if path in METHOD_OF else []
     for value in rule.outside():
-        said = refused(*method, common.option(path), *(value if isinstance(value, tuple) else [value]))
+        said = refused(*method, spelt(path), *(value if isinstance(value, tuple) else [value]))
         assert "is an option of" not in said
-        assert common.option(path) in said
+        assert spelt(path) in said
 
 
 @pytest.mark.parametrize("path", TEXTS)
 def test_text_that_nothing_can_read_is_refused(path, refused):
     text, part, *others = TEXTS[path]
-    assert part in refused(*others, common.option(path), text)
+    assert part in refused(*others, spelt(path), text)
 
 
 TRAJECTORIES = ["--method", "mtt", "--mtt.epochs", 2, "--mtt.expert-epochs", 1, "--mtt.max-start-epoch", 1]
