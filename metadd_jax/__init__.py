@@ -1,6 +1,18 @@
 """MetaDD in JAX: dataset distillation whose synthetic sets train any architecture."""
 
-from metadd_jax import data, distillers, evaluation, exchange, features, invariant, split, storage, training, zoo
+from metadd_jax import (
+    data,
+    distillers,
+    evaluation,
+    exchange,
+    features,
+    generators,
+    invariant,
+    split,
+    storage,
+    training,
+    zoo,
+)
 from metadd_jax.structs import Auxiliary, Dataset, DistillState, ImageArrays, Split, SyntheticSet
 
 __version__ = "0.1.0"
@@ -17,6 +29,7 @@ __all__ = [
     "evaluation",
     "exchange",
     "features",
+    "generators",
     "invariant",
     "split",
     "storage",

@@ -14,7 +14,7 @@ FLOORS = {
     "structs": 0, "files": 0, "keys": 0, "provenance": 0, "ranges": 0, "registries": 0,
     "zoo": 1, "data": 1, "augment": 1, "dc_augment": 1, "transforms": 1, "parallel": 1, "parts": 1, "storage": 1,
     "features": 2, "split": 2, "exchange": 2, "training": 2,
-    "invariant": 3,
+    "invariant": 3, "generators": 3,
     "distillers": 4,
     "evaluation": 5, "pictures": 5,
     "job": 6,

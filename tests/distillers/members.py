@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import optax
 
-from metadd_jax import data, distillers, features, invariant, zoo
+from metadd_jax import data, distillers, features, generators, invariant, zoo
 
 SHAPE = (8, 8, 1)
 COUNTS = (20, 5, 9)  # one class is smaller than the batches of 8
@@ -50,6 +50,11 @@ def base(net="convnet:width=4,depth=1", **settings):
 
 def packed(over=None):
     return distillers.parameterise(over or base(ipc=PACKED), distillers.factor(2), micro_batch=2)
+
+
+def nets_of_sines(ipc=3):
+    siren = generators.Siren(SHAPE, width=3, depth=2, fit_steps=40, fit_lr=0.01)
+    return distillers.parameterise(base(ipc=ipc), siren, micro_batch=2), optax.adam(5e-3)
 
 
 def matching(method, net="convnet:width=4,depth=1", **settings):
@@ -106,6 +111,7 @@ MEMBERS = {
     "dm, another ipc in each class": lambda a, d: base("convnet_bn:width=4,depth=1", ipc=IPC[1]),
     "dc, another ipc in each class": lambda a, d: matching(distillers.dc, class_batch=2, ipc=IPC[1]),
     "dm, factor 2": lambda a, d: packed(),
+    "dm, sirens": lambda a, d: nets_of_sines(ipc=IPC[0]),
     "dm, a pool": lambda a, d: base(pool()),
     "dc, a pool": lambda a, d: matching(distillers.dc, pool()),
     "metadd over dm, factor 2": lambda a, d: wrapped(a, over=packed()),
