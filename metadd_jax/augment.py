@@ -216,7 +216,7 @@ def register(token: str, op: Op) -> None:
     Raises:
       ValueError: if the token is no word, has an underscore or is taken.
     """
-    if "_" in str(token) or token == "dc":
+    if "_" in str(token) or token in ("dc", "idc"):
         raise ValueError(f"{token!r} is no token of an augmentation; give letters and digits (underscores join tokens)")
     registries.claim(_OWN, token, op, kind="augmentation", taken=TOKENS)
 

@@ -19,7 +19,7 @@ DOMAINS = (
     # Inside a distillation: its start, its steps, and the parts of one step.
     "init", "latents", "run", "refresh", "sample", "loss", "metadd", "calibrate", "statistics", "network", "views",
     # Inside a training.
-    "weights", "order", "view", "token", "crop", "flip", "mix",
+    "weights", "order", "view", "token", "crop", "flip", "mix", "mixed", "shuffle",
 )  # fmt: skip
 
 

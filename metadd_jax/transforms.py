@@ -15,6 +15,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 # torchvision's defaults, which the published programs keep.
 SCALE = (0.08, 1.0)
@@ -38,16 +39,26 @@ class Box(NamedTuple):
     width: jax.Array
 
 
-def draw_resized_crop(key: jax.Array, count: int, size: tuple[int, int]) -> Box:
+def draw_resized_crop(
+    key: jax.Array,
+    count: int,
+    size: tuple[int, int],
+    *,
+    scale: tuple[float, float] = SCALE,
+    ratio: tuple[float, float] = RATIO,
+) -> Box:
     """Draws boxes as torchvision's ``RandomResizedCrop`` does.
 
-    The area is U(0.08, 1) of the image's, the aspect (width / height) log-uniform in [3/4, 4/3]. The first of up to 10
-    draws that fits into the image is taken; if none does, the largest central box with an aspect in that range.
+    The area is uniform in ``scale`` of the image's, the aspect (width / height) log-uniform in ``ratio``. The first of
+    up to 10 draws that fits into the image is taken; if none does, the largest central box with an aspect in that
+    range. With ``scale`` (1, 1) that is all of a square image.
 
     Args:
       key: typed PRNG key.
       count: number of boxes P.
       size: (H, W) of the image in pixels.
+      scale: lowest and highest share of the area, above 0 and at most 1.
+      ratio: lowest and highest aspect, above 0.
 
     Returns:
       ``Box`` of [P] arrays.
@@ -55,13 +66,13 @@ def draw_resized_crop(key: jax.Array, count: int, size: tuple[int, int]) -> Box:
     height, width = size
     area_key, ratio_key, place_key = jax.random.split(key, 3)
     shape = (count, _ATTEMPTS)  # all attempts at once: a loop until one fits has no fixed length under jit
-    area = height * width * jax.random.uniform(area_key, shape, minval=SCALE[0], maxval=SCALE[1])
-    aspect = jnp.exp(jax.random.uniform(ratio_key, shape, minval=math.log(RATIO[0]), maxval=math.log(RATIO[1])))
+    area = height * width * jax.random.uniform(area_key, shape, minval=scale[0], maxval=scale[1])
+    aspect = jnp.exp(jax.random.uniform(ratio_key, shape, minval=math.log(ratio[0]), maxval=math.log(ratio[1])))
     rows = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
     columns = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
     fits = (rows > 0) & (rows <= height) & (columns > 0) & (columns <= width)
     first, found = fits.argmax(axis=1)[:, None], fits.any(axis=1)
-    largest = round(min(height, width / RATIO[0])), round(min(width, height * RATIO[1]))
+    largest = round(min(height, width / ratio[0])), round(min(width, height * ratio[1]))
     rows, columns = (
         jnp.where(found, jnp.take_along_axis(drawn, first, axis=1)[:, 0], fallback)
         for drawn, fallback in zip((rows, columns), largest, strict=True)
@@ -95,6 +106,33 @@ def resized_crop(images: jax.Array, box: Box) -> jax.Array:
     high = jax.lax.Precision.HIGHEST
     images = jnp.einsum(f"{p}yh,bhwc->bywc", rows, images, precision=high)
     return jnp.einsum(f"{p}xw,bywc->byxc", columns, images, precision=high)
+
+
+def shuffle_patches(key: jax.Array, images: jax.Array, count: int) -> jax.Array:
+    """Cuts each image into ``count`` x ``count`` patches and permutes its columns of patches, and its rows.
+
+    One draw of both for each image. Where ``count`` does not divide a side the last patches are larger, as in RDED.
+
+    Args:
+      key: typed PRNG key.
+      images: [B, H, W, C].
+      count: patches along a side, from 1 to the side.
+
+    Returns:
+      [B, H, W, C].
+    """
+    if count == 1:
+        return images
+
+    def order(key: jax.Array, side: int) -> jax.Array:  # [B, side]: which line stands where
+        rank = jax.vmap(lambda k: jax.random.permutation(k, count))(jax.random.split(key, len(images)))
+        part = jnp.minimum(jnp.arange(side) // (side // count), count - 1)
+        return jnp.argsort(rank[:, part], axis=1, stable=True)  # lines of one patch keep their order
+
+    column_key, row_key = jax.random.split(key)
+    _, height, width, _ = images.shape
+    images = jnp.take_along_axis(images, order(column_key, width)[:, None, :, None], axis=2)
+    return jnp.take_along_axis(images, order(row_key, height)[:, :, None, None], axis=1)
 
 
 class Mix(NamedTuple):
@@ -165,20 +203,28 @@ def draw_cutmix(
       weights: [B], 0 for padding, see ``partners``.
     """
     share_key, order_key, *centre_keys = jax.random.split(key, 4)
-    cut = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
+    beta = jax.random.beta(share_key, alpha, alpha)
+    centre = tuple(jax.random.randint(k, (), 0, side) for side, k in zip(size, centre_keys, strict=True))
+    return Mix(partners(order_key, count, weights=weights), cut_box(size, beta, centre))
+
+
+def cut_box(size: tuple[int, int], beta: jax.Array, centre: tuple[ArrayLike, ArrayLike]) -> jax.Array:
+    """Makes the share [H, W] of CutMix: 0 inside the box, which shows the partner, and 1 outside.
+
+    Args:
+      size: (H, W) in pixels.
+      beta: [] share of the area that the image keeps, before the box is clipped at the border.
+      centre: [] row and [] column of the box.
+    """
     inside = []
-    for side, centre_key in zip(size, centre_keys, strict=True):
-        half = (cut * side).astype(jnp.int32) // 2
-        centre = jax.random.randint(centre_key, (), 0, side)
-        inside.append((jnp.arange(side) >= centre - half) & (jnp.arange(side) < centre + half))
-    box = inside[0][:, None] & inside[1][None, :]
-    return Mix(partners(order_key, count, weights=weights), 1.0 - box)
+    for side, place in zip(size, centre, strict=True):
+        half = (jnp.sqrt(1 - beta) * side).astype(jnp.int32) // 2
+        inside.append((jnp.arange(side) >= place - half) & (jnp.arange(side) < place + half))
+    return 1.0 - (inside[0][:, None] & inside[1][None, :])
 
 
 def mix(images: jax.Array, how: Mix) -> jax.Array:
     """Computes share * images + (1 - share) * partners.
-
-    The labels of the mixture are not mixed: a teacher labels it (``training.relabel``).
 
     Args:
       images: [B, H, W, C].
@@ -190,6 +236,15 @@ def mix(images: jax.Array, how: Mix) -> jax.Array:
     chex.assert_rank([images, how.partner, how.share], [4, 1, 2])
     share = how.share[:, :, None]
     return share * images + (1 - share) * images[how.partner]
+
+
+def mix_labels(targets: jax.Array, how: Mix) -> jax.Array:
+    """Mixes probabilities [B, K] in the shares of the pixels, counted after a box was clipped at the border.
+
+    Cross-entropy is linear in its targets, so its value for the mixture is the mixture of both values, as published.
+    """
+    own = how.share.mean()
+    return own * targets + (1 - own) * targets[how.partner]
 
 
 def _spread(side: int, start: jax.Array, length: jax.Array) -> jax.Array:

@@ -1,5 +1,7 @@
 """Resized crops and mixing against NumPy loops, and the crops against PyTorch's interpolation."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,3 +117,36 @@ def test_filling_is_mixed_with_filling_alone(key):
     assert len({tuple(order[[0, 2, 3, 5]]) for order in orders}) == 24  # every permutation of the four
     everyone = transforms.partners(key, 6, weights=jnp.ones(6))
     np.testing.assert_array_equal(everyone, transforms.partners(key, 6))
+
+
+def test_a_crop_of_the_whole_area_is_the_whole_square():
+    """RDED at factor 1: no aspect but 1 fits, and the fall-back of a square is all of it."""
+    box = transforms.draw_resized_crop(jax.random.key(0), 1000, (32, 32), scale=(1.0, 1.0))
+    assert {tuple(np.asarray(x).tolist()) for x in zip(*box, strict=True)} == {(0, 0, 32, 32)}
+
+
+def test_patches_are_permuted_by_columns_and_by_rows():
+    """Each image is one of the (3!)^2 products of a permutation of its columns of patches and one of its rows."""
+    place = np.arange(7 * 6).reshape(7, 6)
+    images = np.broadcast_to(place[None, :, :, None], (60, 7, 6, 1)).astype(np.float32)
+    made = np.asarray(jax.jit(lambda key: transforms.shuffle_patches(key, images, 3))(jax.random.key(1)))[..., 0]
+    orders = list(itertools.permutations(range(3)))
+    rows = [np.concatenate([[[0, 1], [2, 3], [4, 5, 6]][part] for part in order]) for order in orders]  # 7 = 2 + 2 + 3
+    columns = [np.concatenate([[2 * part, 2 * part + 1] for part in order]) for order in orders]
+    wanted = {(i, j): place[np.ix_(row, column)] for i, row in enumerate(rows) for j, column in enumerate(columns)}
+    found = [next(name for name, image in wanted.items() if (image == one).all()) for one in made]
+    assert len(set(found)) > 20  # 60 draws of 36: fewer than 21 different ones never happen by chance
+    np.testing.assert_array_equal(transforms.shuffle_patches(jax.random.key(1), images, 1), images)
+
+
+def test_cutmix_boxes_in_numbers():
+    """lam .75 and .3: half the side of the box is int(32 sqrt(1 - lam)) // 2; clipped, its area counts as it is."""
+    for lam, (y, x), box in ((0.75, (30, 5), (22, 32, 0, 13)), (0.3, (16, 16), (3, 29, 3, 29))):
+        share = 1.0 - np.asarray(transforms.cut_box((32, 32), jnp.float32(lam), (y, x)))
+        top, bottom, left, right = box
+        expected = np.zeros((32, 32))
+        expected[top:bottom, left:right] = 1
+        np.testing.assert_array_equal(share, expected)
+    how = transforms.Mix(jnp.array([1, 0]), transforms.cut_box((32, 32), jnp.float32(0.75), (30, 5)))
+    labels = transforms.mix_labels(jnp.eye(2), how)
+    np.testing.assert_allclose(labels, [[0.873047, 0.126953], [0.126953, 0.873047]], atol=1e-6)

@@ -3,6 +3,7 @@
 from metadd_jax.training.experts import train_experts
 from metadd_jax.training.fitting import count_correct, fit
 from metadd_jax.training.pretrained import Trained, cache_key, measure, pretrain
+from metadd_jax.training.protocols import ncfm_evaluation, ncfm_pretraining, rded_evaluation
 from metadd_jax.training.recipes import (
     Recipe,
     dc_evaluation,
@@ -26,8 +27,11 @@ __all__ = [
     "fit",
     "load_experts",
     "measure",
+    "ncfm_evaluation",
+    "ncfm_pretraining",
     "pretrain",
     "pretraining",
+    "rded_evaluation",
     "short_evaluation",
     "sre2l_evaluation",
     "sre2l_squeeze",

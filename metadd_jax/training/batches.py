@@ -46,7 +46,7 @@ def view(
     shared_key: jax.Array,
     weights: jax.Array | None = None,
 ) -> jax.Array:
-    """Computes the view of a batch that the network is trained on: augmentation, then crop and flip, then mixing.
+    """Computes the view of a batch to train on: augmentation, then patches, crop and flip, then mixing.
 
     Args:
       key: the key of ``fit``.
@@ -66,9 +66,10 @@ def view(
     step_key = jax.random.fold_in(keys.named(key, "view"), step)
     op_key = jax.random.fold_in(keys.named(shared_key, "token"), step)
     images = views.augmentation(recipe.augmentation)(step_key, op_key, images, weights)
-    crop_key, flip_key, mix_key = (keys.named(step_key, part) for part in ("crop", "flip", "mix"))
+    crop_key, flip_key = (keys.named(step_key, part) for part in ("crop", "flip"))
     count, height, width, _ = images.shape
     size = (height, width)
+    images = transforms.shuffle_patches(keys.named(step_key, "shuffle"), images, recipe.shuffle)
     if recipe.crop == "shift":
         crop_keys = jax.random.split(crop_key)
         shift_y, shift_x = (
@@ -77,11 +78,45 @@ def view(
         )
         images = augment.crop(images, shift_y, shift_x)
     elif recipe.crop == "resized":
-        images = transforms.resized_crop(images, transforms.draw_resized_crop(crop_key, count, size))
+        box = transforms.draw_resized_crop(crop_key, count, size, scale=recipe.crop_scale)
+        images = transforms.resized_crop(images, box)
     if recipe.flip:
         images = augment.flip(images, jax.random.bernoulli(flip_key, shape=(count,)))
+    how = mixture(key, step, count, size, recipe, weights=weights)
+    return images if how is None else transforms.mix(images, how)
+
+
+def mixture(
+    key: jax.Array,
+    step: jax.Array,
+    count: int,
+    size: tuple[int, int],
+    recipe: recipes.Recipe,
+    *,
+    weights: jax.Array | None = None,
+) -> transforms.Mix | None:
+    """Draws how ``view`` mixes the batch of a step, for its images and, where there is no teacher, for its labels.
+
+    Args:
+      key: the key of ``fit``.
+      step: [] int, counted from 0 over all epochs.
+      count: images of the batch B.
+      size: (H, W) in pixels.
+      recipe: what is done.
+      weights: [B], 0 for padding, see ``view``.
+
+    Returns:
+      The mixture, or None where the recipe mixes nothing.
+    """
+    if recipe.mix == "none":
+        return None
+    step_key = jax.random.fold_in(keys.named(key, "view"), step)
+    mix_key = keys.named(step_key, "mix")
     if recipe.mix == "mixup":
-        images = transforms.mix(images, transforms.draw_mixup(mix_key, count, size, MIXUP_ALPHA, weights=weights))
-    elif recipe.mix == "cutmix":
-        images = transforms.mix(images, transforms.draw_cutmix(mix_key, count, size, CUTMIX_ALPHA, weights=weights))
-    return images
+        how = transforms.draw_mixup(mix_key, count, size, MIXUP_ALPHA, weights=weights)
+    else:
+        how = transforms.draw_cutmix(mix_key, count, size, CUTMIX_ALPHA, weights=weights)
+    if recipe.mix_probability == 1:
+        return how
+    mixed = jax.random.bernoulli(keys.named(step_key, "mixed"), recipe.mix_probability)
+    return how._replace(share=jnp.where(mixed, how.share, 1.0))

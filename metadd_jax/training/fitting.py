@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metadd_jax import keys, parts, zoo
+from metadd_jax import keys, parts, transforms, zoo
 from metadd_jax.data import sampling
 from metadd_jax.structs import Array, Auxiliary, ImageArrays
 from metadd_jax.training import batches, recipes, relabel
@@ -60,11 +60,8 @@ def fit(
       [epochs + 1, ...].
 
     Raises:
-      ValueError: if the recipe mixes images but there is no teacher to label the mixtures, or if a learning rate is
-        given beside an optax transformation.
+      ValueError: if a learning rate is given beside an optax transformation.
     """
-    if recipe.mix != "none" and teacher is None:
-        raise ValueError(f"mix {recipe.mix!r} needs a teacher that labels the mixed images; pass teacher or mix='none'")
     is_own = not isinstance(recipe.optimiser, str)
     if is_own and learning_rate is not None:
         raise ValueError(
@@ -74,7 +71,7 @@ def fit(
     images, labels = jnp.asarray(images), jnp.asarray(labels)  # NumPy arrays cannot be indexed in a scan
     chex.assert_rank([images, labels], [4, {1, 2}])
     batch_size = min(recipe.batch_size, images.shape[0])
-    steps = -(-images.shape[0] // batch_size)
+    steps, size = -(-images.shape[0] // batch_size), images.shape[1:3]
     tx, rate = recipes.direction(recipe), recipes.learning_rate(recipe, steps)
     # A learned step size replaces the recipe's at the start; the schedule then lowers both alike.
     scale = 1.0 if learning_rate is None else learning_rate / recipe.learning_rate
@@ -94,7 +91,12 @@ def fit(
             batch = sampling.standardise(batch, mean, std)
         present = weights if ragged else None
         batch = batches.view(key, step, batch, recipe, shared_key=shared_key, weights=present)
-        targets = labels[indices] if teacher is None else _opinion(teacher, net, step, batch, recipe, present)
+        if teacher is None:
+            targets = _own_labels(
+                labels[indices], net, batches.mixture(key, step, batch_size, size, recipe, weights=present)
+            )
+        else:
+            targets = _opinion(teacher, net, step, batch, recipe, present)
         losses_of = functools.partial(_losses, recipe=None if teacher is None else recipe)
         gradient, batch_stats = _gradient(net, variables, batch, targets, weights, losses_of, ragged)
         if not is_own:  # an optax transformation never restarts, and its state may hold keys
@@ -114,6 +116,13 @@ def fit(
     if record is None:
         return trained
     return trained, jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), record(variables), records)
+
+
+def _own_labels(labels: jax.Array, net: zoo.Architecture, how: transforms.Mix | None) -> jax.Array:
+    """The set's own labels [B] or [B, K] of a batch; of a mixture the mixed ones [B, K]."""
+    if how is None:
+        return labels
+    return transforms.mix_labels(jax.nn.one_hot(labels, net.num_classes) if labels.ndim == 1 else labels, how)
 
 
 def _opinion(

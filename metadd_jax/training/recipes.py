@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metadd_jax import augment, provenance
-from metadd_jax.ranges import OneOf, Real, Text, Whole, check
+from metadd_jax import augment, provenance, transforms
+from metadd_jax.ranges import Each, OneOf, Real, Text, Whole, check
 from metadd_jax.training import views
 
 OPTIMISERS = ("sgd", "adamw")
-SCHEDULES = ("step", "cosine")
+SCHEDULES = ("step", "cosine", "half_cosine", "drops")
 CROPS = ("none", "shift", "resized")
 MIXES = ("none", "mixup", "cutmix")
 TEACHER_MODES = ("evaluation", "training")
@@ -28,6 +28,8 @@ STEP_SETTINGS = (
     "weight_decay",
     "schedule",
     "drop_epoch",
+    "drops",
+    "drop_factor",
     "warmup_epochs",
     "decay_vectors",
 )
@@ -46,17 +48,25 @@ class Recipe:
       learning_rate: step size at the start, above 0.
       momentum: of SGD, 0 to below 1.
       weight_decay: at least 0, on all parameters or on those that ``decay_vectors`` says.
-      schedule: "step" (x 0.1 from epoch ``drop_epoch`` on, momentum restarted there) or "cosine" (to 0).
+      schedule: "step" (x 0.1 from epoch ``drop_epoch`` on, momentum restarted there), "cosine" (to 0), "half_cosine"
+        (the first half of a cosine, which ends at one half of the rate: RDED's) or "drops" (see there).
       drop_epoch: first epoch (from 0) of the lower rate.
+      drops: shares of the epochs, 0 to 1, from each of which on the rate is multiplied by ``drop_factor`` once more;
+        the momentum goes on.
+      drop_factor: above 0.
       augmentation: DSA tokens joined by "_" (one token per batch, individual parameters per image), "none", or "dc_"
         and DC's own tokens (one per image): see ``views.augmentation``. An ``augment.Strategy`` serves too, and words
         with tokens of ``augment.register`` become one.
       warmup_epochs: the step size grows linearly over these, the cosine falls over the rest.
       crop: of each image: "none", "shift" (by up to an eighth of the side, as a crop of 32 from 32 + 2 * 4 pixels; what
         is missing becomes the data's mean) or "resized" (``transforms.draw_resized_crop``).
+      crop_scale: lowest and highest share of the area of a resized crop, 0 to 1.
       flip: mirror each image with probability 1/2.
-      mix: mix each batch with itself, for soft labels of a teacher: "none", "mixup" (Beta(.8, .8)) or "cutmix"
-        (Beta(1, 1)).
+      shuffle: cut each image into so many rows and columns of patches, and permute the columns and the rows; 1 leaves
+        it.
+      mix: mix each batch with itself: "none", "mixup" (Beta(.8, .8)) or "cutmix" (Beta(1, 1)). Labels are mixed in
+        the shares of the pixels; a teacher labels the mixture itself.
+      mix_probability: share of the batches that are mixed.
       temperature: T of the softmax of teacher and student where a teacher gives the labels, above 0.
       temperature_squared: whether the loss against a teacher's labels is multiplied by ``temperature`` squared, which
         keeps its gradient at the size that it has at temperature 1. Without it SGD needs a far larger step size.
@@ -75,11 +85,16 @@ class Recipe:
     weight_decay: Annotated[float, Real(0)] = 5e-4
     schedule: Annotated[str, OneOf(SCHEDULES)] = "step"
     drop_epoch: Annotated[int | None, Whole(0)] = None
+    drops: Annotated[tuple[float, ...], Each(Real(0, 1))] = ()
+    drop_factor: Annotated[float, Real(0, above=True)] = 0.1
     augmentation: Annotated[augment.Augmentation, Text("views.augmentation")] = "none"
     warmup_epochs: Annotated[int, Whole(0)] = 0
     crop: Annotated[str, OneOf(CROPS)] = "none"
+    crop_scale: Annotated[tuple[float, float], Each(Real(0, 1, above=True))] = transforms.SCALE
     flip: bool = False
+    shuffle: Annotated[int, Whole(1)] = 1
     mix: Annotated[str, OneOf(MIXES)] = "none"
+    mix_probability: Annotated[float, Real(0, 1)] = 1.0
     temperature: Annotated[float, Real(0, above=True)] = 1.0
     temperature_squared: bool = False
     teacher_mode: Annotated[str, OneOf(TEACHER_MODES)] = "evaluation"
@@ -92,6 +107,8 @@ class Recipe:
                 f"warmup_epochs={self.warmup_epochs} with schedule {self.schedule!r} and epochs={self.epochs}: give 0, "
                 "or fewer than the epochs of a cosine"
             )
+        if len(self.crop_scale) != 2 or self.crop_scale[0] > self.crop_scale[1]:
+            raise ValueError(f"crop_scale={self.crop_scale} must be two shares of the area, the lower one first")
         # Equal recipes must train alike: a compiled program and a cached network are found by them.
         object.__setattr__(self, "augmentation", views.settled(self.augmentation))
         for field in dataclasses.fields(self):
@@ -273,7 +290,7 @@ EVALUATIONS: dict[str, Callable[..., Recipe]] = {
     "dc": dc_evaluation,
     **{TEACHER_PREFIX + data: functools.partial(_relabelled, data) for data in _SRE2L_EVALUATIONS},
 }
-"""How judged networks train, by name: ``(epochs, *, augmentation) -> Recipe``."""
+"""How judged networks train, by name: ``(epochs, *, augmentation) -> Recipe``; ``protocols`` adds newer ones."""
 
 
 def _named(recipes: dict[str, Recipe], data: str) -> Recipe:
@@ -294,6 +311,8 @@ def facts(recipe: Recipe) -> dict[str, Any]:
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     if not isinstance(recipe.optimiser, str):
         values["optimiser"] = provenance.code_of(recipe.optimiser)
+    # Rows as lists, as JSON gives them back: a manifest is compared with this.
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     return values | {"augmentation": views.facts(recipe.augmentation)}
 
 
@@ -333,6 +352,13 @@ def learning_rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[jax.Array],
         return lambda step: jnp.where(step < warmup, recipe.learning_rate * (step + 1) / warmup, falling(step - warmup))
     if recipe.schedule == "cosine":
         return optax.cosine_decay_schedule(recipe.learning_rate, recipe.epochs * steps_per_epoch)
+    if recipe.schedule == "half_cosine":
+        # As over twice the epochs: it is at one half when the training ends.
+        return optax.cosine_decay_schedule(recipe.learning_rate, 2 * recipe.epochs * steps_per_epoch)
+    if recipe.schedule == "drops":
+        # Rounded to a step: a share such as 5/6 is no binary number, and its epoch must not be missed by a hair.
+        places = [round(share * recipe.epochs * steps_per_epoch) for share in recipe.drops]
+        return lambda step: recipe.learning_rate * recipe.drop_factor ** sum(step >= place for place in places)
     drop = restart_step(recipe, steps_per_epoch)  # the momentum restarts with the lower step size
     return lambda step: jnp.where(step >= drop, 0.1 * recipe.learning_rate, recipe.learning_rate)
 
@@ -344,6 +370,6 @@ def restart_step(recipe: Recipe, steps_per_epoch: int) -> int:
       recipe: the protocol.
       steps_per_epoch: optimiser steps in one pass.
     """
-    if recipe.schedule == "cosine" or recipe.drop_epoch is None:
+    if recipe.schedule != "step" or recipe.drop_epoch is None:
         return recipe.epochs * steps_per_epoch
     return recipe.drop_epoch * steps_per_epoch

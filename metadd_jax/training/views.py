@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from metadd_jax import augment, dc_augment, provenance
 
-# DC's and DSA's schemes both have a "crop", so DC's tokens get a prefix.
-_OLDER = "dc_"
+# The schemes share tokens such as "crop", so all but DSA's have a prefix.
+OTHERS = _OLDER, _PACKED = "dc_", "idc_"
+_ALWAYS = ("color", "flip")  # in IDC's scheme
 
 
 def augmentation(
@@ -21,7 +23,8 @@ def augmentation(
 
     Args:
       text: as for ``augment.strategy``: one op per batch, individual parameters for each image; or "dc_" and tokens of
-        ``dc_augment.TOKENS`` ("dc_crop_scale_rotate"), for ``dc_augment.augment_each``.
+        ``dc_augment.TOKENS`` ("dc_crop_scale_rotate"), for ``dc_augment.augment_each``; or "idc_" and DSA's tokens:
+        "color" and "flip" act on every image, and of the others each image gets one (IDC's and NCFM's).
 
     Returns:
       ``(key, op_key, images, weights) -> images``. ``op_key`` chooses the op of a batch; "dc_" does not use it.
@@ -30,6 +33,14 @@ def augmentation(
     Raises:
       ValueError: if a token is unknown.
     """
+    if isinstance(text, str) and text.startswith(_PACKED):
+        chosen = augment.strategy(text.removeprefix(_PACKED))
+        # A recipe holds these words and not the ops, so an op that is registered anew would change it unseen.
+        if chosen.own:
+            raise ValueError(
+                f"{text!r} has the token {chosen.own[0][0]!r} of your own; after 'idc_' use those of the package"
+            )
+        return _always_and_one(chosen)
     if not (isinstance(text, str) and text.startswith(_OLDER)):
         chosen = augment.strategy(text)
         return lambda key, op_key, images, weights: augment.transform(key, images, chosen, siamese=False, op_key=op_key)
@@ -41,6 +52,29 @@ def augmentation(
     return lambda key, op_key, images, weights: dc_augment.augment_each(key, images, tokens, weights=weights)
 
 
+def _always_and_one(
+    chosen: augment.Strategy,
+) -> Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]:
+    always, *others = (
+        dataclasses.replace(chosen, tokens=tokens, mode="M")
+        for tokens in (
+            tuple(token for token in chosen.tokens if token in _ALWAYS),
+            *((token,) for token in chosen.tokens if token not in _ALWAYS),
+        )
+    )
+
+    def augmented(key: jax.Array, op_key: jax.Array, images: jax.Array, weights: jax.Array | None) -> jax.Array:
+        del op_key, weights
+        always_key, choice_key, *other_keys = jax.random.split(key, 2 + len(others))
+        images = augment.transform(always_key, images, always, siamese=False)
+        choice = jax.random.randint(choice_key, (len(images), 1, 1, 1), 0, max(1, len(others)))
+        # All of them are computed, and each image keeps one: the choice is that of the image and not of the batch.
+        seen = [augment.transform(k, images, other, siamese=False) for k, other in zip(other_keys, others, strict=True)]
+        return jax.lax.select_n(jnp.broadcast_to(choice, images.shape), *seen) if seen else images
+
+    return augmented
+
+
 def settled(text: augment.Augmentation) -> augment.Augmentation:
     """Returns ``text`` as it is, or, with tokens of ``augment.register``, the strategy that holds their present ops.
 
@@ -49,7 +83,7 @@ def settled(text: augment.Augmentation) -> augment.Augmentation:
     Raises:
       ValueError: if a token is unknown.
     """
-    if isinstance(text, str) and text.startswith(_OLDER):
+    if isinstance(text, str) and text.startswith(OTHERS):
         augmentation(text)  # an unknown token is found when the recipe is made, not when the training begins
         return text
     chosen = augment.strategy(text)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from metadd_jax.training import recipes
+from metadd_jax.training import protocols, recipes
 
 
 @pytest.mark.parametrize("published", [1, 2, 3, 10, 301])
@@ -121,6 +121,47 @@ def test_sre2l_settings_are_the_published_ones():
         recipes.sre2l_evaluation("mnist")
 
 
+@pytest.mark.parametrize(("epoch", "factor"), [(0, 1.0), (150, 0.853553), (299, 0.502618), (300, 0.5)])
+def test_half_a_cosine_ends_at_one_half(epoch, factor):
+    recipe = protocols.rded_evaluation(300)
+    rate = recipes.learning_rate(recipe, 7)(jnp.int32(7 * epoch))
+    assert float(rate) == pytest.approx(1e-3 * factor, rel=2e-6)
+    assert recipes.restart_step(recipe, 7) == 2100  # past the last step
+
+
+def test_the_rate_drops_at_shares_of_the_epochs():
+    """torch.optim.lr_scheduler.MultiStepLR at 2/3 and 5/6, and at every fifth."""
+    for recipe, places, factor in (
+        (protocols.ncfm_pretraining(60), (40, 50), 0.2),
+        (protocols.ncfm_evaluation(40), (8, 16, 24, 32), 0.5),
+    ):
+        rates = recipes.learning_rate(recipe, 3)(jnp.arange(3 * recipe.epochs))
+        expected = [
+            recipe.learning_rate * factor ** sum(t // 3 >= place for place in places) for t in range(len(rates))
+        ]
+        np.testing.assert_allclose(rates, expected, rtol=1e-6)
+        assert recipes.restart_step(recipe, 3) == 3 * recipe.epochs
+    # A manifest is JSON: what it holds must equal the facts again.
+    facts = recipes.facts(protocols.ncfm_pretraining(60))
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_newer_protocols_read_as_published():
+    ncfm, rded = protocols.ncfm_evaluation(2000), recipes.EVALUATIONS["rded_factor2"](300)
+    chosen = [(r.optimiser, r.learning_rate, r.weight_decay, r.mix, r.mix_probability) for r in (ncfm, rded)]
+    assert chosen == [("adamw", 1e-3, 0.01, "cutmix", 0.5), ("adamw", 1e-3, 0.01, "cutmix", 1.0)]
+    assert (ncfm.batch_size, ncfm.augmentation) == (128, "idc_color_crop_flip_scale_rotate")  # no cutout
+    assert protocols.ncfm_evaluation(1, augmentation="none").augmentation == "none"
+    chosen = (rded.temperature, rded.temperature_squared, rded.shuffle, rded.crop_scale, rded.flip, rded.decay_vectors)
+    assert chosen == (20.0, False, 2, (0.5, 1.0), True, False)
+    pool = protocols.ncfm_pretraining(60)
+    assert (pool.learning_rate, pool.momentum, pool.weight_decay, pool.batch_size) == (0.01, 0.9, 5e-4, 128)
+    with pytest.raises(
+        ValueError, match=r"crop_scale=\(0.5, 0.2\) must be two shares of the area, the lower one first"
+    ):
+        recipes.Recipe(epochs=1, crop_scale=(0.5, 0.2))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -128,7 +169,7 @@ def test_sre2l_settings_are_the_published_ones():
         ({"batch_size": 0}, "batch_size=0"),
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"optimiser": "lion"}, "optimiser='lion' must be one of sgd, adamw"),
-        ({"schedule": "linear"}, "schedule='linear' must be one of step, cosine"),
+        ({"schedule": "linear"}, "schedule='linear' must be one of step, cosine, half_cosine, drops"),
         ({"augmentation": "sparkle"}, "unknown augmentation 'sparkle'"),
         ({"crop": "centre"}, "crop='centre' must be one of none, shift, resized"),
         ({"mix": "smix"}, "mix='smix' must be one of none, mixup, cutmix"),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -54,3 +55,16 @@ def test_recipes_of_one_word_are_equal_only_while_its_op_is_the_same(monkeypatch
     assert recipes.facts(first) == recipes.facts(again) != recipes.facts(other)
     assert recipe("images", "dc_crop").augmentation == "dc_crop"
     assert recipe("images", "flip").augmentation == "flip"
+
+
+def test_idcs_scheme_always_mirrors_and_gives_each_image_one_of_the_others(key):
+    """Images of one bright pixel: the crop moves it by whole pixels, the scale spreads it, the mirror turns sides."""
+    images = np.zeros((200, 9, 9, 1), np.float32)
+    images[:, 4, 2] = 1.0  # left of the centre
+    seen = np.asarray(views.augmentation("idc_flip_crop_scale")(key, key, jnp.asarray(images), None))[..., 0]
+    whole = (seen == 0).sum((1, 2)) == 80  # one pixel is left: a crop, or a scale that moved nothing
+    assert 70 < whole.sum() < 130  # 100 expected; outside by chance in one of 30,000 draws
+    sides = np.einsum("nyx,x->n", seen, np.arange(9) - 4.0)
+    assert 60 < (sides > 0).sum() < 140 and 60 < (sides < 0).sum() < 140
+    with pytest.raises(ValueError, match=r"unknown augmentation 'sparkle'"):
+        recipes.Recipe(epochs=1, augmentation="idc_sparkle")
