@@ -204,8 +204,8 @@ def draw_cutmix(
     """
     share_key, order_key, *centre_keys = jax.random.split(key, 4)
     beta = jax.random.beta(share_key, alpha, alpha)
-    centre = tuple(jax.random.randint(k, (), 0, side) for side, k in zip(size, centre_keys, strict=True))
-    return Mix(partners(order_key, count, weights=weights), cut_box(size, beta, centre))
+    row, column = (jax.random.randint(k, (), 0, side) for side, k in zip(size, centre_keys, strict=True))
+    return Mix(partners(order_key, count, weights=weights), cut_box(size, beta, (row, column)))
 
 
 def cut_box(size: tuple[int, int], beta: jax.Array, centre: tuple[ArrayLike, ArrayLike]) -> jax.Array:

@@ -70,13 +70,14 @@ def fit(
         )
     images, labels = jnp.asarray(images), jnp.asarray(labels)  # NumPy arrays cannot be indexed in a scan
     chex.assert_rank([images, labels], [4, {1, 2}])
-    batch_size = min(recipe.batch_size, images.shape[0])
-    steps, size = -(-images.shape[0] // batch_size), images.shape[1:3]
+    count, height, width, _ = images.shape
+    batch_size = min(recipe.batch_size, count)
+    steps = -(-count // batch_size)
     tx, rate = recipes.direction(recipe), recipes.learning_rate(recipe, steps)
     # A learned step size replaces the recipe's at the start; the schedule then lowers both alike.
     scale = 1.0 if learning_rate is None else learning_rate / recipe.learning_rate
     restart = recipes.restart_step(recipe, steps)
-    ragged = images.shape[0] % batch_size > 0  # else there is no padding, and no norm has to look at the weights
+    ragged = count % batch_size > 0  # else there is no padding, and no norm has to look at the weights
     variables = net.init(keys.named(key, "weights")) if variables is None else variables
     # After the weights are drawn: students of one set of labels differ in them alone.
     if isinstance(teacher, relabel.StoredLogits):
@@ -93,7 +94,7 @@ def fit(
         batch = batches.view(key, step, batch, recipe, shared_key=shared_key, weights=present)
         if teacher is None:
             targets = _own_labels(
-                labels[indices], net, batches.mixture(key, step, batch_size, size, recipe, weights=present)
+                labels[indices], net, batches.mixture(key, step, batch_size, (height, width), recipe, weights=present)
             )
         else:
             targets = _opinion(teacher, net, step, batch, recipe, present)
@@ -107,7 +108,7 @@ def fit(
 
     # Scans within a scan: the program is as long as one step, however many epochs.
     def epoch(carry: tuple, number: jax.Array) -> tuple[tuple, Any]:
-        indices, weights = batches.epoch_order(key, number, images.shape[0], batch_size)
+        indices, weights = batches.epoch_order(key, number, count, batch_size)
         carry, _ = jax.lax.scan(train_step, carry, (number * steps + jnp.arange(steps), indices, weights))
         return carry, record and record(carry[0])
 

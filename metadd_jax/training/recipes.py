@@ -357,8 +357,13 @@ def learning_rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[jax.Array],
         return optax.cosine_decay_schedule(recipe.learning_rate, 2 * recipe.epochs * steps_per_epoch)
     if recipe.schedule == "drops":
         # Rounded to a step: a share such as 5/6 is no binary number, and its epoch must not be missed by a hair.
-        places = [round(share * recipe.epochs * steps_per_epoch) for share in recipe.drops]
-        return lambda step: recipe.learning_rate * recipe.drop_factor ** sum(step >= place for place in places)
+        places = [round(share * recipe.epochs * steps_per_epoch) for share in sorted(recipe.drops)]
+
+        def dropped(step: jax.Array) -> jax.Array:
+            number = jnp.searchsorted(jnp.asarray(places, jnp.int32), step, side="right")
+            return recipe.learning_rate * jnp.float32(recipe.drop_factor) ** number
+
+        return dropped
     drop = restart_step(recipe, steps_per_epoch)  # the momentum restarts with the lower step size
     return lambda step: jnp.where(step >= drop, 0.1 * recipe.learning_rate, recipe.learning_rate)
 
