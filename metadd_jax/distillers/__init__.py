@@ -12,6 +12,7 @@ from metadd_jax.distillers.penalty import penalise
 from metadd_jax.distillers.pulling import pulls
 from metadd_jax.distillers.registry import Method, get, names, register
 from metadd_jax.distillers.run import NotFiniteError, RunConfig, compile_chunks, distil
+from metadd_jax.distillers.several import match_all
 from metadd_jax.distillers.squeeze_recover import SqueezeRecover, recover_optimiser, sre2l
 from metadd_jax.distillers.student import TrajectoryMatching, trajectory_optimiser
 from metadd_jax.distillers.trajectory_matching import MTT, TESLA, mtt, tesla
@@ -45,6 +46,7 @@ __all__ = [
     "gradient_distance",
     "init_state",
     "make_update",
+    "match_all",
     "metadd",
     "mtt",
     "names",

@@ -36,6 +36,7 @@ class DM(class_images.ClassWise):
     """
 
     group: ClassVar[str] = "dm"
+    draws_networks: ClassVar[bool] = True
 
     def make(
         self, net: zoo.Architecture | Networks, counts: class_images.Counts, given: Any = None, *, repeat: bool = False
@@ -109,8 +110,13 @@ def dm(
 def _distiller(settings: DM, nets: Networks, counts: class_images.Counts, repeat: bool) -> Distiller:
     classes = nets.num_classes
 
-    def init(key: jax.Array, dataset: Dataset) -> tuple[dict[str, jax.Array], tuple]:
-        return class_images.initial(key, dataset, nets, counts=counts, init=settings.start, repeat=repeat), ()
+    def init(key: jax.Array, dataset: Dataset) -> tuple[dict[str, jax.Array], Any]:
+        images = class_images.initial(key, dataset, nets, counts=counts, init=settings.start, repeat=repeat)
+        return images, refresh(key, images, (), jnp.int32(0), ())
+
+    def refresh(key: jax.Array, synthetic: dict, aux: Any, step: jax.Array, frozen: Any) -> Any:
+        # Every step draws one network, so the step says how far a pool's warm-up is.
+        return {"drawn": jnp.asarray(step, jnp.int32)} if nets.warmup else ()
 
     def sample(key: jax.Array, data: ImageArrays, step: jax.Array, *, axis_name: str | None = None) -> dict[str, Any]:
         del step
@@ -154,14 +160,15 @@ def _distiller(settings: DM, nets: Networks, counts: class_images.Counts, repeat
             return parts.sum_each(class_distance, items, shared, at_once=settings.class_batch or classes)
 
         # theta is drawn anew at every step and never trained: DM is so cheap because it never unrolls.
-        return nets.use(nets.init(keys.named(key, "network")), distance), (aux, {})
+        drawn = nets.init(keys.named(key, "network"), aux["drawn"] if nets.warmup else None)
+        return nets.use(drawn, distance), (aux, {})
 
     return Distiller(
         name="dm",
         init=init,
         sample=sample,
         loss=loss,
-        refresh=lambda key, synthetic, aux, step, frozen: aux,
+        refresh=refresh,
         decode=lambda synthetic, aux, frozen: class_images.as_set(synthetic["images"], counts),
     )
 

@@ -65,6 +65,7 @@ class GradientMatching(class_images.ClassWise):
 
     name: ClassVar[str]
     group: ClassVar[str] = "dc"
+    draws_networks: ClassVar[bool] = True
 
     def make(
         self, net: zoo.Architecture | Networks, counts: class_images.Counts, given: Any = None, *, repeat: bool = False
@@ -88,6 +89,10 @@ class GradientMatching(class_images.ClassWise):
         """
         outer, inner = loops(ipc)
         return self.outer or outer, self.inner or inner
+
+    def draws(self, steps: int, counts: class_images.Counts) -> int:
+        """How many networks a run draws: one in ``outer`` steps."""
+        return -(-steps // self.loops(counts)[0])
 
     def flops(self, forward: float, counts: class_images.Counts) -> float:
         """Counts 3 f K b + 9 f N + 3 f N inner (outer - 1) / outer.
@@ -196,7 +201,7 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
     def init(key: jax.Array, dataset: Dataset) -> tuple[dict, dict]:
         images = class_images.initial(key, dataset, nets, counts=counts, init=settings.start, repeat=repeat)
         # ``aux`` must have its shapes from ``init`` on (rule 2 of the contract); the first step draws its own network.
-        return images, {"network": nets.init(key)}
+        return images, {"network": nets.init(key, 0)}
 
     def refresh(key: jax.Array, synthetic: dict, aux: dict, step: jax.Array, frozen: Any) -> dict:
         """A new network, or the last step's after ``inner`` epochs on the set."""
@@ -204,7 +209,7 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
         # Every network is new, so no inner training and no ``cond`` is compiled (1 image a
         # class: the loops are (1, 1)).
         if outer == 1:
-            return {"network": nets.init(key)}
+            return {"network": nets.init(key, step)}
         # As published: plain SGD at 0.01 without momentum or decay, and DSA sees the set
         # augmented here too, DC does not.
         recipe = Recipe(epochs=inner, learning_rate=0.01, momentum=0.0, weight_decay=0.0, augmentation=settings.views)
@@ -219,7 +224,7 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
         # Training comes before a matching and not after it: what is published to be left out
         # after the last never happens.
         is_new = step % outer == 0
-        return {"network": jax.lax.cond(is_new, lambda _: nets.init(key), trained, aux["network"])}
+        return {"network": jax.lax.cond(is_new, lambda _: nets.init(key, step // outer), trained, aux["network"])}
 
     def sample(key: jax.Array, data: ImageArrays, step: jax.Array, *, axis_name: str | None = None) -> dict[str, Any]:
         del step

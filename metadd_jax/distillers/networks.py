@@ -5,14 +5,14 @@ pool is what ModelPool distils with (ICMSSP 2024): the main network with probabi
 pools of foreign architectures were reported not to converge there (docs/methods.md).
 
 >>> similar = [zoo.create("convnet", 10, shape, activation=word) for word in ("sigmoid", "swish")]
->>> method = dc(networks.pool([net, *similar], probabilities=[0.9, 0.05, 0.05]), ipc=10)
+>>> method = dc(networks.beside(net, similar, main=0.9, warmup=500), ipc=10)
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from metadd_jax import zoo
-from metadd_jax.ranges import Real
+from metadd_jax.ranges import Real, Whole, require
+
+MAIN, WARMUP = 0.9, 500
+"""ModelPool's probability of the main network, and how many networks it draws of that one first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +38,15 @@ class Networks:
     Attributes:
       nets: the architectures.
       probabilities: one each, 1 in all.
+      warmup: the first so many draws of a run are of the first architecture.
     """
 
     nets: tuple[zoo.Architecture, ...]
     probabilities: tuple[float, ...]
+    warmup: Annotated[int, Whole(0)] = 0
 
     def __post_init__(self) -> None:
+        require("warmup", self.warmup, Whole(0))
         if not self.nets or len(self.nets) != len(self.probabilities):
             raise ValueError(
                 f"a pool of {len(self.nets)} networks with {len(self.probabilities)} probabilities; give one each"
@@ -86,13 +92,28 @@ class Networks:
         """Whether one of them has batch norm."""
         return any(net.has_batch_stats for net in self.nets)
 
-    def init(self, key: jax.Array) -> Any:
-        """Draws an architecture and new random weights for it: a drawn network."""
+    def init(self, key: jax.Array, before: jax.Array | int | None = None) -> Any:
+        """Draws an architecture and new random weights for it: a drawn network.
+
+        Args:
+          key: typed PRNG key.
+          before: [] int, how many networks the run drew before; a pool with a warm-up asks for it.
+
+        Raises:
+          ValueError: if a pool with a warm-up is not told ``before``.
+        """
         if len(self.nets) == 1:
             return self.nets[0].init(key)
         which_key, weights_key = jax.random.split(key)
         # Drawn on the device, so that steps stay inside one compiled chunk.
         which = jax.random.choice(which_key, len(self.nets), p=jnp.asarray(self.probabilities)).astype(jnp.int32)
+        if self.warmup:
+            if before is None:
+                raise ValueError(
+                    f"a pool that warms up over {self.warmup} networks must be told how many were drawn; pass before, "
+                    "or warmup=0"
+                )
+            which = jnp.where(before < self.warmup, 0, which)
         vector = jax.lax.switch(which, [lambda net=net: self._vector(net.init(weights_key)) for net in self.nets])
         return {"which": which, "vector": vector}
 
@@ -142,19 +163,44 @@ def one(net: zoo.Architecture) -> Networks:
     return Networks((net,), (1.0,))
 
 
-def pool(nets: Sequence[zoo.Architecture], *, probabilities: Sequence[float] | None = None) -> Networks:
+def pool(
+    nets: Sequence[zoo.Architecture], *, probabilities: Sequence[float] | None = None, warmup: int = 0
+) -> Networks:
     """Several architectures, of which one is drawn each time, with new weights.
 
     Args:
       nets: M architectures for the same images and classes.
       probabilities: M numbers that add up to 1; None draws all alike.
+      warmup: the first so many draws of a run are of the first architecture; from 0.
 
     Raises:
-      ValueError: if there is none, if they are for other images or classes than each other, or if the probabilities are
-        not one each, from 0, and 1 in all.
+      ValueError: if there is none, if they are for other images or classes than each other, if the probabilities are
+        not one each, from 0, and 1 in all, or if ``warmup`` is out of range.
     """
     count = len(nets)
-    return Networks(tuple(nets), (1 / max(count, 1),) * count if probabilities is None else tuple(probabilities))
+    shares = (1 / max(count, 1),) * count if probabilities is None else tuple(probabilities)
+    return Networks(tuple(nets), shares, warmup)
+
+
+def beside(
+    net: zoo.Architecture, others: Sequence[zoo.Architecture], *, main: float = MAIN, warmup: int = WARMUP
+) -> Networks:
+    """ModelPool's way to draw (arXiv 2402.13007): mostly one main network, else one of the others, all alike.
+
+    Args:
+      net: the main network.
+      others: the architectures that are drawn beside it, at least one.
+      main: probability of ``net``, 0 to 1; 0.9 as published.
+      warmup: the first so many draws of a run are of ``net``; 500 as published, of the networks of DC's outermost
+        loop. DM draws one at every step, DC and DSA one in ``outer`` steps.
+
+    Raises:
+      ValueError: as ``pool``.
+    """
+    require("main", main, Real(0, 1))
+    if not others:
+        raise ValueError("a pool of no networks beside the main one; name some")
+    return pool([net, *others], probabilities=[main, *[(1 - main) / len(others)] * len(others)], warmup=warmup)
 
 
 def as_networks(net: zoo.Architecture | Networks) -> Networks:

@@ -37,6 +37,8 @@ class Method:
 
     Attributes:
       group: what the method's options begin with on a command line: ``--dc.outer``.
+      draws_networks: whether the method draws random networks, so that ``make`` and the checks of the network take a
+        ``networks.Networks`` too: a pool.
       teaches: whether what prepares the method is a teacher from whose labels judged networks may learn.
       scratch_fields: the settings that make the memory of a step smaller.
       frozen_fields: the settings that make the memory of the frozen weights smaller.
@@ -44,6 +46,7 @@ class Method:
     """
 
     group: ClassVar[str]
+    draws_networks: ClassVar[bool] = False
     teaches: ClassVar[bool] = False
     scratch_fields: ClassVar[tuple[str, ...]] = ()
     frozen_fields: ClassVar[tuple[str, ...]] = ()
@@ -191,6 +194,16 @@ class Method:
           counts: images of each class of the set.
         """
         return 3 * forward * sum(counts)
+
+    def draws(self, steps: int, counts: tuple[int, ...]) -> int:
+        """How many networks a run draws: here one at every step.
+
+        Args:
+          steps: updates in all.
+          counts: images of each class of the set.
+        """
+        del counts
+        return steps
 
     def prepare_flops(self, forward: float, images: int) -> dict[str, float]:
         """FLOPs of each stage of ``prepare``, by name.

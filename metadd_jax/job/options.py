@@ -31,7 +31,8 @@ GROUPS = {
         "evaluate_on",
     ),
     "the distilled sets": (
-        "method", "wrapped", "ipc", "ipc_per_class", "short_class", "parameterisation", "backbone", "seen", "steps",
+        "method", "wrapped", "ipc", "ipc_per_class", "short_class", "parameterisation", "backbone", "pool", "pool_main",
+        "pool_warmup", "matched", "balance", "seen", "steps",
         "image_lr", "image_momentum", "distill_seeds", "first_seed", "variants",
     ),
     "how they are judged": (
@@ -90,6 +91,13 @@ class DistillConfig:
       method: the base method (tesla_code is TESLA's published program), or one of a plugin.
       wrapped: also distil with the base method under MetaDD; False leaves it bare.
       backbone: network that distils, e.g. "convnet:width=32,depth=3"; for sre2l the teacher, with batch norm.
+      pool: networks of which one is drawn now and then in place of the backbone (ModelPool; dm, dc, dsa).
+      pool_main: probability of the backbone in that draw; None is 0.9, as published.
+      pool_warmup: so many draws at the start are of the backbone (dm draws at every step, dc and dsa every ``outer``
+        steps); None is 500, as published, but at most half of them.
+      matched: further networks that are matched beside the backbone at every step, their losses added (dm, dc, dsa).
+      balance: how: "balanced" (gradients of one size in each class, also None), "sum" (as they are) or "normalised"
+        (each channel of an image's gradient by its largest; image_lr is then the largest step of a pixel).
       seen: auxiliary networks that MetaDD looks through.
       unseen: further networks for the table.
       steps: updates of the synthetic images.
@@ -140,6 +148,11 @@ class DistillConfig:
     method: Annotated[str, Named(distillers.names)] = "dm"
     wrapped: bool = True
     backbone: Annotated[str, Text("common.check_names")] = "convnet:width=16"
+    pool: Annotated[tuple[str, ...], Text("backbones.check")] = ()
+    pool_main: Annotated[float | None, Real(0, 1)] = None
+    pool_warmup: Annotated[int | None, Whole(0)] = None
+    matched: Annotated[tuple[str, ...], Text("backbones.check")] = ()
+    balance: Annotated[str | None, OneOf(distillers.several.BALANCES)] = None
     seen: Annotated[tuple[str, ...], Text("common.check_names")] = ("vgg11_bn:width=8", "alexnet:width=8")
     unseen: Annotated[tuple[str, ...], Text("common.check_names")] = ("resnet18:width=4", "lenet", "mlp")
     steps: Annotated[int, Whole(1)] = 200

@@ -15,7 +15,7 @@ import metadd_jax as mdd
 from metadd_jax import distillers, files, parallel
 from metadd_jax.data import sampling
 from metadd_jax.distillers.parameterisation import per_stored
-from metadd_jax.job import checks, common, recipes, runfolder
+from metadd_jax.job import backbones, checks, common, recipes, runfolder
 from metadd_jax.job.options import PARAMETERISATIONS, DistillConfig
 from metadd_jax.job.presets import variant
 from metadd_jax.training import views
@@ -45,8 +45,14 @@ class Job:
     @property
     def roles(self) -> dict[str, str]:
         # Unseen, then seen, then the backbone: of a label in several groups the last counts.
-        named = {net.label: "unseen" for net in self.unseen} | {net.label: "seen" for net in self.seen}
+        named = {net.label: "unseen" for net in self.unseen}
+        named |= {net.label: "seen" for net in (*self.seen, *backbones.members(self.drawn)) if net in self.networks}
         return named | {self.backbone.label: "same"}
+
+    @property
+    def drawn(self) -> tuple[backbones.Drawn, ...]:
+        """What the method draws its networks from: the backbone or its pool, then those matched beside it."""
+        return backbones.draw_from(self.config, self.backbone, self.dataset, self.counts)
 
     @property
     def own(self) -> distillers.Method:
@@ -98,6 +104,7 @@ def open_job(config: DistillConfig) -> Job:
     # From the cheapest to the dearest: words, folders, data, networks, and last the shapes of a whole state.
     checks.check_options(config)
     common.check_names((config.backbone, *config.seen, *config.unseen))
+    backbones.check(config)
     run_config(config)
     checks.check_settings(config, settings(config))
     directory = files.require_writable(config.run_dir or "runs/mnist5k")
@@ -123,6 +130,7 @@ def open_job(config: DistillConfig) -> Job:
     (backbone,), seen, unseen = (tuple(common.networks(specs, dataset)) for specs in groups)
     job = Job(config, directory, dataset, backbone, seen, unseen)
     checks.check_networks(job.networks, job.seen)
+    backbones.check_unseen(job.drawn, job.unseen)
     checks.check_subsets(settings(config), sum(counts))
     # Before the folder is taken: the method's refusals come here too.
     state_size = check_made(job)
@@ -189,7 +197,7 @@ def make(job: Job, given: Any) -> tuple[distillers.Distiller, optax.GradientTran
       given: what the method's ``prepare`` gave, or its ``stand_in``.
     """
     config, own = job.config, job.own
-    method = own.make(job.backbone, job.counts, given, repeat=config.short_class == "repeat")
+    method = backbones.make(config, own, job.drawn, job.counts, given)
     # Inside MetaDD, which is put around later: its weights are then calibrated on gradients in the latents.
     if job.packs:
         method = distillers.parameterise(method, job.parameterisation)
@@ -218,9 +226,11 @@ def check_made(job: Job) -> int:
         return distillers.init_state(jax.random.key(config.first_seed), method, tx, dataset)
 
     with checks.spelled(config):
-        own.check_network(backbone)
         own.backbone_variables(backbone)
-        own.check_devices(backbone, devices, pmap=mode == "pmap")
+        drawn: list[Any] = list(job.drawn)  # an architecture where the method draws no networks
+        for net in drawn:
+            own.check_network(net)
+            own.check_devices(net, devices, pmap=mode == "pmap")
         # Shapes alone take neither memory nor time.
         leaves = jax.tree.leaves(jax.eval_shape(start, jax.eval_shape(backbone.init, jax.random.key(0))))
     return sum(leaf.size * getattr(leaf.dtype, "itemsize", 8) for leaf in leaves)  # a key is two words

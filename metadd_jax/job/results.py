@@ -11,7 +11,7 @@ import numpy as np
 import metadd_jax as mdd
 from metadd_jax import exchange, files, parallel, pictures
 from metadd_jax.evaluation import report
-from metadd_jax.job import command, recipes, runfolder
+from metadd_jax.job import backbones, command, recipes, runfolder
 from metadd_jax.job.prepare import BASELINES, Job, seeds
 
 
@@ -129,7 +129,8 @@ def notes(job: Job) -> list[str]:
         f"mean ± standard deviation over the distillation seeds {numbers} (random and k-means rows: as many "
         f"draws{real}) of the mean of {config.train_seeds} trainings each; last epoch, no choice on the test split.",
         "",
-        f"{config.method}: {config.steps} steps, {config.own.describe()}, backbone {job.backbone.label}. "
+        f"{config.method}: {config.steps} steps, {config.own.describe()}, "
+        f"backbone {job.backbone.label}{backbones.describe(job.drawn, config)}. "
         f"Judged by the recipe {config.eval_recipe!r}, "
         f"{config.eval_epochs} epochs, {recipes.describe_evaluation(config)}. jax {facts['jax']}, {facts['device']}, "
         f"{facts['machine']}. Agreement and maps.png, of every set alike: {config.metadd.cam.describe()}.",

@@ -11,7 +11,7 @@ import metadd_jax as mdd
 from metadd_jax import exchange, keys, parallel
 from metadd_jax.distillers.run import compile_chunks
 from metadd_jax.evaluation import report
-from metadd_jax.job import command, common, effects, recipes
+from metadd_jax.job import backbones, command, common, effects, recipes
 from metadd_jax.job.prepare import Job, make, run_config, seeds, wrapped
 
 
@@ -117,6 +117,7 @@ def metadata(job: Job, method: str, seed: int) -> dict[str, Any]:
         **exchange.value_space(job.dataset),
         "method": method,
         "backbone": job.backbone.label,
+        **backbones.facts(job.drawn, job.config),
         "ipc": job.stored_counts[0] if len(set(job.stored_counts)) == 1 else list(job.stored_counts),
         "seed": seed,
         "steps": job.config.steps,
