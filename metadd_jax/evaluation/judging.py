@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import overload
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from metadd_jax.exchange import checks
 from metadd_jax.structs import Auxiliary, Dataset, ImageArrays, SyntheticSet
 from metadd_jax.training import recipes
 from metadd_jax.training.fitting import count_correct, fit
+from metadd_jax.training.guidance import Guidance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,8 @@ def train_and_test(
     draws: Sequence[int] | None = None,
     at_once: int = 32,
     teacher: Auxiliary | None = None,
+    guidance: Guidance | None = None,
+    guides: Any = None,
 ) -> np.ndarray:
     """Trains ``net`` from scratch ``seeds`` times on each set and tests it.
 
@@ -62,17 +65,41 @@ def train_and_test(
         shuffles, augmentation), which pairs them for a comparison; others share none of it. Default: all 0.
       at_once: networks that train together on one device; fewer need less memory.
       teacher: labels every batch of every set in place of the sets' own labels (see ``training.relabel``).
+      guidance: how a network that was trained on the same set guides each training beside the labels, or None.
+      guides: the variables of those networks, stacked [S, seeds, ...].
 
     Returns:
       [S, seeds] float32 accuracies in [0, 1]; NaN where a training diverged.
     """
+    return _train(
+        key, sets, net, arrays, seeds=seeds, recipe=recipe, draws=draws, at_once=at_once, teacher=teacher,
+        guidance=guidance, guides=guides,
+    )[0]  # fmt: skip
+
+
+def _train(
+    key: jax.Array,
+    sets: Sequence[SyntheticSet],
+    net: zoo.Architecture,
+    arrays: ImageArrays,
+    *,
+    seeds: int,
+    recipe: recipes.Recipe,
+    draws: Sequence[int] | None,
+    at_once: int,
+    teacher: Auxiliary | None,
+    guidance: Guidance | None = None,
+    guides: Any = None,
+    keep: bool = False,
+) -> tuple[np.ndarray, Any]:
+    """The accuracies of ``train_and_test`` and, to ``keep`` them, the trained variables [S, seeds, ...] on the host."""
     draws = [0] * len(sets) if draws is None else list(draws)
     # Stacked on the device once; a training picks its set by index, so all sets share one program.
     images = jnp.stack([jnp.asarray(s.images) for s in sets])
     labels = _labels(sets, net.num_classes)
     rates = _learning_rates(sets, recipe)
-    train = _accuracies(net, recipe)
-    found = np.zeros((len(sets), seeds), np.float32)
+    train = _accuracies(net, recipe, guidance, keep)
+    found, done, kept = np.zeros((len(sets), seeds), np.float32), [], []
     # One draw after the other: networks that train together share their augmentation tokens (see ``fit``), and sets of
     # different draws must share no randomness.
     for draw in dict.fromkeys(draws):
@@ -80,9 +107,22 @@ def train_and_test(
         jobs = np.array([(index, seed) for index in own for seed in range(seeds)])
         for group, padded in _groups(jobs, at_once * parallel.device_count()):
             pairs = (jnp.asarray(padded[:, 1]), jnp.asarray(padded[:, 0]))
-            values = train(*pairs, jax.random.fold_in(key, draw), images, labels, rates, arrays, teacher)
+            # Those of the group alone: all of them might not fit on a device.
+            own_guides = jax.tree.map(lambda leaf, at=padded: leaf[at[:, 0], at[:, 1]], guides)
+            values, variables = train(
+                *pairs, own_guides, jax.random.fold_in(key, draw), images, labels, rates, arrays, teacher
+            )
             found[group[:, 0], group[:, 1]] = values[: len(group)]
-    return found
+            done.append(group)
+            kept.append(jax.tree.map(lambda leaf, own=group: leaf[: len(own)], variables))
+    jobs = np.concatenate(done)
+    order = np.lexsort((jobs[:, 1], jobs[:, 0]))  # by set, then by seed
+    return found, jax.tree.map(lambda *parts: _stacked(parts, order, found.shape), *kept)
+
+
+def _stacked(parts: Sequence[np.ndarray], order: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    whole = np.concatenate(parts)[order]
+    return whole.reshape(*shape, *whole.shape[1:])
 
 
 def _groups(jobs: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -95,8 +135,10 @@ def _groups(jobs: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.ndarra
 
 
 @functools.lru_cache(maxsize=64)
-def _accuracies(net: zoo.Architecture, recipe: recipes.Recipe) -> Callable[..., np.ndarray]:
-    """The compiled trainings of one architecture and recipe.
+def _accuracies(
+    net: zoo.Architecture, recipe: recipes.Recipe, guidance: Guidance | None = None, keep: bool = False
+) -> Callable[..., tuple[np.ndarray, Any]]:
+    """The compiled trainings of one architecture and recipe: accuracies, and the variables where they are to be kept.
 
     Cached, so that judging again (the set of another seed, another split) compiles nothing.
     """
@@ -104,23 +146,25 @@ def _accuracies(net: zoo.Architecture, recipe: recipes.Recipe) -> Callable[..., 
     def one(
         seed: jax.Array,
         index: jax.Array,
+        guide: Any,
         key: jax.Array,
         images: jax.Array,
         labels: jax.Array,
         rates: jax.Array | None,
         arrays: ImageArrays,
         teacher: Auxiliary | None,
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, Any]:
         rate = None if rates is None else rates[index]
         own = jax.random.fold_in(key, seed)
         # ``shared_key`` is the same for all networks of a group, so that each step computes one augmentation token.
         variables = fit(
-            own, net, images[index], labels[index], recipe, shared_key=key, learning_rate=rate, teacher=teacher
-        )
+            own, net, images[index], labels[index], recipe, shared_key=key, learning_rate=rate, teacher=teacher,
+            guidance=None if guidance is None else (guidance, guide),
+        )  # fmt: skip
         right, total = count_correct(net, variables, arrays)
-        return right / total
+        return right / total, variables if keep else ()
 
-    return parallel.spread(one, mapped=2)
+    return parallel.spread(one, mapped=3)
 
 
 def _labels(sets: Sequence[SyntheticSet], num_classes: int) -> jax.Array:
@@ -156,6 +200,7 @@ def cross_architecture(
     split: str = ...,
     at_once: int = ...,
     teacher: Auxiliary | None = ...,
+    guidance: Guidance | None = ...,
     on_network: Callable[[str], None] | None = ...,
 ) -> list[Row]: ...
 
@@ -173,6 +218,7 @@ def cross_architecture(
     split: str = ...,
     at_once: int = ...,
     teacher: Auxiliary | None = ...,
+    guidance: Guidance | None = ...,
     on_network: Callable[[str], None] | None = ...,
 ) -> list[list[Row]]: ...
 
@@ -189,6 +235,7 @@ def cross_architecture(
     split: str = "test",
     at_once: int = 32,
     teacher: Auxiliary | None = None,
+    guidance: Guidance | None = None,
     on_network: Callable[[str], None] | None = None,
 ) -> list[Row] | list[list[Row]]:
     """Trains every architecture on every set from scratch and measures its accuracy on real images.
@@ -208,6 +255,9 @@ def cross_architecture(
       at_once: networks that train together on one device, at least 1; fewer need less memory.
       teacher: labels every batch of every set in place of the sets' own labels, baselines included (SRe2L's
         post-training, with ``recipes.sre2l_evaluation``).
+      guidance: knowledge distillation beside the labels: on each set ``guidance.net`` is trained first, as all others
+        are, and guides them. Training seed j learns from the guide of training seed j. A row of that very network is
+        the guides' own accuracy, as in the paper's table: they learn from nobody.
       on_network: called with each architecture's label when it is done.
 
     Returns:
@@ -234,14 +284,18 @@ def cross_architecture(
     for number, candidate in enumerate(sets):
         name = "the set" if len(sets) == 1 else f"set {number}"
         checks.check_arrays(name, candidate, dataset.num_classes)
-    for net in networks:
+    for net in (*networks, *([] if guidance is None else [guidance.net])):
         for candidate in sets:
             _check(net, candidate, dataset)
     tables: list[list[Row]] = [[] for _ in sets]
+    train = functools.partial(
+        _train, key, sets, arrays=arrays, seeds=seeds, recipe=recipe, draws=draws, at_once=at_once, teacher=teacher
+    )
+    known, guides = {}, None
+    if guidance is not None:
+        known[guidance.net], guides = train(guidance.net, keep=True)
     for net in networks:
-        accuracies = train_and_test(
-            key, sets, net, arrays, seeds=seeds, recipe=recipe, draws=draws, at_once=at_once, teacher=teacher
-        )
+        accuracies = known[net] if net in known else train(net, guidance=guidance, guides=guides)[0]
         for table, row in zip(tables, accuracies, strict=True):
             table.append(Row(net.label, tuple(float(value) for value in row)))
         if on_network:

@@ -36,7 +36,7 @@ GROUPS = {
         "image_lr", "image_momentum", "distill_seeds", "first_seed", "variants",
     ),
     "how they are judged": (
-        "unseen", "train_seeds", "eval_recipe", "eval_epochs", "eval_augmentation", "pretrain_epochs",
+        "unseen", "train_seeds", "eval_recipe", "eval_epochs", "eval_augmentation", "eval_kd", "pretrain_epochs",
         "pretrain_augmentation", "at_once",
     ),
     "the run": (
@@ -114,6 +114,8 @@ class DistillConfig:
       eval_epochs: passes over a distilled set when it is judged ("dc": 300, or 1000 with DSA).
       eval_augmentation: DSA tokens for the judged trainings, "none", "auto", or "dc_" and DC's own tokens; the sre2l
         recipes have views of their own.
+      eval_kd: judged networks learn from the labels and from the backbone, which trains on the same set first
+        (ModelPool's distillation of knowledge); the backbone's own row stays as it is.
       at_once: judged networks that train together on a device; less needs less memory.
       own: the method's own settings.
       metadd: the switches of the architecture-invariant loss.
@@ -166,6 +168,7 @@ class DistillConfig:
     eval_recipe: Annotated[str, OneOf(tuple(recipes.EVALUATIONS))] = "short"
     eval_epochs: Annotated[int, Whole(1)] = 100
     eval_augmentation: Annotated[str, Text("recipes.evaluation")] = "auto"
+    eval_kd: bool = False
     at_once: Annotated[int, Whole(1)] = 12
     own: Method = dataclasses.field(default_factory=lambda: settings_of("dm"))
     metadd: InvariantConfig = InvariantConfig(views="auto")

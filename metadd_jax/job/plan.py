@@ -174,12 +174,14 @@ def _stages(job: Job, plans: list[Plan]) -> dict[str, float]:
     # A training step is a forward pass and a backward pass, which counts as two.
     costs = {net.label: 3 * forward_flops(net) for net in job.networks}
     real, total = len(job.dataset.train.images), sum(costs.values())
+    # Beside each judged network its guide passes, forwards alone; the guide itself trains as the backbone's row.
+    guided = forward_flops(job.backbone) * (len(costs) - 1) if config.eval_kd else 0.0
     sets = (len(BASELINES) + len(plans)) * config.distill_seeds
     images = sum(job.counts)
     stages = {
         "pretrain": config.pretrain_epochs * real * total / rate,
         "distil": sum(entry.seconds for entry in plans) * config.steps * config.distill_seeds,
-        "judge": sets * config.train_seeds * config.eval_epochs * images * total / rate,
+        "judge": sets * config.train_seeds * config.eval_epochs * images * (total + guided) / rate,
     }
     prepared = config.own.prepare_flops(forward_flops(job.backbone), real)
     stages |= {name: flops / rate for name, flops in prepared.items()}

@@ -37,6 +37,7 @@ def relabels(config: DistillConfig) -> bool:
 
 def describe_evaluation(config: DistillConfig) -> str:
     """What judged networks see, in a few words."""
+    guided = ", guided by the backbone trained on the same set (--eval-kd)" if config.eval_kd else ""
     if relabels(config):
-        return f"labels of the {config.method} teacher for every set, the real images included"
-    return f"augmentation {augmentation(config, config.eval_augmentation)}"
+        return f"labels of the {config.method} teacher for every set, the real images included{guided}"
+    return f"augmentation {augmentation(config, config.eval_augmentation)}{guided}"

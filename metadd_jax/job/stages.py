@@ -168,6 +168,7 @@ def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]], teacher: mdd.Auxili
                 draws=[seed for _, seed, _ in alike],
                 split=config.evaluate_on,
                 teacher=teacher if recipes.relabels(config) else None,
+                guidance=mdd.training.Guidance(job.backbone) if config.eval_kd else None,
                 at_once=config.at_once,
                 on_network=lambda label: progress.update(),
             )

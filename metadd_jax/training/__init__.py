@@ -2,6 +2,7 @@
 
 from metadd_jax.training.experts import train_experts
 from metadd_jax.training.fitting import count_correct, fit
+from metadd_jax.training.guidance import Guidance
 from metadd_jax.training.pretrained import Trained, cache_key, measure, pretrain
 from metadd_jax.training.protocols import ncfm_evaluation, ncfm_pretraining, rded_evaluation
 from metadd_jax.training.recipes import (
@@ -16,6 +17,7 @@ from metadd_jax.training.recipes import (
 from metadd_jax.training.trajectories import Trajectories, device_experts, load_experts
 
 __all__ = [
+    "Guidance",
     "Recipe",
     "Trained",
     "Trajectories",

@@ -18,6 +18,7 @@ from metadd_jax import keys, parts, transforms, zoo
 from metadd_jax.data import sampling
 from metadd_jax.structs import Array, Auxiliary, ImageArrays
 from metadd_jax.training import batches, recipes, relabel
+from metadd_jax.training.guidance import Guidance
 from metadd_jax.zoo.architecture import Variables
 
 
@@ -35,6 +36,7 @@ def fit(
     variables: Variables | None = None,
     record: Callable[[Variables], chex.ArrayTree] | None = None,
     teacher: Auxiliary | relabel.StoredLogits | None = None,
+    guidance: tuple[Guidance, Variables] | None = None,
 ) -> Any:
     """Trains a network and returns its variables.
 
@@ -54,6 +56,8 @@ def fit(
       record: function of the variables whose value is stored before the first and after each epoch, or None.
       teacher: labels every batch, and ``labels`` is not used (see ``relabel``). Stored labels bring the keys that
         decide order and views; ``key`` then decides the initial weights alone.
+      guidance: how another network guides this one beside the labels (knowledge distillation), and its variables; None
+        for no guide.
 
     Returns:
       ``params`` (+ ``batch_stats``) after the last epoch; with ``record`` a pair of them and the records, stacked
@@ -99,7 +103,13 @@ def fit(
         else:
             targets = _opinion(teacher, net, step, batch, recipe, present)
         losses_of = functools.partial(_losses, recipe=None if teacher is None else recipe)
-        gradient, batch_stats = _gradient(net, variables, batch, targets, weights, losses_of, ragged)
+        if guidance is not None:
+            how, guide = guidance
+            losses_of = functools.partial(_guided_losses, how=how, epoch=step // steps, losses_of=losses_of)
+            aims: Any = (targets, jax.lax.stop_gradient(how.net.apply(guide, batch)[0]))  # of the very same views
+        else:
+            aims = targets
+        gradient, batch_stats = _gradient(net, variables, batch, aims, weights, losses_of, ragged)
         if not is_own:  # an optax transformation never restarts, and its state may hold keys
             opt_state = jax.tree.map(lambda x: jnp.where(step == restart, jnp.zeros_like(x), x), opt_state)
         updates, opt_state = tx.update(gradient, opt_state, variables["params"])
@@ -149,11 +159,18 @@ def _losses(targets: jax.Array, logits: jax.Array, *, recipe: recipes.Recipe | N
     return optax.softmax_cross_entropy(logits, targets)
 
 
+def _guided_losses(
+    targets: tuple[jax.Array, jax.Array], logits: jax.Array, *, how: Guidance, epoch: jax.Array, losses_of: Callable
+) -> jax.Array:
+    labels, teacher_logits = targets
+    return how.losses(losses_of(labels, logits), teacher_logits, logits, epoch)
+
+
 def _gradient(
     net: zoo.Architecture,
     variables: Variables,
     images: jax.Array,
-    targets: jax.Array,
+    targets: Any,
     weights: jax.Array,
     losses_of: Callable,
     ragged: bool,
@@ -162,7 +179,7 @@ def _gradient(
     present = weights if ragged and net.has_batch_stats else None  # [B] as a whole: such a batch passes in one part
 
     def summed_loss(
-        params: chex.ArrayTree, images: jax.Array, targets: jax.Array, weights: jax.Array
+        params: chex.ArrayTree, images: jax.Array, targets: Any, weights: jax.Array
     ) -> tuple[jax.Array, Variables]:
         logits, _, batch_stats = net.apply_train({**variables, "params": params}, images, present)
         return (losses_of(targets, logits) * weights).sum(), batch_stats

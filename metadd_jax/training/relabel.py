@@ -42,7 +42,7 @@ class StoredLogits:
     path: str = struct.field(pytree_node=False)
 
 
-def divergence(teacher_logits: jax.Array, logits: jax.Array, temperature: float) -> jax.Array:
+def divergence(teacher_logits: jax.Array, logits: jax.Array, temperature: float | jax.Array) -> jax.Array:
     """Computes KL(softmax(teacher / T) || softmax(student / T)) of each image, without a factor T^2.
 
     Args:

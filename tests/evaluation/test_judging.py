@@ -214,3 +214,22 @@ def test_judging_again_compiles_nothing(sets, dataset, networks, caplog):
             train_and_test(key, sets, networks[0], dataset.test, seeds=2, recipe=recipe)
         compiled = [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]
         assert bool(compiled) == expected, compiled
+
+
+def test_guides_are_the_networks_of_their_own_row_seed_by_seed(sets, dataset, networks, together):
+    """The guide's row is the plain one; the other networks train beside the guide of their set and training seed."""
+    mlp, guide = networks
+    how, key = training.Guidance(guide), jax.random.key(3)
+    tables = evaluation.cross_architecture(
+        key, sets, dataset, networks, seeds=3, recipe=RECIPE, guidance=how, at_once=2
+    )
+    assert [table[1] for table in tables] == [table[1] for table in together]
+    assert tables[0][0] != together[0][0]
+    draw = jax.random.fold_in(key, 0)
+    for index, seed in ((1, 2),):
+        own, train = jax.random.fold_in(draw, seed), functools.partial(training.fit, recipe=RECIPE, shared_key=draw)
+        images, labels = sets[index].images, sets[index].labels
+        teacher = train(own, guide, images, labels)
+        student = train(own, mlp, images, labels, guidance=(how, teacher))
+        right, total = training.count_correct(mlp, student, dataset.test)
+        assert tables[index][0].accuracies[seed] == pytest.approx(float(right / total))
