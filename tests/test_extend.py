@@ -7,11 +7,13 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from metadd_jax import augment, cli, data, distillers, exchange, invariant, keys, storage, zoo
 from metadd_jax.data import catalog
 from metadd_jax.data import registry as sets
+from metadd_jax.distillers import parameterisations
 from metadd_jax.distillers import registry as methods
 from metadd_jax.invariant import terms
 from metadd_jax.job import checks, distill
@@ -44,6 +46,7 @@ IN_CODE = {heading: [block for block in code if block[0] != "#"] for heading, co
 def registered():
     """What an example registers is gone after it."""
     tables = [augment._OWN, methods._METHODS, networks._OWN, sets._OWN, catalog.OWN, terms._OWN, terms.TERMS]
+    tables.append(parameterisations._BUILDS)
     before = [dict(table) for table in tables]
     yield
     for table, kept in zip(tables, before, strict=True):
@@ -162,9 +165,10 @@ def test_an_optimiser(start):
     assert np.isfinite(space["synthetic"].images).all()
 
 
-def test_latents(start):
-    space = run("Latents", start)
-    images, side = space["synthetic"].images, 28
+def test_latents(plugin, start):
+    space, side = plugin("my_latents.py"), 28
+    made = parameterisations.parse("frequencies", start["dataset"])
+    images = start["distil"](distillers.parameterise(start["base"], made), optax.sgd(1.0))[0].images
     waves = np.cos(np.pi * (np.arange(side) + 0.5) * np.arange(side)[:, None] / side)
     spectrum = np.abs(np.einsum("uh,vw,nhwc->nuvc", waves, waves, images))
     assert spectrum[:, :10, :10].max() > 1 and max(spectrum[:, 10:].max(), spectrum[:, :, 10:].max()) < 1e-3
@@ -197,6 +201,7 @@ def test_plugins_through_the_door(files, tmp_path, monkeypatch, capsys):
         "distill", "smoke", *(word for name in PLUGINS for word in ("--plugin", str(files / name))),
         "--method", "moments", "--batch-size", "8", "--dataset", "stripes", "--augmentation", "crop_noise",
         "--backbone", "blocks:width=2,norm=instance", "--seen", "blocks:width=3", "--unseen", "mlp:width=4",
+        "--parameterisation", "frequencies:kept=6",
         "--metadd.views", "noise", "--metadd.pos", "0", "--metadd.var", "0", "--metadd.extra", "doubt", "0.1",
         "--steps", "2", "--chunk", "2", "--distill-seeds", "1", "--train-seeds", "1", "--eval-epochs", "1",
         "--cache-dir", str(tmp_path / "cache"), "--run-dir", str(folder),
@@ -204,14 +209,15 @@ def test_plugins_through_the_door(files, tmp_path, monkeypatch, capsys):
     cli.run(command)
     results = json.loads((folder / "results.json").read_text())
     assert {(row["set"], row["network"]) for row in results["rows"]} >= {
-        ("moments", "blocks:width=3"),
-        ("moments+metadd", "blocks:width=2,norm=instance"),
+        ("moments+frequencies", "blocks:width=3"),
+        ("moments+frequencies+metadd", "blocks:width=2,norm=instance"),
     }
-    synthetic, metadata = exchange.load_npz(folder / "moments" / "seed0" / "synthetic.npz")
+    synthetic, metadata = exchange.load_npz(folder / "moments+frequencies" / "seed0" / "synthetic.npz")
     assert synthetic.images.shape == (2, 16, 16, 1) and metadata["class_names"] == ["upright", "level"]
-    logged = [json.loads(line) for line in (folder / "moments+metadd" / "seed0" / "metrics.jsonl").open()]
+    assert exchange.load_latents(folder / "moments+frequencies" / "seed0" / "latents.npz")[0].shape == (2, 6, 6, 1)
+    logged = [json.loads(line) for line in (folder / "moments+frequencies+metadd" / "seed0" / "metrics.jsonl").open()]
     assert logged[-1]["distill/weight_doubt"] > 0
-    assert "| moments+metadd |" in capsys.readouterr().out
+    assert "| moments+frequencies+metadd |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

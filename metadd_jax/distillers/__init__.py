@@ -1,13 +1,13 @@
 """Distillation methods: pure functions behind one contract, and MetaDD, which wraps any of them."""
 
-from metadd_jax.distillers import networks
+from metadd_jax.distillers import networks, parameterisations
 from metadd_jax.distillers.condition import Condition, MeaninglessError, examine
 from metadd_jax.distillers.contract import Distiller, LossTerms, init_state, make_update
 from metadd_jax.distillers.distances import gradient_distance
 from metadd_jax.distillers.distribution_matching import DM, dm
 from metadd_jax.distillers.gradient_matching import DC, DSA, GradientMatching, dc, dsa
 from metadd_jax.distillers.meta import metadd
-from metadd_jax.distillers.parameterisation import Parameterisation, budget, factor, parameterise, pixels
+from metadd_jax.distillers.parameterisation import Parameterisation, budget, factor, parameterise, pixels, with_rates
 from metadd_jax.distillers.penalty import penalise
 from metadd_jax.distillers.pulling import pulls
 from metadd_jax.distillers.registry import Method, get, names, register
@@ -51,6 +51,7 @@ __all__ = [
     "mtt",
     "names",
     "networks",
+    "parameterisations",
     "parameterise",
     "penalise",
     "pixels",
@@ -60,4 +61,5 @@ __all__ = [
     "sre2l",
     "tesla",
     "trajectory_optimiser",
+    "with_rates",
 ]

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from metadd_jax import keys, parallel, ranges
 from metadd_jax.distillers.contract import Distiller, check_method
@@ -30,6 +31,12 @@ class Parameterisation(Protocol):
     ``name`` (a str; by default the class's, in small letters) is added to the method's name, None adds nothing.
     ``per_stored`` (an int, by default 1) says how many images one stored item gives, one after the other, so that no
     item holds images of two classes. ``facts`` (a mapping, by default empty) goes into the metadata of exported sets.
+    ``takes_labels`` (by default False) says that ``init`` has a third argument, the labels [n] of the stored items.
+    ``micro_batch`` (by default None) is what ``parameterise`` takes where it is given none. ``rates`` (by default
+    empty) gives latents that are a dict learning rates of their own, see ``with_rates``. ``stores_images`` (by default
+    False) says that the latents are pictures themselves, [n, H, W, C]. ``prepare(dataset, cache, *, progress)`` (by
+    default absent) is asked by a job before it distils: it returns the parameterisation with what long work makes, such
+    as trained weights in ``frozen``, of the shapes that are there before.
     """
 
     @property
@@ -68,8 +75,9 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
         place.
       parameterisation: how images are made of latents.
       micro_batch: most stored items decoded at once, for a decoder that needs memory. Every array of the latents is
-        then [n, ...], item i of each giving images i k ... i k + k - 1 alone (k = ``per_stored``). None decodes all at
-        once, and no axis of the latents needs to mean anything.
+        then [n, ...], item i of each giving images i k ... i k + k - 1 alone (k = ``per_stored``). None is the
+        parameterisation's own ``micro_batch``; without one all are decoded at once, and no axis of the latents needs to
+        mean anything.
 
     Raises:
       ValueError: for what is no method or no parameterisation, or a ``micro_batch`` out of range; in ``init``, if the
@@ -77,11 +85,12 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
         type than [N, H, W, C] float32, or if ``micro_batch`` is asked of latents that cannot be divided.
     """
     check_method(base)
-    _check_parts(parameterisation)
+    check_parts(parameterisation)
+    micro_batch = getattr(parameterisation, "micro_batch", None) if micro_batch is None else micro_batch
     if micro_batch is not None:
         ranges.require("micro_batch", micro_batch, Whole(1))
     name = _name_of(parameterisation)
-    per_item = per_stored(parameterisation)
+    per_item, takes_labels = per_stored(parameterisation), getattr(parameterisation, "takes_labels", False)
     # Compiled once here: the host decodes the set after every chunk of a run.
     decode = parallel.jit(_in_parts(parameterisation, micro_batch))
 
@@ -95,13 +104,16 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
         synthetic, aux = base.init(key, dataset)
         if not isinstance(synthetic, dict) or "images" not in synthetic:
             raise ValueError(f"{base.name} trains no dict with images, so there is nothing to parameterise")
-        if per_item > 1:
+        labels: tuple[np.ndarray, ...] = ()
+        if per_item > 1 or takes_labels:
             # Labels are known, also where a job asks for the shapes of a state alone.
             with jax.ensure_compile_time_eval():
-                _check_classes(base, base.decode(synthetic, aux, base.frozen), per_item)
+                own = np.asarray(base.decode(synthetic, aux, base.frozen).labels)
+            _check_classes(base, own, per_item)
+            labels = (own[::per_item],) if takes_labels else ()
         # The base's own start is what the latents are made to stand for, so that both start from one set.
         images = synthetic.pop("images")
-        latents = parameterisation.init(keys.named(key, "latents"), images)
+        latents = parameterisation.init(keys.named(key, "latents"), images, *labels)
         _check_latents(latents, len(images) // per_item, micro_batch)
         # A decoder of the user's is tried without being run: its error comes before any long work.
         _check_decoded(base.name, jax.eval_shape(decode, latents, parameterisation.frozen), images.shape)
@@ -169,7 +181,12 @@ def _in_parts(parameterisation: Parameterisation, micro_batch: int | None) -> Ca
     return decode
 
 
-def _check_parts(parameterisation: Any) -> None:
+def check_parts(parameterisation: Any) -> None:
+    """Refuses what was given in place of a parameterisation.
+
+    Raises:
+      ValueError: if it lacks ``init``, ``decode`` or ``frozen``, or is a class.
+    """
     if isinstance(parameterisation, type) or not all(
         hasattr(parameterisation, part) for part in ("init", "decode", "frozen")
     ):
@@ -187,8 +204,8 @@ def _check_decoded(name: str, made: jax.ShapeDtypeStruct, shape: tuple[int, ...]
         )
 
 
-def _check_classes(base: Distiller, made: SyntheticSet, per_item: int) -> None:
-    counts = np.bincount(np.asarray(made.labels))
+def _check_classes(base: Distiller, labels: np.ndarray, per_item: int) -> None:
+    counts = np.bincount(labels)
     uneven = np.flatnonzero(counts % per_item)
     if uneven.size:
         raise ValueError(
@@ -217,6 +234,31 @@ def _name_of(parameterisation: Parameterisation) -> str | None:
 def per_stored(parameterisation: Parameterisation) -> int:
     """How many images one stored item gives: the ``ipc`` of the base method is so many times that of what is stored."""
     return getattr(parameterisation, "per_stored", 1)
+
+
+def with_rates(tx: optax.GradientTransformation, parameterisation: Parameterisation) -> optax.GradientTransformation:
+    """Gives latents that are a dict their own learning rates, as multiples of that of ``tx``.
+
+    The updates of leaf NAME are those of ``tx`` times ``rates[NAME]``, which for every optimiser is its learning rate
+    so many times as large: after a momentum or Adam's moments, not before. Without ``rates`` it is ``tx`` itself.
+
+    >>> made = stylegan(...)  # rates = {"w": 0.001}
+    >>> tx = with_rates(optax.sgd(10.0, momentum=0.5), made)  # f by 10, w by 0.01
+
+    Args:
+      tx: what updates the images, or the latents in their place.
+      parameterisation: whose latents; its ``rates`` are numbers above 0 by leaf, 1 where there is none.
+    """
+    rates = getattr(parameterisation, "rates", {})
+    if not rates:
+        return tx
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = tx.update(updates, state, params)
+        latents = {name: optax.tree.scale(rates.get(name, 1.0), tree) for name, tree in updates["latents"].items()}
+        return {**updates, "latents": latents}, state
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 def budget(parameterisation: Parameterisation, latents: Any, labels: jax.Array | np.ndarray) -> dict[str, Any]:
@@ -291,6 +333,7 @@ class _Factor:
     size: Annotated[int, Whole(1)]
     pad: float | tuple[float, ...] = 0.0
     frozen: tuple[()] = ()
+    stores_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         ranges.check(self)

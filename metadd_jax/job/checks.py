@@ -24,6 +24,7 @@ def check_options(config: DistillConfig) -> None:
       ValueError: one line that names the option and what it may be.
     """
     ranges.check(config, spell=config.option)
+    distillers.parameterisations.check(config.parameterisation)
     # Each alone is in its range, and the last seed may still not be.
     if config.first_seed + config.distill_seeds > ranges.SEEDS:
         raise ValueError(

@@ -74,6 +74,7 @@ def _do(job: prepare.Job, found: dict[str, Any] | None = None) -> str:
     auxiliaries = {
         label: features.freeze(network.net, network.variables, job.dataset) for label, network in trained.items()
     }
+    job = stages.prepare_latents(job)
     watch = effects.Stopwatch()
     distilled = stages.distil_all(job, *stages.all_methods(job, trained, auxiliaries), watch)
     if parallel.is_main():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Annotated, Any
 
 from metadd_jax import distillers, parallel, ranges
@@ -19,10 +17,6 @@ from metadd_jax.training import recipes
 _DIGITS: dict[type[Method], dict[str, Any]] = {
     class_images.ClassWise: {"batch_size": 64},
     distillers.SqueezeRecover: {"crop": False, "flip": False, "roll": (0, 4)},
-}
-PARAMETERISATIONS: dict[str, Callable[[], distillers.Parameterisation]] = {
-    "pixels": distillers.pixels,
-    "factor2": functools.partial(distillers.factor, 2),
 }
 # How --help arranges the options; a method's own follow.
 GROUPS = {
@@ -86,8 +80,9 @@ class DistillConfig:
       short_class: what a class does that has fewer real images than it should start from: "error", "repeat" (its images
         again) or "fewer" (as many as it has). The random and k-means rows follow it; beside sre2l or a start from
         noise, which read no real images, they give as many as there are.
-      parameterisation: what is trained: "pixels", or "factor2": each stored image holds four of one class, at half the
-        resolution, and networks see those four (docs/methods.md).
+      parameterisation: what is trained: "pixels"; "factor2": each stored image holds four of one class, at half the
+        resolution, and networks see those four ("factor:size=3": nine); or one of a plugin, with its options as
+        "name:option=value,option=value" (docs/methods.md).
       method: the base method (tesla_code is TESLA's published program), or one of a plugin.
       wrapped: also distil with the base method under MetaDD; False leaves it bare.
       backbone: network that distils, e.g. "convnet:width=32,depth=3"; for sre2l the teacher, with batch norm.
@@ -146,7 +141,7 @@ class DistillConfig:
     ipc: Annotated[int, Whole(1)] = 1
     ipc_per_class: Annotated[tuple[int, ...], Each(Whole(1))] = ()
     short_class: Annotated[str, OneOf(sampling.SHORT_CLASS)] = "error"
-    parameterisation: Annotated[str, OneOf(tuple(PARAMETERISATIONS))] = "pixels"
+    parameterisation: Annotated[str, Text("parameterisations.check")] = "pixels"
     method: Annotated[str, Named(distillers.names)] = "dm"
     wrapped: bool = True
     backbone: Annotated[str, Text("common.check_names")] = "convnet:width=16"

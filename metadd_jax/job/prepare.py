@@ -16,7 +16,7 @@ from metadd_jax import distillers, files, parallel
 from metadd_jax.data import sampling
 from metadd_jax.distillers.parameterisation import per_stored
 from metadd_jax.job import backbones, checks, common, recipes, runfolder
-from metadd_jax.job.options import PARAMETERISATIONS, DistillConfig
+from metadd_jax.job.options import DistillConfig
 from metadd_jax.job.presets import variant
 from metadd_jax.training import views
 
@@ -25,7 +25,7 @@ BASELINES = ("random", "kmeans")
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A checked job: the configuration, its folder, the data on the device, the networks and what trains.
+    """A checked job: the configuration, its folder, the data on the device, the networks and what is trained.
 
     Whoever has prepared it releases its lock when the work is done.
     """
@@ -36,6 +36,7 @@ class Job:
     backbone: mdd.zoo.Architecture
     seen: tuple[mdd.zoo.Architecture, ...]
     unseen: tuple[mdd.zoo.Architecture, ...]
+    parameterisation: distillers.Parameterisation = dataclasses.field(default_factory=distillers.pixels)
     lock: mdd.storage.Lock | None = None
 
     @property
@@ -60,11 +61,6 @@ class Job:
         return self.config.own.for_data(lambda: recipes.augmentation(self.config, "auto"))
 
     @property
-    def parameterisation(self) -> distillers.Parameterisation:
-        """What is trained in place of pixels."""
-        return PARAMETERISATIONS[self.config.parameterisation]()
-
-    @property
     def packs(self) -> bool:
         """Whether latents are trained, and exported beside the set."""
         return self.config.parameterisation != "pixels"
@@ -72,7 +68,7 @@ class Job:
     @property
     def counts(self) -> tuple[int, ...]:
         """The images of each class of a distilled set, as networks see it."""
-        return _images_per_class(self.config, self.dataset)
+        return _images_per_class(self.config, self.dataset, per_stored(self.parameterisation))
 
     @property
     def stored_counts(self) -> tuple[int, ...]:
@@ -121,14 +117,15 @@ def open_job(config: DistillConfig) -> Job:
         # Of a set larger than the device only the pool of a chunk goes there.
         on_device=not config.stream_per_class,
     )
-    counts = _images_per_class(config, dataset)
+    parameterisation = distillers.parameterisations.parse(config.parameterisation, dataset)
+    counts = _images_per_class(config, dataset, per_stored(parameterisation))
     # With --overwrite other data may come: nothing of the old run is gone on with.
     if not config.overwrite:
         checks.check_data(directory, dataset)
     mdd.evaluation.split_of(dataset, config.evaluate_on)
     groups = ((config.backbone,), config.seen, config.unseen)
     (backbone,), seen, unseen = (tuple(common.networks(specs, dataset)) for specs in groups)
-    job = Job(config, directory, dataset, backbone, seen, unseen)
+    job = Job(config, directory, dataset, backbone, seen, unseen, parameterisation)
     checks.check_networks(job.networks, job.seen)
     backbones.check_unseen(job.drawn, job.unseen)
     checks.check_subsets(settings(config), sum(counts))
@@ -161,13 +158,17 @@ def _check_space(job: Job, state_size: int) -> None:
             files.require_space(job.cache, size)
 
 
-def _images_per_class(config: DistillConfig, dataset: mdd.Dataset) -> tuple[int, ...]:
+def _images_per_class(config: DistillConfig, dataset: mdd.Dataset, each: int) -> tuple[int, ...]:
     """The images of each class of the set, decoded; real ones are asked for only where the set starts from them.
+
+    Args:
+      config: the settings of the job.
+      dataset: the real data.
+      each: the images that a stored item gives.
 
     Raises:
       ValueError: if ``ipc_per_class`` does not name every class, or a class is too small under "error".
     """
-    each = per_stored(PARAMETERISATIONS[config.parameterisation]())
     stored = sampling.per_class(config.ipc_per_class or config.ipc, dataset.num_classes)
     wanted = tuple(each * count for count in stored)
     # A start from noise reads no real image, so a class cannot be too small for it.
@@ -198,10 +199,11 @@ def make(job: Job, given: Any) -> tuple[distillers.Distiller, optax.GradientTran
     """
     config, own = job.config, job.own
     method = backbones.make(config, own, job.drawn, job.counts, given)
+    tx = own.optimiser(config.image_lr, config.image_momentum, config.steps, job.dataset)
     # Inside MetaDD, which is put around later: its weights are then calibrated on gradients in the latents.
     if job.packs:
         method = distillers.parameterise(method, job.parameterisation)
-    return method, own.optimiser(config.image_lr, config.image_momentum, config.steps, job.dataset)
+    return method, distillers.with_rates(tx, job.parameterisation)
 
 
 def check_made(job: Job) -> int:

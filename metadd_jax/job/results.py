@@ -89,7 +89,7 @@ def _draw_set(job: Job, folder: pathlib.Path, synthetic: mdd.SyntheticSet, seen:
 
 def _shows_packed(job: Job) -> bool:
     """Whether there is a picture of what is stored; of a whitened set none, for whitening mixes all its pixels."""
-    return job.packs and job.dataset.whitening is None
+    return getattr(job.parameterisation, "stores_images", False) and job.dataset.whitening is None
 
 
 def unwritten(job: Job, results: dict[str, Any]) -> list[pathlib.Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -31,6 +32,15 @@ def pretrain_all(job: Job) -> dict[str, mdd.training.Trained]:
     networks = networks[len(every) :]  # the backbone is the first
     every += common.pretrain(networks, job.dataset, usual, job.cache, split=config.evaluate_on)
     return {trained.net.label: trained for trained in every}
+
+
+def prepare_latents(job: Job) -> Job:
+    """The job whose parameterisation is prepared, where that takes long work, such as the training of a generator."""
+    prepare = getattr(job.parameterisation, "prepare", None)
+    if prepare is None:
+        return job
+    with command.bars("latents") as progress:
+        return dataclasses.replace(job, parameterisation=prepare(job.dataset, job.cache, progress=progress))
 
 
 def all_methods(

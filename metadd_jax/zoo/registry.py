@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 
 from metadd_jax import ranges, registries
+from metadd_jax.registries import Option
 from metadd_jax.zoo import layers, norms
 from metadd_jax.zoo.alexnet import AlexNet, ImageNetAlexNet
 from metadd_jax.zoo.architecture import COMPUTE, Architecture
@@ -21,8 +22,6 @@ from metadd_jax.zoo.resnet import ResNet
 from metadd_jax.zoo.swin import Swin
 from metadd_jax.zoo.vgg import STAGES, VGG
 from metadd_jax.zoo.vit import ViT
-
-Option = int | float | str  # what a command line can say
 
 
 class _Entry(NamedTuple):
@@ -99,7 +98,6 @@ _IMAGENET = {
 }
 _GEOMETRIES = {"small": _SMALL, "imagenet": _IMAGENET}
 _OWN: dict[str, Callable[..., nn.Module]] = {}
-_KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 _FACTS = ("num_classes", "image_shape")
 _WORDS = {"norm": norms.NORMS, "activation": tuple(layers.ACTIVATIONS), "pooling": layers.POOLINGS}
 
@@ -243,18 +241,12 @@ def check(spec: str) -> None:
 
 
 def _read(spec: str) -> tuple[str, dict[str, Option]]:
-    name, _, rest = spec.partition(":")
     # A list with commas would otherwise be read as options of its first network.
     if {part.partition(":")[0].strip() for part in spec.split(",")[1:]} & set(names()):
         raise ValueError(f"{spec!r} names several networks; put spaces between them, no commas")
-    options = {}
-    for item in filter(None, rest.split(",")):
-        option, equals, value = item.partition("=")
-        if not equals:
-            raise ValueError(f"cannot read {item!r} in network {spec!r}; write name:option=value,option=value")
-        options[option.strip()] = _number_or_word(value.strip())
-    _check_name(name.strip())
-    return name.strip(), options
+    name, options = registries.read(spec, kind="network")
+    _check_name(name)
+    return name, options
 
 
 def _check_name(name: str) -> None:
@@ -324,25 +316,10 @@ def _check_value(name: str, option: str, value: Option, default: Option | None) 
 
 def _check_own(name: str, option: str, value: Option, default: Option | None) -> None:
     """Checks the type of an own option; its range is checked by the network itself."""
-    # A float may be written as 1, a truth value may not.
-    kinds = (int, float) if isinstance(default, float) else type(default)
-    if default is not None and not (isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)):
-        raise ValueError(f"{name}: {option}={value}; give {_KINDS[type(default)]}, such as {default!r}")
+    registries.require_kind(name, option, value, default)
     if "," in str(value):
         raise ValueError(f"{name}: {option}={value}; give text without commas, which part the options of a network")
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1  # True is an int in Python
-
-
-def _number_or_word(text: str) -> Option:
-    # The option's own check decides whether this type is right; here only the shape of the text counts.
-    if text in {"True", "False"}:
-        return text == "True"
-    for convert in (int, float):
-        try:
-            return convert(text)
-        except ValueError:
-            continue
-    return text

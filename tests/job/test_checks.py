@@ -28,6 +28,7 @@ TEXTS = {
     "dm.augmentation": ("flop", "flop"),
     "dc.augmentation": ("flop", "flop", "--method", "dsa"),
     "mtt.augmentation": ("flop", "flop", "--method", "mtt"),
+    "parameterisation": ("factor4", "did you mean 'factor'"),
     "pretrain_augmentation": ("dc_flip", "dc"),
     "eval_augmentation": ("dc_flip", "flip"),
     "sre2l.weights": (

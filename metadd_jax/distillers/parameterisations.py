@@ -1,0 +1,116 @@
+"""The parameterisations by name, and the short text that names one on a command line: "factor:size=3".
+
+What a parameterisation is made of may depend on the data (its size, its value space), so a name stands for a function
+of the data set and of its own options:
+
+>>> def frequencies(dataset, *, kept=10):
+...     return Frequencies(dataset.image_shape[0], kept)
+>>> register("frequencies", frequencies)
+>>> method = parameterise(dm(net, ipc=10), parse("frequencies:kept=6", dataset))
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from metadd_jax import ranges, registries
+from metadd_jax.distillers.parameterisation import Parameterisation, check_parts, factor, pixels
+from metadd_jax.registries import Option
+from metadd_jax.structs import Dataset
+
+Build = Callable[..., Parameterisation]
+
+_BUILDS: dict[str, Build] = {}
+
+
+def register(name: str, build: Build) -> None:
+    """Gives a parameterisation a name, under which jobs and command lines find it.
+
+    Args:
+      name: letters, digits and underscores.
+      build: ``build(dataset, **options)`` returns the parameterisation for a ``Dataset``. The arguments behind the
+        first are its options; each has a default, a number, a truth value, text or None.
+
+    Raises:
+      ValueError: if the name is no word or another one's, or if ``build`` has other arguments.
+    """
+    own = list(inspect.signature(build).parameters.values())
+    kinds = inspect.Parameter
+    if not own or own[0].kind not in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD):
+        raise ValueError(f"parameterisation {name}: build takes no data set; write build(dataset, *, size=2)")
+    for argument in own[1:]:
+        if argument.kind not in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY):
+            raise ValueError(f"parameterisation {name}: build takes {argument}; name every option, so a typo is seen")
+        if not isinstance(argument.default, Option | None):  # the mark of no default is none of these
+            raise ValueError(f"parameterisation {name}: build asks for {argument.name!r}; give this option a default")
+    registries.claim(_BUILDS, name, build, kind="parameterisation")
+
+
+def names() -> tuple[str, ...]:
+    """Lists all parameterisations, in the order of their registration."""
+    return tuple(_BUILDS)
+
+
+def check(text: str) -> None:
+    """Checks the text of a parameterisation before any data is read, so that a typo costs no waiting.
+
+    Args:
+      text: as for ``parse``.
+
+    Raises:
+      ValueError: as ``parse``, except for what the data decide and for values out of an option's range.
+    """
+    _read(text)
+
+
+def parse(text: str, dataset: Dataset) -> Parameterisation:
+    """Makes a parameterisation from text.
+
+    Args:
+      text: "pixels", "factor2" or "factor:size=3": a name of ``names()``, and after a colon its options.
+      dataset: the real data.
+
+    Raises:
+      ValueError: for an unknown name or option, the message naming the nearest, and for what ``build`` refuses or
+        gives that is no parameterisation.
+    """
+    name, options = _read(text)
+    made = _BUILDS[name](dataset, **options)
+    check_parts(made)
+    return made
+
+
+def _read(text: str) -> tuple[str, dict[str, Option]]:
+    name, options = registries.read(text, kind="parameterisation")
+    if name not in _BUILDS:
+        near = ranges.nearest(name, _BUILDS)
+        raise ValueError(f"unknown parameterisation {name!r}{near}; choose one of {', '.join(_BUILDS)}")
+    _, *own = inspect.signature(_BUILDS[name]).parameters.values()
+    defaults: dict[str, Any] = {argument.name: argument.default for argument in own}
+    for option, value in options.items():
+        if option not in defaults:
+            known = f"its options are: {', '.join(defaults)}" if defaults else "it has none"
+            raise ValueError(f"{name} has no option {option!r}{ranges.nearest(option, defaults)}; {known}")
+        registries.require_kind(name, option, value, defaults[option])
+    return name, options
+
+
+def _pixels(dataset: Dataset) -> Parameterisation:
+    del dataset
+    return pixels()
+
+
+def _factor(dataset: Dataset, *, size: int = 2, pad: float = 0.0) -> Parameterisation:
+    del dataset
+    return factor(size, pad=pad)
+
+
+def _factor2(dataset: Dataset) -> Parameterisation:
+    return _factor(dataset, size=2)
+
+
+register("pixels", _pixels)
+register("factor2", _factor2)
+register("factor", _factor)
