@@ -3,6 +3,7 @@
 from metadd_jax.distillers import networks, parameterisations
 from metadd_jax.distillers.condition import Condition, MeaninglessError, examine
 from metadd_jax.distillers.contract import Distiller, LossTerms, init_state, make_update
+from metadd_jax.distillers.difficulty_alignment import DATM, DATMTesla, datm
 from metadd_jax.distillers.distances import gradient_distance
 from metadd_jax.distillers.distribution_matching import DM, dm
 from metadd_jax.distillers.gradient_matching import DC, DSA, GradientMatching, dc, dsa
@@ -18,12 +19,14 @@ from metadd_jax.distillers.student import TrajectoryMatching, trajectory_optimis
 from metadd_jax.distillers.trajectory_matching import MTT, TESLA, mtt, tesla
 
 __all__ = [
+    "DATM",
     "DC",
     "DM",
     "DSA",
     "MTT",
     "TESLA",
     "Condition",
+    "DATMTesla",
     "Distiller",
     "GradientMatching",
     "LossTerms",
@@ -36,6 +39,7 @@ __all__ = [
     "TrajectoryMatching",
     "budget",
     "compile_chunks",
+    "datm",
     "dc",
     "distil",
     "dm",

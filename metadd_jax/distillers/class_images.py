@@ -145,16 +145,21 @@ def initial(
     """
     if init not in INITS:
         raise ValueError(f"init {init!r} must be one of {', '.join(INITS)}")
+    check_data(dataset, net)
+    if init == "noise":
+        # Noise in the standardised space: N(0, 1), as DC starts.
+        return {"images": jax.random.normal(key, (sum(counts), *net.image_shape))}
+    return {"images": sampling.random_per_class(key, dataset.train, counts, repeat=repeat)[0]}
+
+
+def check_data(dataset: Dataset, net: zoo.Architecture | Networks) -> None:
+    """Refuses a network made for other images or classes than those of ``dataset``, by a ValueError."""
     # Here and not at the first trace, which would speak of shapes inside a convolution.
     if dataset.image_shape != net.image_shape or dataset.num_classes != net.num_classes:
         raise ValueError(
             f"{net.name} takes {net.image_shape} images of {net.num_classes} classes, but {dataset.name} has "
             f"{dataset.image_shape} and {dataset.num_classes}; create the network for this data set"
         )
-    if init == "noise":
-        # Noise in the standardised space: N(0, 1), as DC starts.
-        return {"images": jax.random.normal(key, (sum(counts), *net.image_shape))}
-    return {"images": sampling.random_per_class(key, dataset.train, counts, repeat=repeat)[0]}
 
 
 def labels_of(counts: Counts) -> jax.Array:

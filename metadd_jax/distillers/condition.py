@@ -105,12 +105,19 @@ def farthest(dataset: Dataset) -> float:
 
 
 def refuse_meaningless(
-    synthetic: SyntheticSet, dataset: Dataset, gradient_norm: float, *, done: int, is_last: bool, kept: str = ""
+    synthetic: SyntheticSet,
+    dataset: Dataset,
+    gradient_norm: float,
+    *,
+    done: int,
+    is_last: bool,
+    taken: float = 1.0,
+    kept: str = "",
 ) -> None:
     """Refuses to go on with a set from which nothing can come.
 
     That is one whose gradient was exactly 0 in every step of a chunk, whose learned step size is 0 (at the end:
-    or negative), or whose pixels are more than ``MOST`` times as large as a picture's.
+    or negative), whose pixels are more than ``MOST`` times as large as a picture's, or whose every step was skipped.
 
     Args:
       synthetic: the set as it stands.
@@ -118,6 +125,7 @@ def refuse_meaningless(
       gradient_norm: its mean over the last chunk.
       done: steps so far.
       is_last: whether the run ends here.
+      taken: share of the last chunk's steps that were taken (DATM skips those above its threshold).
       kept: what the message says of the state that is kept.
 
     Raises:
@@ -132,6 +140,8 @@ def refuse_meaningless(
         what, mend = f"the learned step size is {rate}", "lower lr_lr, the learning rate of the step size"
     elif size > MOST:
         what = f"the images' pixels are {size:.3g} times as large as a picture's"
+    elif taken == 0:
+        what, mend = "the loss was above the threshold in every step of a chunk", "lower lr_teacher or raise threshold"
     elif gradient_norm == 0:
         what = "the gradient is 0, so nothing changes any more,"
     if what:

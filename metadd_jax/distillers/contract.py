@@ -71,6 +71,9 @@ class Loss(Protocol):
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
         """Returns the loss [], and (aux, metrics): the new ``aux`` and scalars by name, for reading.
 
+        One of them is more than that: where ``metrics`` has "kept" [] and it is 0, the step is skipped: the set and its
+        optimiser stay as they are, whatever the gradient is. The loss must be finite then too.
+
         Args:
           key: typed PRNG key of this step, another than that of ``sample`` and ``refresh``.
           synthetic: as from ``init``; the loss is differentiated in it.
@@ -193,8 +196,14 @@ class LossTerms:
         return parallel.jit(self.sum_gradients)
 
 
+LABELS = "label_logits"
+"""The name of trained labels in a set that is a dict: [N, K] logits, no part of its images."""
+
+
 def _vector(tree: Any) -> jax.Array:
-    # Without scalars: a learned step size is no part of the images, and its gradient dwarfs theirs (MTT: 25 times).
+    # The images alone: no term pulls at labels. Nor at a learned step size, whose gradient dwarfs theirs (MTT: 25
+    # times).
+    tree = {name: part for name, part in tree.items() if name != LABELS} if isinstance(tree, dict) else tree
     return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree) if leaf.ndim])
 
 
@@ -292,14 +301,15 @@ def make_update(
         # Under pmap every device does this on the same numbers, so the set stays the same without a broadcast.
         updates, opt_state = tx.update(gradient, state.opt_state, state.synthetic)
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient), **metrics}
+        made = (optax.apply_updates(state.synthetic, updates), opt_state)
+        if "kept" in metrics:
+            # Momentum too: of a step that is skipped nothing may be felt in the next one.
+            kept = metrics["kept"] > 0
+            made = jax.tree.map(functools.partial(jnp.where, kept), made, (state.synthetic, state.opt_state))
+            metrics["gradient_norm"] = jnp.where(kept, metrics["gradient_norm"], 0.0)
+        synthetic, opt_state = made
         return (
-            dataclasses.replace(
-                state,
-                step=state.step + 1,
-                synthetic=optax.apply_updates(state.synthetic, updates),
-                opt_state=opt_state,
-                aux=aux,
-            ),
+            dataclasses.replace(state, step=state.step + 1, synthetic=synthetic, opt_state=opt_state, aux=aux),
             metrics,
         )
 

@@ -149,8 +149,9 @@ def distil(
         _require_finite(state, done, checkpoints)
         synthetic, is_last = method.synthetic(parallel.local(state)), done == config.steps
         refuse_meaningless(
-            synthetic, dataset, means["gradient_norm"], done=done, is_last=is_last, kept=_kept(checkpoints)
-        )
+            synthetic, dataset, means["gradient_norm"], done=done, is_last=is_last, taken=means.get("kept", 1.0),
+            kept=_kept(checkpoints),
+        )  # fmt: skip
         facts = {f"distill/{name}": value for name, value in means.items()}
         if done == config.steps:
             facts |= _pulls(seed, method, state, dataset.train, config)

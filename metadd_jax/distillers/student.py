@@ -1,7 +1,6 @@
-"""What MTT and TESLA share: their settings, their experts, and the student, whose steps they differentiate differently.
+"""What MTT, TESLA and DATM share: their settings, their experts, and the student, whose steps they differentiate.
 
-The formula stands in ``trajectory_matching``; here is what each of its letters is: theta_0 and theta_* (``ends``), the
-chunks x_i, y_i, and g_i (``step_gradient``).
+The formula stands in ``trajectory_matching``, and what each of its letters is in ``unrolled``.
 """
 
 from __future__ import annotations
@@ -18,20 +17,22 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from metadd_jax import augment, parallel, ranges, training, zoo
+from metadd_jax import augment, ranges, training, zoo
 from metadd_jax.distillers import class_images
-from metadd_jax.distillers.contract import Distiller
+from metadd_jax.distillers.contract import LABELS, Distiller
 from metadd_jax.distillers.registry import Method, Progress
+from metadd_jax.distillers.unrolled import alpha_of, chunk_indices, ends, first_alpha, in_turn, step_gradient
 from metadd_jax.ranges import Real, Text, Whole
 from metadd_jax.structs import Dataset, SyntheticSet
-from metadd_jax.training.trajectories import flatten, unflatten
+from metadd_jax.training.trajectories import unflatten
 
 _STOOD_IN = 2  # experts of a plan
+_LABEL_MOMENTUM = 0.9  # as published by DATM, where the images have 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrajectoryMatching(Method):
-    """Settings that MTT and TESLA share. The published rows differ by data set; the defaults suit a small one.
+    """Settings that MTT, TESLA and DATM share. The published rows differ by data set; the defaults suit a small one.
 
     Attributes:
       syn_steps: N, steps of the student on the synthetic images.
@@ -50,6 +51,9 @@ class TrajectoryMatching(Method):
       epochs: epochs of an expert.
       at_once: experts that train together; less needs less memory.
       half: store the steps between an expert's snapshots in half precision.
+      rho: radius of adaptive GSAM in the experts' training, which leads them to flat minima (FTD, DATM: 0.01); 0
+        trains them plainly.
+      rho_alpha: alpha of GSAM (DATM: 0.3), see ``training.sharpness``.
     """
 
     # A small set's: the published rows (metadd_jax/job/published.py) take 10 to 80 steps and 50 to 100 experts.
@@ -66,8 +70,11 @@ class TrajectoryMatching(Method):
     epochs: Annotated[int, Whole(1)] = 10
     at_once: Annotated[int, Whole(1)] = 5
     half: bool = False
+    rho: Annotated[float, Real(0)] = 0.0
+    rho_alpha: Annotated[float, Real(0)] = 0.0
 
     group: ClassVar[str] = "mtt"
+    reads_last: ClassVar[bool] = False  # whether the method asks the finished experts too
     scratch_fields: ClassVar[tuple[str, ...]] = ("batch_syn",)
     frozen_fields: ClassVar[tuple[str, ...]] = ("experts",)
 
@@ -87,7 +94,7 @@ class TrajectoryMatching(Method):
 
     @property
     def snapshots(self) -> int:
-        """How many of an expert's snapshots can be reached: the start, and the epochs up to the last target."""
+        """How many of an expert's snapshots a student can meet: the start, and the epochs up to the last target."""
         # The last start is ``max_start_epoch`` - 1; its target, and the snapshot before the first epoch, make the sum.
         return self.max_start_epoch + self.expert_epochs
 
@@ -181,7 +188,7 @@ class TrajectoryMatching(Method):
         )  # fmt: skip
         progress("experts", self.experts, self.experts)
         # Later snapshots are reached by no target, so they stay on the disk.
-        return training.device_experts(trajectories, snapshots=self.snapshots)
+        return training.device_experts(trajectories, snapshots=self.snapshots, last=self.reads_last)
 
     def stand_in(self, net: zoo.Architecture, variables: Any) -> jax.Array:
         """Makes two experts of random weights, [2, snapshots, P].
@@ -191,11 +198,16 @@ class TrajectoryMatching(Method):
           variables: nothing; only their number P counts.
         """
         del variables
-        return 0.02 * jax.random.normal(jax.random.key(0), (_STOOD_IN, self.snapshots, net.num_params()))
+        return 0.02 * jax.random.normal(jax.random.key(0), (_STOOD_IN, self._held, net.num_params()))
 
     def given_size(self, net: zoo.Architecture) -> float:
         """Bytes of the experts beyond two."""
-        return 4.0 * (self.experts - _STOOD_IN) * self.snapshots * net.num_params()
+        return 4.0 * (self.experts - _STOOD_IN) * self._held * net.num_params()
+
+    @property
+    def _held(self) -> int:
+        """Snapshots of an expert that lie on the device."""
+        return self.snapshots + self.reads_last
 
     def cached(
         self, net: zoo.Architecture, dataset: Dataset, cache: pathlib.Path
@@ -207,7 +219,7 @@ class TrajectoryMatching(Method):
         return [(self._folder(net, dataset, cache), size)]
 
     def _recipe(self) -> training.Recipe:
-        return training.expert_training(self.epochs, augmentation=self.views)
+        return training.expert_training(self.epochs, augmentation=self.views, rho=self.rho, rho_alpha=self.rho_alpha)
 
     def _numbers(self) -> dict[str, Any]:
         return {"experts": self.experts, "at_once": self.at_once, "half": self.half}
@@ -223,8 +235,8 @@ class TrajectoryMatching(Method):
         return 12 * forward * self.syn_steps * min(self.batch_syn or images, images)
 
     def prepare_flops(self, forward: float, images: int) -> dict[str, float]:
-        """FLOPs of the experts' training."""
-        return {"experts": 3 * forward * self.experts * self.epochs * images}
+        """FLOPs of the experts' training; GSAM takes every gradient twice."""
+        return {"experts": 3 * (1 + (self.rho > 0)) * forward * self.experts * self.epochs * images}
 
     def describe(self) -> str:
         """How many experts, and how long the student trains."""
@@ -232,9 +244,9 @@ class TrajectoryMatching(Method):
 
 
 def trajectory_optimiser(
-    image_lr: float, lr_lr: float, *, lr_teacher: float, momentum: float = 0.5
+    image_lr: float, lr_lr: float, *, lr_teacher: float, momentum: float = 0.5, lr_labels: float | None = None
 ) -> optax.GradientTransformation:
-    """SGD with momentum for the images, and with a step size of its own for alpha.
+    """SGD with momentum for the images, and with a step size of its own for alpha and for trained labels.
 
     Args:
       image_lr: step size of the images, or of the latents that stand for them (``parameterise``).
@@ -243,6 +255,7 @@ def trajectory_optimiser(
         alpha = ``lr_teacher`` both forms take the same steps.
       lr_teacher: alpha before the first update, as given to ``mtt`` or ``tesla``.
       momentum: of both.
+      lr_labels: step size of the logits that are the labels, whose momentum is 0.9 (DATM); None where none are trained.
 
     Raises:
       ValueError: for a number out of range, or a step of the logarithm that is infinite in float32.
@@ -254,8 +267,12 @@ def trajectory_optimiser(
     ranges.require(f"lr_lr / lr_teacher**2 with lr_teacher={lr_teacher}", lr_lr / lr_teacher**2, Real(0))
     # Rates as far apart as published, 1000 and 1e-5: one optimiser for both would need one rate.
     rates = {"images": image_lr, "lr": lr_lr, "log_lr": lr_lr / lr_teacher**2}
+    steps = {name: optax.sgd(rate, momentum=momentum) for name, rate in rates.items()}
+    if lr_labels is not None:
+        ranges.require("lr_labels", lr_labels, Real(0))
+        steps[LABELS] = optax.sgd(lr_labels, momentum=_LABEL_MOMENTUM)
     return optax.partition(
-        {name: optax.sgd(rate, momentum=momentum) for name, rate in rates.items()},
+        steps,
         lambda synthetic: {name: "images" if name == "latents" else name for name in synthetic},
     )
 
@@ -281,24 +298,19 @@ def distiller(
         # The order of the experts must not change from step to step, so its key is kept in ``aux``.
         image_key, order_key = jax.random.split(key)
         images = class_images.initial(image_key, dataset, net, counts=counts, init=settings.start, repeat=repeat)
-        lr = jnp.asarray(settings.lr_teacher, jnp.float32)
         aux = {"order_key": order_key, "expert": jnp.zeros((), jnp.int32), "start": jnp.zeros((), jnp.int32)}
         if settings.soft_labels:
             aux["soft_labels"] = own_labels()  # until the first expert labels them
-        # The published alpha has no bound, which two issues of its program are about; its logarithm keeps it positive.
-        return {**images, **({"lr": lr} if settings.raw_lr else {"log_lr": jnp.log(lr)})}, aux
+        return {**images, **first_alpha(settings.lr_teacher, raw=settings.raw_lr)}, aux
 
     def refresh(key: jax.Array, synthetic: dict, aux: dict, step: jax.Array, frozen: jax.Array) -> dict:
         """The next expert of this round, an epoch to start from, and what the expert calls the images."""
-        # Without replacement, as the published program goes through its files: in a round every expert is met once.
-        round_, place = jnp.divmod(step, frozen.shape[0])
-        order = jax.random.permutation(jax.random.fold_in(aux["order_key"], round_), frozen.shape[0])
-        aux = {**aux, "expert": order[place].astype(jnp.int32)}
+        aux = {**aux, "expert": in_turn(aux["order_key"], step, frozen.shape[0])}
         # An exclusive upper bound, as published: "max_start_epoch" itself is never a start.
         aux["start"] = jax.random.randint(key, (), 0, settings.max_start_epoch)
         if settings.soft_labels:
             # The expert at the target, not at the start: the weights that the student is to reach (TESLA).
-            params = unflatten(net, ends(aux, frozen)[1])
+            params = unflatten(net, ends(frozen, aux, settings.expert_epochs)[1])
 
             def label(image: jax.Array) -> jax.Array:
                 return jax.nn.softmax(net.apply({"params": params}, image[None])[0][0])
@@ -306,13 +318,6 @@ def distiller(
             # Chunks of 50 as in the released program, which fails on sets that have no more than 50 images.
             aux["soft_labels"] = jax.lax.map(label, synthetic["images"], batch_size=min(50, count))
         return aux
-
-    def ends(aux: dict, frozen: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """theta_0 and the target, [P] each."""
-        return frozen[aux["expert"], aux["start"]], frozen[aux["expert"], aux["start"] + settings.expert_epochs]
-
-    def alpha_of(synthetic: dict) -> jax.Array:
-        return synthetic["lr"] if settings.raw_lr else jnp.exp(synthetic["log_lr"])
 
     def loss(
         key: jax.Array, synthetic: dict, aux: dict, batch: Any, frozen: jax.Array, *, axis_name: str | None = None
@@ -324,7 +329,7 @@ def distiller(
             jax.random.split(view_key, settings.syn_steps),
             *chunk_indices(order_key, count, settings.batch_syn or count, settings.syn_steps),
         )
-        alpha, (theta_0, target) = alpha_of(synthetic), ends(aux, frozen)
+        alpha, (theta_0, target) = alpha_of(synthetic), ends(frozen, aux, settings.expert_epochs)
         y = aux["soft_labels"] if settings.soft_labels else own_labels()
         # Not Siamese: a student sees the set as every network that is trained on it does, each
         # image under its own view.
@@ -350,47 +355,3 @@ def distiller(
         decode=decode,
         frozen=jnp.asarray(experts),
     )
-
-
-def step_gradient(net: zoo.Architecture, strategy: augment.Strategy) -> Callable[[jax.Array, tuple, tuple], jax.Array]:
-    """g: ``(theta [P], (images, targets), (key, indices, weights)) -> [P]``, the gradient of one student step.
-
-    Args:
-      net: the backbone.
-      strategy: what the student sees the images under.
-    """
-
-    def g(theta: jax.Array, seen: tuple, chunk: tuple) -> jax.Array:
-        (images, targets), (key, indices, weights) = seen, chunk
-        # The set is indexed inside g, so the gradient of g in ``seen`` reaches the images of this chunk alone.
-        views = augment.transform(key, parallel.divide(images[indices]), strategy, siamese=False)
-
-        def cross_entropy(params: Any) -> jax.Array:
-            logits, _ = net.apply_batch({"params": params}, views)
-            # Over the weights and not the length: a chunk that is the remainder is a mean over its own images.
-            return (optax.softmax_cross_entropy(logits, targets[indices]) * weights).sum() / weights.sum()
-
-        return flatten(jax.grad(cross_entropy)(unflatten(net, theta)))
-
-    return g
-
-
-def chunk_indices(key: jax.Array, count: int, size: int, steps: int) -> tuple[jax.Array, jax.Array]:
-    """Draws chunks of random permutations of ``count`` images, a new permutation when one is used up.
-
-    Args:
-      key: typed PRNG key.
-      count: images of the set.
-      size: images of a chunk, at most ``count``.
-      steps: how many chunks.
-
-    Returns:
-      Indices and weights, [steps, size] each. Where ``size`` does not divide ``count``, the remainder is the first
-      chunk of its permutation, as in the published code, and weight 0 marks its padding.
-    """
-    chunks = -(-count // size)
-    rounds, padding = -(-steps // chunks), chunks * size - count
-    orders = jax.vmap(lambda k: jax.random.permutation(k, count))(jax.random.split(key, rounds))
-    indices = jnp.concatenate([orders[:, :padding], orders], axis=1).reshape(-1, size)[:steps]
-    weights = jnp.tile(jnp.arange(chunks * size) >= padding, rounds).reshape(-1, size)[:steps]
-    return indices, weights.astype(jnp.float32)

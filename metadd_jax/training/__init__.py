@@ -1,14 +1,14 @@
 """Training of networks from scratch: recipes, ``fit``, pre-training with a cache, expert trajectories."""
 
-from metadd_jax.training.experts import train_experts
+from metadd_jax.training.experts import expert_training, train_experts
 from metadd_jax.training.fitting import count_correct, fit
 from metadd_jax.training.guidance import Guidance
 from metadd_jax.training.pretrained import Trained, cache_key, measure, pretrain
 from metadd_jax.training.protocols import ncfm_evaluation, ncfm_pretraining, rded_evaluation
 from metadd_jax.training.recipes import (
     Recipe,
+    datm_evaluation,
     dc_evaluation,
-    expert_training,
     pretraining,
     short_evaluation,
     sre2l_evaluation,
@@ -23,6 +23,7 @@ __all__ = [
     "Trajectories",
     "cache_key",
     "count_correct",
+    "datm_evaluation",
     "dc_evaluation",
     "device_experts",
     "expert_training",

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metadd_jax import files, keys, parallel, provenance, ranges, storage, zoo
+from metadd_jax import augment, files, keys, parallel, provenance, ranges, storage, zoo
 from metadd_jax.storage import folder as folders
 from metadd_jax.structs import Dataset, ImageArrays
 from metadd_jax.training import recipes
@@ -37,6 +37,26 @@ from metadd_jax.training.trajectories import (
 
 # Whatever else lies in an unfinished folder is a user's, and is left alone.
 _OURS = re.compile(rf"{re.escape(folders.MANIFEST)}|shard_\d{{5,}}(_start|_steps)?\.npy")
+
+
+def expert_training(
+    epochs: int, *, augmentation: augment.Augmentation, rho: float = 0.0, rho_alpha: float = 0.0
+) -> recipes.Recipe:
+    """Returns the training of MTT's and TESLA's experts: plain SGD at 0.01, batch 256; with ``rho`` that of DATM's.
+
+    Cazenavette et al., "Dataset Distillation by Matching Training Trajectories" (CVPR 2022), and its released program.
+    DATM's experts (and FTD's, Du et al., CVPR 2023) go towards flat minima by GSAM.
+
+    Args:
+      epochs: 50 as published; DATM 100.
+      augmentation: DSA's tokens as published.
+      rho: 0; DATM 0.01.
+      rho_alpha: 0; DATM 0.3.
+    """
+    # No momentum and no decay, because the student that imitates an expert has neither.
+    return recipes.Recipe(
+        epochs=epochs, momentum=0.0, weight_decay=0.0, augmentation=augmentation, rho=rho, rho_alpha=rho_alpha
+    )
 
 
 def train_experts(
@@ -60,7 +80,7 @@ def train_experts(
         epochs, ConvNet on CIFAR-10: 6.5 GB), half of it for long trajectories in half precision.
       net: the architecture, without batch norm.
       dataset: the real data; the training split is used.
-      recipe: usually ``recipes.expert_training``.
+      recipe: usually ``expert_training``.
       experts: number of networks, at least 1.
       seed: expert e is initialised and trained from ``fold_in(keys.root(seed, "experts"), e)``. All experts share the
         augmentation token of a step.

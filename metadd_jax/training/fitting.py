@@ -17,7 +17,7 @@ import optax
 from metadd_jax import keys, parts, transforms, zoo
 from metadd_jax.data import sampling
 from metadd_jax.structs import Array, Auxiliary, ImageArrays
-from metadd_jax.training import batches, recipes, relabel
+from metadd_jax.training import batches, recipes, relabel, sharpness
 from metadd_jax.training.guidance import Guidance
 from metadd_jax.zoo.architecture import Variables
 
@@ -110,6 +110,12 @@ def fit(
         else:
             aims = targets
         gradient, batch_stats = _gradient(net, variables, batch, aims, weights, losses_of, ragged)
+        if recipe.rho:
+            # The same batch under the same views: what differs between the two gradients is the place alone.
+            uphill = sharpness.perturbation(variables["params"], gradient, recipe.rho)
+            there = {**variables, "params": jax.tree.map(jnp.add, variables["params"], uphill)}
+            ahead, _ = _gradient(net, there, batch, aims, weights, losses_of, ragged)
+            gradient = sharpness.direction(gradient, ahead, recipe.rho_alpha)
         if not is_own:  # an optax transformation never restarts, and its state may hold keys
             opt_state = jax.tree.map(lambda x: jnp.where(step == restart, jnp.zeros_like(x), x), opt_state)
         updates, opt_state = tx.update(gradient, opt_state, variables["params"])

@@ -72,6 +72,8 @@ class Recipe:
         keeps its gradient at the size that it has at temperature 1. Without it SGD needs a far larger step size.
       teacher_mode: batch norm of the teacher uses its running statistics ("evaluation") or the batch's ("training").
       decay_vectors: whether parameters of one axis (biases, scales of norms) decay too.
+      rho: radius of adaptive GSAM (see ``sharpness``), which takes each gradient a second time; 0 leaves it out.
+      rho_alpha: alpha of GSAM, at least 0.
 
     Raises:
       ValueError: if a setting is out of its range, or two do not go together.
@@ -99,6 +101,8 @@ class Recipe:
     temperature_squared: bool = False
     teacher_mode: Annotated[str, OneOf(TEACHER_MODES)] = "evaluation"
     decay_vectors: bool = True
+    rho: Annotated[float, Real(0)] = 0.0
+    rho_alpha: Annotated[float, Real(0)] = 0.0
 
     def __post_init__(self) -> None:
         check(self)
@@ -141,17 +145,18 @@ def dc_evaluation(epochs: int, *, augmentation: augment.Augmentation = "none", l
     )
 
 
-def expert_training(epochs: int, *, augmentation: augment.Augmentation) -> Recipe:
-    """Returns the training of MTT's and TESLA's experts: plain SGD at 0.01, batch 256.
+def datm_evaluation(epochs: int, *, augmentation: augment.Augmentation = "none") -> Recipe:
+    """Returns DATM's evaluation: that of the DC family in batches of 128.
 
-    Cazenavette et al., "Dataset Distillation by Matching Training Trajectories" (CVPR 2022), and its released program.
+    A set brings its learned step size, which takes the place of the recipe's, and its labels (soft ones by
+    cross-entropy). Guo et al., "Towards Lossless Dataset Distillation via Difficulty-Aligned Trajectory Matching" (ICLR
+    2024), and its released program.
 
     Args:
-      epochs: 50 as published.
-      augmentation: DSA's tokens as published.
+      epochs: as published 1000 (and one pass more, see ``dc_evaluation``).
+      augmentation: as for ``Recipe``; DSA's as published.
     """
-    # No momentum and no decay, because the student that imitates an expert has neither.
-    return Recipe(epochs=epochs, momentum=0.0, weight_decay=0.0, augmentation=augmentation)
+    return dataclasses.replace(dc_evaluation(epochs, augmentation=augmentation), batch_size=128)
 
 
 def short_evaluation(epochs: int, *, augmentation: augment.Augmentation = "none") -> Recipe:
@@ -288,6 +293,7 @@ TEACHER_PREFIX = "sre2l_"  # of the recipes under which judged networks take lab
 EVALUATIONS: dict[str, Callable[..., Recipe]] = {
     "short": short_evaluation,
     "dc": dc_evaluation,
+    "datm": datm_evaluation,
     **{TEACHER_PREFIX + data: functools.partial(_relabelled, data) for data in _SRE2L_EVALUATIONS},
 }
 """How judged networks train, by name: ``(epochs, *, augmentation) -> Recipe``; ``protocols`` adds newer ones."""

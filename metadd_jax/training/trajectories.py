@@ -78,17 +78,20 @@ def load_experts(folder: str | os.PathLike, net: zoo.Architecture, dataset: Data
     return Trajectories(folder, manifest, shards)
 
 
-def device_experts(trajectories: Trajectories, *, experts: int = 0, snapshots: int = 0) -> jax.Array:
-    """Puts experts on the device, as MTT and TESLA take them.
+def device_experts(
+    trajectories: Trajectories, *, experts: int = 0, snapshots: int = 0, last: bool = False
+) -> jax.Array:
+    """Puts experts on the device, as MTT, TESLA and DATM take them.
 
     Args:
       trajectories: the experts on the disk.
       experts: number of experts, from the first on; 0 takes all.
       snapshots: number of snapshots of each, from the start on; 0 takes all. A method reads no snapshot beyond
         ``max_start_epoch`` + ``expert_epochs`` - 1, counted from 0, so that sum is enough.
+      last: whether the expert's last snapshot follows them (DATM's experts pick and label the images).
 
     Returns:
-      [experts, snapshots, P] float32.
+      [experts, snapshots, P] float32, or one snapshot more with ``last``.
 
     Raises:
       ValueError: if there are not as many.
@@ -100,7 +103,14 @@ def device_experts(trajectories: Trajectories, *, experts: int = 0, snapshots: i
             f"{most[1]} snapshots; ask for no more, or 0 for all"
         )
     experts, snapshots = experts or most[0], snapshots or most[1]
-    return jnp.asarray(np.stack([trajectories.read(expert, snapshots) for expert in range(experts)]))
+
+    def read(expert: int) -> np.ndarray:
+        if not last:
+            return trajectories.read(expert, snapshots)
+        whole = trajectories.read(expert, most[1])
+        return np.concatenate([whole[:snapshots], whole[-1:]])
+
+    return jnp.asarray(np.stack([read(expert) for expert in range(experts)]))
 
 
 def flatten(params: chex.ArrayTree) -> jax.Array:

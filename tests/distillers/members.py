@@ -99,6 +99,12 @@ def trajectories(method, **settings):
 TRAJECTORY_TX = distillers.trajectory_optimiser(1.0, 1e-5, lr_teacher=0.01)
 
 
+def aligned(record=distillers.DATM, **settings):
+    """DATM: a window that grows within the steps of the suite; its threshold skips no step unless asked to."""
+    settings = record(first_upper=1, expansion_end=2, threshold=100.0, **settings)
+    return trajectories(distillers.datm, settings=settings), settings.optimiser(1.0, 0.5, 4, None)
+
+
 def counts(name):
     """Images of each class in the set of this member."""
     return (PACKED,) * 3 if "factor 2" in name else IPC["another ipc" in name]
@@ -128,6 +134,9 @@ MEMBERS = {
         TRAJECTORY_TX,
     ),
     "metadd over mtt": lambda a, d: (wrapped(a, over=trajectories(distillers.mtt)), TRAJECTORY_TX),
+    "datm": lambda a, d: aligned(),
+    "datm_tesla, hard labels": lambda a, d: aligned(distillers.DATMTesla, soft_labels=False),
+    "metadd over datm": lambda a, d: (wrapped(a, over=aligned()[0], kl=0.0), aligned()[1]),
     "sre2l": lambda a, d: recover(),
     "metadd around sre2l": lambda a, d: wrapped_recover(a),
 }

@@ -59,6 +59,8 @@ SLOW = (
     "dc, another ipc in each class",
     "tesla, soft labels, raw rate",
     "metadd around sre2l",
+    "datm_tesla, hard labels",
+    "metadd over datm",
     "metadd over dm, factor 2",
     "dc, a pool",
 )

@@ -35,6 +35,7 @@ def shrunk(config):
         "dsa": {"batch_size": 4, "class_batch": 2, "inner": 1, **words},
         "mtt": trajectories,
         "tesla": trajectories,
+        "datm": trajectories | {"min_start_epoch": 0, "first_upper": None},
         "sre2l": {"squeeze": "short", "squeeze_epochs": 1, "weights": None},
     }
     own = dataclasses.replace(config.own, **small[config.method])
@@ -88,7 +89,7 @@ def test_every_preset_is_a_setting_that_can_work(name):
 def test_no_matching_preset_ends_on_a_shorter_chunk():
     """It would be compiled once more."""
     for name, row in published.PRESETS.items():
-        if row.method in ("dm", "dc", "dsa"):
+        if row.method in ("dm", "dc", "dsa", "datm"):
             assert row.steps % row.chunk == 0, name
 
 
@@ -110,6 +111,26 @@ def test_rows_read_as_published():
     assert (
         presets.preset("tesla/imagenet/1").own.soft_labels and presets.preset("tesla/cifar10/1").own.batch_syn is None
     )
+
+
+def test_datms_rows_read_as_published():
+    row = presets.preset("datm/cifar10/50")
+    own = row.own
+    assert (own.syn_steps, own.expert_epochs, own.lr_labels, own.batch_syn, own.lr_lr) == (80, 2, 2, None, 1e-5)
+    assert (own.min_start_epoch, own.first_upper, own.max_start_epoch, own.expansion_end) == (0, 20, 40, 2000)
+    assert (own.experts, own.epochs, own.rho, own.rho_alpha, own.lr_teacher) == (100, 100, 0.01, 0.3, 0.01)
+    assert (row.image_lr, row.image_momentum, row.zca, row.steps, row.eval_epochs) == (1e3, 0.5, True, 10_001, 1000)
+    recipe = recipes.evaluation(row)
+    assert (recipe.epochs, recipe.drop_epoch, recipe.batch_size, recipe.momentum) == (1001, 502, 128, 0.9)
+    assert (recipe.optimiser, recipe.weight_decay) == ("sgd", 5e-4)
+    assert presets.preset("datm/cifar10/1").own.threshold == 1.1 and own.threshold == 1.0
+    late = presets.preset("datm/cifar100_mtt/50").own
+    assert (late.picks, late.min_start_epoch, late.first_upper, late.max_start_epoch) == ("random", 20, None, 70)
+    for name, other in published.PRESETS.items():
+        if name.startswith("datm/"):  # every target lies within the stored epochs, every chunk within the set
+            classes = {"cifar10": 10, "cifar100_mtt": 100, "tiny_imagenet": 200}[other.dataset]
+            assert other.own.max_start_epoch - 1 + other.own.expert_epochs <= 100
+            assert (other.own.batch_syn or 1) <= classes * other.ipc
 
 
 @pytest.mark.parametrize(
