@@ -104,8 +104,8 @@ class DistillConfig:
       pretrain_epochs: passes over the real data for the auxiliaries and the whole-data row.
       pretrain_augmentation: DSA tokens for that pre-training, "none", or "auto".
       eval_recipe: how judged networks train: "short" (AdamW, for CPUs), "dc" (the DC family's published protocol; a set
-        with a learned step size uses it), "datm" (the same in batches of 128), or by the labels of the sre2l teacher "sre2l_cifar",
-        "sre2l_cifar_code", "sre2l_tiny", "sre2l_tiny_ddranking", "sre2l_imagenet" (docs/methods.md).
+        with a learned step size uses it), "datm" (the same in batches of 128), or by the labels of the sre2l teacher
+        "sre2l_cifar", "sre2l_cifar_code", "sre2l_tiny", "sre2l_tiny_ddranking", "sre2l_imagenet" (docs/methods.md).
       eval_epochs: passes over a distilled set when it is judged ("dc", "datm": 300, or 1000 with DSA).
       eval_augmentation: DSA tokens for the judged trainings, "none", "auto", or "dc_" and DC's own tokens; the sre2l
         recipes have views of their own.

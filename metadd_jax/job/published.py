@@ -42,7 +42,7 @@ _TESLA = {
     ("imagenet", 1): (10, 3, 10, 1e4, 1e-4, 0.01, 100, False),
 }
 # data, ipc: syn_steps, expert_epochs, image_lr, lr_labels, batch_syn (None: all), min, current, max, end, lr_lr
-# Where the configuration files and the paper disagree its authors say to follow the paper, whose table was not to be had.
+# Of the configuration files; where they differ from the paper's table its authors follow the latter.
 _DATM = {
     ("cifar10", 1): (80, 2, 1e2, 5, None, 0, None, 4, None, 1e-7),
     ("cifar10", 10): (80, 2, 1e2, 2, None, 0, 10, 20, 1000, 1e-5),
