@@ -109,13 +109,7 @@ def fit(
             aims: Any = (targets, jax.lax.stop_gradient(how.net.apply(guide, batch)[0]))  # of the very same views
         else:
             aims = targets
-        gradient, batch_stats = _gradient(net, variables, batch, aims, weights, losses_of, ragged)
-        if recipe.rho:
-            # The same batch under the same views: what differs between the two gradients is the place alone.
-            uphill = sharpness.perturbation(variables["params"], gradient, recipe.rho)
-            there = {**variables, "params": jax.tree.map(jnp.add, variables["params"], uphill)}
-            ahead, _ = _gradient(net, there, batch, aims, weights, losses_of, ragged)
-            gradient = sharpness.direction(gradient, ahead, recipe.rho_alpha)
+        gradient, batch_stats = _slope(recipe, net, variables, batch, aims, weights, losses_of, ragged)
         if not is_own:  # an optax transformation never restarts, and its state may hold keys
             opt_state = jax.tree.map(lambda x: jnp.where(step == restart, jnp.zeros_like(x), x), opt_state)
         updates, opt_state = tx.update(gradient, opt_state, variables["params"])
@@ -170,6 +164,20 @@ def _guided_losses(
 ) -> jax.Array:
     labels, teacher_logits = targets
     return how.losses(losses_of(labels, logits), teacher_logits, logits, epoch)
+
+
+def _slope(
+    recipe: recipes.Recipe, net: zoo.Architecture, variables: Variables, images: jax.Array, *rest: Any
+) -> tuple[Any, Any]:
+    """What a step goes along: ``_gradient``, or what GSAM makes of it there and a little uphill."""
+    gradient, batch_stats = _gradient(net, variables, images, *rest)
+    if not recipe.rho:
+        return gradient, batch_stats
+    # The same batch under the same views: what differs between the two gradients is the place alone.
+    uphill = sharpness.perturbation(variables["params"], gradient, recipe.rho)
+    there = {**variables, "params": jax.tree.map(jnp.add, variables["params"], uphill)}
+    ahead, _ = _gradient(net, there, images, *rest)
+    return sharpness.direction(gradient, ahead, recipe.rho_alpha), batch_stats
 
 
 def _gradient(
