@@ -35,10 +35,12 @@ def metadd(
       A method like ``base`` (see ``penalise``), called "BASE+metadd".
 
     Raises:
-      ValueError: as ``penalise``.
+      ValueError: as ``penalise``; for a ``config`` that is none.
     """
     # The paper gives no proportions of its weights; ours are strengths beside the base method,
     # and 1:1:1 raw is ``paper``.
-    config = config or InvariantConfig()
+    config = InvariantConfig() if config is None else config
+    if not isinstance(config, InvariantConfig):
+        raise ValueError(f"config={config!r} must be an InvariantConfig; {{'ai': 1.0}} is InvariantConfig(ai=1.0)")
     terms: Strengths = {term: config.strengths[name] for name, term in config.terms.items()}
     return penalise_by(base, auxiliaries, terms, config, reference=reference, name="metadd")

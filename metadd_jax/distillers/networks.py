@@ -177,6 +177,9 @@ def pool(
       ValueError: if there is none, if they are for other images or classes than each other, if the probabilities are
         not one each, from 0, and 1 in all, or if ``warmup`` is out of range.
     """
+    for what, given in (("nets", nets), ("probabilities", probabilities)):
+        if given is not None and not isinstance(given, Sequence | np.ndarray | jax.Array):
+            raise ValueError(f"{what} of a pool is a {type(given).__name__}; give a list, such as pool([net, other])")
     count = len(nets)
     shares = (1 / max(count, 1),) * count if probabilities is None else tuple(probabilities)
     return Networks(tuple(nets), shares, warmup)

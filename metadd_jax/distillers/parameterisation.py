@@ -21,7 +21,7 @@ import optax
 
 from metadd_jax import keys, parallel, ranges
 from metadd_jax.distillers.contract import Distiller, check_method
-from metadd_jax.ranges import Whole
+from metadd_jax.ranges import Real, Whole
 from metadd_jax.structs import Dataset, SyntheticSet
 
 
@@ -337,6 +337,9 @@ class _Factor:
 
     def __post_init__(self) -> None:
         ranges.check(self)
+        numbers = self.pad if isinstance(self.pad, tuple) else (self.pad,)
+        if not all(map(Real().holds, numbers)):
+            raise ValueError(f"pad={self.pad!r} must be a number, or a tuple of one a channel")
 
     @property
     def name(self) -> str:
@@ -359,6 +362,8 @@ class _Factor:
                 f"factor {self.size} needs a multiple of {self.per_stored} images of at least {self.size} pixels a "
                 f"side; got {count} of {height} x {width}"
             )
+        if isinstance(self.pad, tuple) and len(self.pad) != channels:
+            raise ValueError(f"pad={self.pad} has {len(self.pad)} numbers for {channels} channels; give one each")
         rows, columns = -(-height // self.size), -(-width // self.size)
         # Antialiased, which ``resize`` is by default: a smaller image without it would fold high frequencies.
         cells = jax.image.resize(images, (count, rows, columns, channels), "bilinear")

@@ -99,6 +99,14 @@ def penalise_by(
       ValueError: as ``penalise``.
     """
     check_method(base)
+    if not isinstance(config, invariant.InvariantConfig):
+        raise ValueError(
+            f"config={config!r} must be an invariant.InvariantConfig; {{'ai': 1.0}} is InvariantConfig(ai=1.0)"
+        )
+    if config.views == "auto":
+        raise ValueError("views='auto' is for the main job, which knows the data; give DSA tokens such as 'crop_flip'")
+    if base.terms is not None and base.terms.name == name:
+        raise ValueError(f"{base.name} has a penalty called {name!r} already; give this one another name by name=...")
     if not isinstance(terms, Mapping):
         raise ValueError(f"terms={terms!r} must give each term its strength: {{'ai': 0.3}}")
     strengths: dict[str, float] = {}
@@ -166,7 +174,10 @@ class _Penalty:
             constant = jax.lax.stop_gradient(synthetic)
             w = self.relative(self.apart.gradients(key, constant, aux, batch, frozen, axis_name=axis_name))
         penalty, facts = self._judge(invariant.invariant_loss, key, synthetic, aux, frozen, weights=w)
-        metrics = {**metrics, "loss_base": loss_base, **{f"weight_{t}": w[t] for t in w}, **facts}
+        own = {"loss_base": loss_base, **{f"weight_{t}": w[t] for t in w}, **facts}
+        # A penalty over a penalty: what both call alike is told apart by the inner one's name.
+        inner = f"{self.base.terms.name}_" if self.base.terms else ""
+        metrics = {(inner + name if name in own else name): value for name, value in metrics.items()} | own
         # ``aux`` keeps the calibrated weights, so a checkpoint has them and a resumed run does not calibrate again.
         return loss_base + penalty, ({"base": base_aux, "weights": aux["weights"]}, metrics)
 

@@ -62,6 +62,10 @@ class InvariantConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if not isinstance(self.cam, features.CamConfig):
+            raise ValueError(f"cam={self.cam!r} must be a features.CamConfig; leave it out for the defaults")
+        if self.views != "auto":  # the main job's word for "as the data has it"
+            augment.strategy(self.views)
         if self.kl < 0 and self.kl_cap is None:
             raise ValueError(f"kl={self.kl} pushes the KL up without bound; give kl_cap > 0 as well")
         for index, (name, _) in enumerate(self.extra):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import importlib.metadata
 import logging
 import os
 import platform
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,12 +31,16 @@ def main(function: Callable[..., None], *, program: str) -> None:
     # Place and category are for programmers; users get one line.
     warnings.showwarning = lambda message, *place, **options: _warn(str(message))
     logging.basicConfig(level=logging.WARNING, handlers=[_OneLine()])
+    sys.unraisablehook = _unraisable
     try:
         function(sys.argv[1:], program=program)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        # 128 + SIGINT, as shells expect.
-        sys.exit(130)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # 128 + SIGINT, as shells expect; at once, because Orbax's threads would tell of a save that they cannot end
+        # (it is whole or absent, as after a kill).
+        os._exit(130)
     except BrokenPipeError:
         # The reader of our output (head, less) went away: not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -43,6 +49,15 @@ def main(function: Callable[..., None], *, program: str) -> None:
             raise
         print(f"error: {errors.in_one_line(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _unraisable(found: Any) -> None:
+    """Sends Ctrl-C once more where Python dropped it: an exception in a finaliser (a bar's) goes nowhere."""
+    if issubclass(found.exc_type, KeyboardInterrupt):
+        # A little later, when the finaliser has ended: at once it would be dropped again.
+        threading.Timer(0.1, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(found)
 
 
 class _OneLine(logging.Handler):

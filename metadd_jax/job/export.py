@@ -6,12 +6,15 @@ metadd export runs/mnist5k/dm/seed0 --format png --out exported
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from typing import Annotated
 
 from metadd_jax import exchange
 from metadd_jax.job import common, parsing
 from metadd_jax.job.parsing import Mark
 from metadd_jax.ranges import OneOf
+
+_FORMATS = {".npz": "npz", ".pt": "torch", ".pth": "torch"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,10 @@ def run(arguments: list[str], *, program: str = "metadd export") -> None:
       program: what the user typed before ``arguments``, for ``--help``.
     """
     config = parsing.parse(ExportConfig, arguments, program=program, description=__doc__)
+    # The name says what the user wants; an .npz called .pt would be refused by whoever opens it.
+    wanted = _FORMATS.get(pathlib.Path(config.out).suffix, config.format)
+    if wanted != config.format:
+        raise ValueError(f"--out {config.out} is the name of another format; add --format {wanted}, or rename it")
     synthetic, metadata = common.load_set(config.file)
     note = ""
     if config.format == "png":

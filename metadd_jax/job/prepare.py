@@ -313,7 +313,15 @@ def settings(config: DistillConfig) -> dict[str, mdd.invariant.InvariantConfig]:
         if config.variants:
             raise ValueError("--variants are settings of MetaDD, which --no-wrapped leaves out; drop one of the two")
         return {}
-    return {"": config.metadd} | {f",{text}": variant(config.metadd, text) for text in config.variants}
+    made = {"": config.metadd}
+    for text in config.variants:
+        setting = variant(config.metadd, text)
+        # Two of one setting would cost twice and, by one name, write into one folder.
+        if same := [name for name, held in made.items() if held == setting]:
+            of = f"--variants {same[0][1:]}" if same[0] else "MetaDD without a variant"
+            raise ValueError(f"--variants {text} is the same setting as {of}; leave one out")
+        made[f",{text}"] = setting
+    return made
 
 
 def seeds(config: DistillConfig) -> range:

@@ -135,16 +135,24 @@ def _difference(held: dict[str, Any], wanted: dict[str, Any], path: str = "") ->
             if differs := _difference(was, value, f"{path}{name}."):
                 return differs
         # The first difference is enough for one line; both values are in it.
-        elif not _same(path + name, was, value):
+        elif path + name == "plugin" and isinstance(was, list):
+            if differs := _of_plugins(was, value):
+                return differs
+        elif was != value:
             return f"{path}{name} was {was!r}, now {value!r}"
     return ""
 
 
-def _same(name: str, held: Any, wanted: Any) -> bool:
-    """Whether a setting is what it was; a plugin counts by its text, wherever it lies."""
-    if name != "plugin" or not isinstance(held, list):
-        return bool(held == wanted)
-    return [one.get("sha256") for one in held] == [one["sha256"] for one in wanted]
+def _of_plugins(held: list[dict[str, str]], wanted: list[dict[str, str]]) -> str:
+    """What differs; a plugin counts by its text, wherever it lies."""
+    was, now = ([(pathlib.Path(one["file"]).name, one["sha256"]) for one in every] for every in (held, wanted))
+    if [text for _, text in was] == [text for _, text in now]:
+        return ""
+    names, others = ([name for name, _ in every] for every in (was, now))
+    if names == others:
+        changed = next(name for (name, before), (_, after) in zip(was, now, strict=True) if before != after)
+        return f"the plugin {changed} had another text"
+    return f"its plugins were {', '.join(names) or 'none'}, now {', '.join(others) or 'none'}"
 
 
 def unwritten(

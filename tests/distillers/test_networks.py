@@ -136,6 +136,10 @@ def test_what_cannot_be_a_pool_is_refused_with_the_numbers():
             networks.pool(NETS, probabilities=wrong)
     with pytest.raises(ValueError, match="a pool of 3 networks with 2 probabilities; give one each"):
         networks.pool(NETS, probabilities=[0.5, 0.5])
+    with pytest.raises(ValueError, match="nets of a pool is a Architecture; give a list"):
+        networks.pool(NETS[0])
+    with pytest.raises(ValueError, match="probabilities of a pool is a float; give a list"):
+        networks.pool(NETS, probabilities=0.5)
     with pytest.raises(ValueError, match="a pool of 0 networks"):
         networks.pool([])
     with pytest.raises(ValueError, match=r"a network is a Networks; give what zoo.parse or zoo.create returns"):

@@ -225,6 +225,10 @@ def test_what_cannot_be_packed_is_refused_with_the_numbers(key, tiny):
         ValueError, match="factor 9 needs a multiple of 81 images of at least 9 pixels a side; got 81 of 8"
     ):
         distillers.factor(9).init(key, np.zeros((81, 8, 8, 1)))
+    with pytest.raises(ValueError, match=r"pad=\(0\.5, 0\.5\) has 2 numbers for 1 channels"):
+        distillers.factor(2, pad=(0.5, 0.5)).init(key, np.zeros((4, 8, 8, 1)))
+    with pytest.raises(ValueError, match="pad='grey' must be a number"):
+        distillers.factor(2, pad="grey")
     with pytest.raises(ValueError, match="size=0 must be a whole number, at least 1"):
         distillers.factor(0)
     with pytest.raises(ValueError, match="micro_batch=0 must be"):

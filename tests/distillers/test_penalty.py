@@ -145,6 +145,13 @@ def test_a_penalty_around_a_penalised_method_adds_to_it(tiny, auxiliaries):
     assert float(metrics["weight_energy"]) == pytest.approx(
         0.5 * norm(first) / norm(gradient_of_energy(START)), rel=1e-4
     )
+    # What both call alike is told apart.
+    assert float(metrics["penalty_weight_energy"]) == pytest.approx(
+        0.25 * norm(START - TARGET) / norm(gradient_of_energy(START)), rel=1e-4
+    )
+    assert float(metrics["penalty_loss_base"]) == pytest.approx(0.5 * norm(START - TARGET) ** 2, rel=1e-4)
+    with pytest.raises(ValueError, match="has a penalty called 'penalty' already"):
+        distillers.penalise(inner, auxiliaries, {energy: 0.5})
 
 
 def test_pulls_see_a_penalty_inside_a_parameterisation(tiny, auxiliaries):
@@ -191,6 +198,14 @@ def test_what_cannot_be_weighed_is_refused_at_once(auxiliaries):
         distillers.penalise(distillers.DM(), auxiliaries, {energy: 1.0})
     with pytest.raises(ValueError, match=r"^strength of 'ai'='1' must be a finite"):
         penalise({"ai": "1"})
+    with pytest.raises(ValueError, match=r"^cam=None must be a features.CamConfig"):
+        penalise({energy: 1.0}, cam=None)
+    with pytest.raises(ValueError, match="'corp'"):
+        penalise({energy: 1.0}, views="corp")
+    with pytest.raises(ValueError, match="views='auto' is for the main job"):
+        penalise({energy: 1.0}, views="auto")
+    with pytest.raises(ValueError, match=r"^config={'ai': 1.0} must be an InvariantConfig"):
+        distillers.metadd(quadratic(), auxiliaries, config={"ai": 1.0})
     with pytest.raises(ValueError, match="must give each term its strength"):
         penalise(["ai"])
     with pytest.raises(ValueError, match="3 is no term"):

@@ -152,6 +152,8 @@ TOGETHER = {
     ],
     "--metadd.subset 11 is larger than the 10 synthetic images": ["--metadd.subset", 11],
     "--metadd.subset 12 in --variants subset=12": ["--variants", "subset=12"],
+    "--variants ai=0.3 is the same setting as MetaDD without a variant": ["--variants", "ai=0.3"],
+    "--variants ai=2.0 is the same setting as --variants ai=2;": ["--variants", "ai=2", "ai=2.0"],
     "kl_cap": ["--variants", "kl=-1"],
     "--mtt.batch-syn=11 must be from 1 to the set's 10 images": [*TRAJECTORIES, "--mtt.batch-syn", 11],
     "lr_lr / lr_teacher**2": [*TRAJECTORIES, "--mtt.lr-lr", "1e30", "--mtt.lr-teacher", "1e-30"],

@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import sys
+import time
 import warnings
 import zipfile
 
@@ -109,6 +110,24 @@ def test_the_rest_is_shown_on_request(monkeypatch):
     monkeypatch.setenv("METADD_TRACEBACK", "1")
     with pytest.raises(OSError, match="No space left"):
         command.main(lambda arguments, program: fill_the_disk(), program="distill.py")
+
+
+def test_ctrl_c_in_a_finaliser_is_not_lost(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(os, "_exit", sys.exit)  # so that this process goes on
+
+    class Bar:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def work():
+        bar = Bar()
+        del bar
+        time.sleep(5)
+        pytest.fail("the work went on")
+
+    code, text = script(work, monkeypatch, capsys)
+    assert (code, text) == (130, "\ninterrupted; the same command goes on from the last checkpoint\n")
 
 
 def test_warnings_are_one_line_above_a_bar(monkeypatch, capsys):

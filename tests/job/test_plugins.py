@@ -96,5 +96,7 @@ def test_a_run_goes_on_with_the_plugins_that_it_began_with(plugin, tmp_path):
     (folder / "config.json").write_text(json.dumps(held))
     inspect(first)
     inspect(plugin(NETWORK, "moved/own.py"))  # the same text elsewhere
-    with pytest.raises(ValueError, match=r"holds another run \(plugin was"):
+    with pytest.raises(ValueError, match=r"holds another run \(the plugin own\.py had another text\)"):
         inspect(plugin(NETWORK + "# more"))
+    with pytest.raises(ValueError, match=r"\(its plugins were own\.py, now other\.py\)"):
+        inspect(plugin(NETWORK + "# more", "other.py"))

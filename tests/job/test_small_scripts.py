@@ -79,6 +79,8 @@ def test_export_to_npz_and_png(made, capsys):
     export.run([str(made), "--out", str(made / "folder"), "--format", "png"])
     assert "clipped 0.0 %" in capsys.readouterr().out
     assert len(list((made / "folder").rglob("*.png"))) == 10
+    with pytest.raises(ValueError, match=r"copy\.pt is the name of another format; add --format torch"):
+        export.run([str(made), "--out", str(made / "copy.pt")])
     with pytest.raises(ValueError, match=r"copy\.npz"):
         export.run([str(made), "--out", str(made / "copy.npz")])
 
