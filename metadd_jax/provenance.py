@@ -61,6 +61,49 @@ def sources(*places: str) -> str:
 
 
 @functools.cache
+def reached(*modules: str) -> tuple[str, ...]:
+    """Lists the code of this package that ``modules`` import, however many steps away, for ``sources``.
+
+    Args:
+      *modules: dotted names of modules of this package ("metadd_jax.distillers.run").
+
+    Returns:
+      Files relative to the package, sorted: the modules' own ones too, and of a package from which a name is taken
+      (``from metadd_jax.training import fit``) its ``__init__`` and so all that it shows.
+    """
+    found: set[pathlib.Path] = set()
+    waiting = [file for name in modules for file in _files_of(name)]
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            found.add(file)
+            tree = ast.parse(file.read_bytes())
+            waiting += [other for node in ast.walk(tree) for name in _imported(node) for other in _files_of(name)]
+    return tuple(sorted(file.relative_to(PACKAGE).as_posix() for file in found))
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def _files_of(name: str) -> list[pathlib.Path]:
+    """The file of a module, or of the one that the name is taken from; [] of another library and of the package."""
+    root, *parts = name.split(".")
+    for end in (len(parts), len(parts) - 1) if root == PACKAGE.name else ():
+        # The package's own face imports everything: whoever writes ``import metadd_jax`` stands above it all.
+        if place := PACKAGE.joinpath(*parts[:end]) if end > 0 else None:
+            if place.with_suffix(".py").is_file():
+                return [place.with_suffix(".py")]
+            if (place / "__init__.py").is_file():
+                return [place / "__init__.py"]
+    return []
+
+
+@functools.cache
 def machine() -> dict[str, Any]:
     """Collects versions and device, as JSON: what else the last bits of a computation depend on."""
     device = jax.devices()[0]

@@ -271,18 +271,33 @@ def write(directory: str | pathlib.Path, results: Mapping[str, Any]) -> str:
       The Markdown.
     """
     text = markdown(results)  # first, so that incomplete results write no file
-    # The hash tells results that were edited by hand, or cut, from those that a run may go on with.
-    plain = files.plain({**results, "rows": _without_nan(results["rows"])})
-    files.write_json(pathlib.Path(directory) / "results.json", plain | {"sha256": files.hash_json(plain)})
+    write_rows(pathlib.Path(directory) / "results.json", results)
     files.write_text(pathlib.Path(directory) / "results.md", text)
     return text
 
 
 def read(directory: str | pathlib.Path) -> dict[str, Any] | None:
     """Reads ``results.json`` of ``directory``; None if the file is absent or is not as ``write`` left it."""
+    return read_rows(pathlib.Path(directory) / "results.json")
+
+
+def write_rows(file: pathlib.Path, facts: Mapping[str, Any]) -> None:
+    """Writes ``facts``, among them ``rows`` of ``rows_of``, as JSON with its own hash.
+
+    Args:
+      file: where.
+      facts: JSON's own kinds; accuracies of trainings that diverged are null in the file.
+    """
+    # The hash tells results that were edited by hand, or cut, from those that a run may go on with.
+    plain = files.plain({**facts, "rows": _without_nan(facts["rows"])})
+    files.write_json(file, plain | {"sha256": files.hash_json(plain)})
+
+
+def read_rows(file: pathlib.Path) -> dict[str, Any] | None:
+    """Reads what ``write_rows`` wrote to ``file``; None if it is absent or is not as it was left."""
     # No error: results that cannot be read are made again.
     try:
-        results = files.read_json(pathlib.Path(directory) / "results.json")
+        results = files.read_json(file)
     except (FileNotFoundError, ValueError):
         return None
     if not isinstance(results, dict) or results.pop("sha256", None) != files.hash_json(results):

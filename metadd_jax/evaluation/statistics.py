@@ -106,6 +106,43 @@ def components(values: ArrayLike) -> dict[str, float | None]:
     return {"sd_sets": float(np.sqrt(max(between, 0.0))), "sd_trainings": float(np.sqrt(within))}
 
 
+def t_test(differences: ArrayLike) -> float:
+    """Computes the two-sided p-value of a paired t test: is the mean of ``differences`` 0?
+
+    Args:
+      differences: [n] of independent pairs, such as ``per_seed`` of ``paired``.
+
+    Returns:
+      p in [0, 1]; NaN for one pair, 1 where all differences are 0 and 0 where they are one other number.
+    """
+    from scipy import stats
+
+    values = np.asarray(differences, np.float64)
+    if values.size < 2:
+        return float("nan")
+    spread = values.std(ddof=1)
+    if spread == 0:  # t is 0/0 or infinite
+        return float(values.mean() == 0)
+    return float(2 * stats.t.sf(abs(values.mean()) / (spread / np.sqrt(values.size)), values.size - 1))
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Corrects p-values for their number (Holm, Scand. J. Statist. 1979): the chance of any false alarm stays p.
+
+    Args:
+      p_values: [m] in [0, 1]; NaN stands for a test that was not made, and counts for none.
+
+    Returns:
+      [m] corrected values; the sorted k-th (from 0) is max over j <= k of min(1, (m - j) p_j).
+    """
+    p = np.asarray(p_values, np.float64)
+    made = np.flatnonzero(~np.isnan(p))
+    order = made[np.argsort(p[made], kind="stable")]
+    corrected = np.full(p.shape, np.nan)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    return corrected
+
+
 def _bootstrap(clusters: np.ndarray, seed: int) -> list[float]:
     n = len(clusters)
     # All resamples where they are few: the interval is then exact and depends on no seed.

@@ -139,8 +139,21 @@ def _layout(method: str) -> parsing.Layout:
 
 
 def _parsed(arguments: list[str], program: str) -> options.DistillConfig:
+    plugins.load(arguments)  # a method that one of them registers can be named
+    return parsed(arguments, program)
+
+
+def parsed(arguments: list[str], program: str) -> options.DistillConfig:
+    """Reads the words of a command line, a preset's name first where there is one.
+
+    Args:
+      arguments: the words; what their ``--plugin`` registers has been loaded.
+      program: what the user typed before them, for ``--help`` and errors.
+
+    Raises:
+      ValueError: one line for what cannot be read.
+    """
     name, arguments = _split(arguments)
-    plugins.load(arguments)  # a method that it registers can be named below
     preset = presets.preset(name)
     said = parsing.value_of("method", arguments)
     method = preset.method if said is None else said

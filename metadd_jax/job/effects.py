@@ -29,13 +29,19 @@ class Stopwatch:
         """Begins a set: its first chunk has no earlier moment to be measured from."""
         self._last = None
 
-    def lap(self, method: str, done: int) -> None:
-        """Takes the time after a chunk of ``method`` that brought the set to ``done`` steps."""
+    def lap(self, method: str, done: int) -> float | None:
+        """Takes the time after a chunk of ``method`` that brought the set to ``done`` steps.
+
+        Returns:
+          The seconds a step of that chunk; None for the first of a set.
+        """
         # Not time.time, which jumps when the machine's clock is set.
-        now = time.perf_counter()
+        now, seconds = time.perf_counter(), None
         if self._last is not None and done > self._last[1]:
-            self._seconds.setdefault(method, []).append((now - self._last[2]) / (done - self._last[1]))
+            seconds = (now - self._last[2]) / (done - self._last[1])
+            self._seconds.setdefault(method, []).append(seconds)
         self._last = (method, done, now)
+        return seconds
 
     def medians(self) -> dict[str, float]:
         """Returns the median seconds a step by method, of the methods that ran in this start."""

@@ -24,12 +24,17 @@ def load(arguments: Sequence[str]) -> None:
       ValueError: one line for a file that is missing or fails, with the line of it that does; for two of one name.
     """
     # Before the command line is parsed: what a plugin registers decides which words are known.
-    paths = [pathlib.Path(name).expanduser() for name in parsing.values_of("plugin", arguments)]
+    paths = [pathlib.Path(name).expanduser() for name in named(arguments)]
     stems = [path.stem for path in dict.fromkeys(paths)]
     if twice := [stem for stem in stems if stems.count(stem) > 1]:
         raise ValueError(f"two plugins are called {twice[0]}.py; rename one, for what they define is known by the name")
     for path in paths:
         _run(path)
+
+
+def named(arguments: Sequence[str]) -> list[str]:
+    """Lists the files that the words of a command line name by ``--plugin``."""
+    return parsing.values_of("plugin", arguments)
 
 
 def facts(names: Iterable[str]) -> list[dict[str, str]]:

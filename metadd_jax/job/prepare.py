@@ -91,8 +91,27 @@ class Job:
         return mdd.data.cache_folder(self.config.cache_dir)
 
 
-def open_job(config: DistillConfig) -> Job:
+def load_data(config: DistillConfig) -> mdd.Dataset:
+    """Loads the real data that the options name."""
+    return mdd.data.load(
+        config.dataset,
+        data_dir=config.data_dir,
+        cache_dir=config.cache_dir,
+        image_size=config.image_size,
+        zca=config.zca,
+        train_per_class=config.train_per_class,
+        validation_fraction=config.validation_fraction,
+        # Of a set larger than the device only the pool of a chunk goes there.
+        on_device=not config.stream_per_class,
+    )
+
+
+def open_job(config: DistillConfig, dataset: mdd.Dataset | None = None) -> Job:
     """Everything that can go wrong is tried here, before any long work.
+
+    Args:
+      config: the options.
+      dataset: what ``load_data`` gave for them, where many jobs share it; None loads it.
 
     Raises:
       ValueError: one line that says what to mend.
@@ -106,17 +125,7 @@ def open_job(config: DistillConfig) -> Job:
     directory = files.require_writable(config.run_dir or "runs/mnist5k")
     common.open_cache(config.cache_dir)
     runfolder.inspect(directory, config)
-    dataset = mdd.data.load(
-        config.dataset,
-        data_dir=config.data_dir,
-        cache_dir=config.cache_dir,
-        image_size=config.image_size,
-        zca=config.zca,
-        train_per_class=config.train_per_class,
-        validation_fraction=config.validation_fraction,
-        # Of a set larger than the device only the pool of a chunk goes there.
-        on_device=not config.stream_per_class,
-    )
+    dataset = dataset or load_data(config)
     parameterisation = distillers.parameterisations.parse(config.parameterisation, dataset)
     counts = _images_per_class(config, dataset, per_stored(parameterisation))
     # With --overwrite other data may come: nothing of the old run is gone on with.

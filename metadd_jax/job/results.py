@@ -62,18 +62,29 @@ def draw(job: Job, sets: dict[str, list[mdd.SyntheticSet]], auxiliaries: dict[st
     """
     for name in [name for name in sets if name not in BASELINES]:
         for seed, synthetic in zip(seeds(job.config), sets[name], strict=True):
-            folder = job.directory / name / f"seed{seed}"
-            try:
-                _draw_set(job, folder, synthetic, [auxiliaries[net.label] for net in job.seen])
-            except Exception as error:  # whatever it is: a picture costs no result
-                warnings.warn(f"no pictures of {folder}: {type(error).__name__}: {error}", stacklevel=1)
+            draw_set(job, job.directory / name / f"seed{seed}", synthetic, [auxiliaries[net.label] for net in job.seen])
+
+
+def draw_set(job: Job, folder: pathlib.Path, synthetic: mdd.SyntheticSet, seen: list[mdd.Auxiliary]) -> None:
+    """Draws the pictures of one set in its ``folder``; one that cannot be drawn is a warning.
+
+    Args:
+      job: the job.
+      folder: of the set.
+      synthetic: the set.
+      seen: the frozen networks whose maps are drawn; without any there is no ``maps.png``.
+    """
+    try:
+        _draw_set(job, folder, synthetic, seen)
+    except Exception as error:  # whatever it is: a picture costs no result
+        warnings.warn(f"no pictures of {folder}: {type(error).__name__}: {error}", stacklevel=2)
 
 
 def _draw_set(job: Job, folder: pathlib.Path, synthetic: mdd.SyntheticSet, seen: list[mdd.Auxiliary]) -> None:
     names = job.dataset.class_names
     pixels = exchange.to_pixels(synthetic.images, exchange.value_space(job.dataset))
     pictures.grid(folder / "synthetic.png", pixels, synthetic.labels, class_names=names)
-    if _shows_packed(job):
+    if _shows_packed(job) and (folder / "latents.npz").exists():  # real images store none
         stored = exchange.to_pixels(exchange.load_latents(folder / "latents.npz")[0], exchange.value_space(job.dataset))
         # Class-major, and no stored image holds two classes: every k-th label is that of a stored one.
         labels = synthetic.labels[:: len(synthetic.labels) // len(stored)]

@@ -80,7 +80,7 @@ def claim(directory: pathlib.Path, config: DistillConfig, dataset: structs.Datas
                 _clear(directory)
             if config.overwrite or not (directory / "config.json").exists():
                 facts = {"data": checks.data_facts(dataset), "versions": command.versions()}
-                files.write_json(directory / "config.json", {"format": FORMAT, "config": _plain(config), **facts})
+                files.write_json(directory / "config.json", {"format": FORMAT, "config": plain(config), **facts})
         parallel.barrier("it is taken")
     except BaseException:  # Ctrl-C too: the folder must be free for the next start
         if lock:
@@ -110,7 +110,7 @@ def _refuse(directory: pathlib.Path, config: DistillConfig) -> None:
         if any(path.name != storage.LOCK and not files.is_temporary(path) for path in directory.iterdir()):
             raise ValueError(f"{directory} is not empty and holds no run; choose another --run-dir")
         return
-    held, wanted = files.read_json(file), _plain(config)
+    held, wanted = files.read_json(file), plain(config)
     if not isinstance(held, dict) or not isinstance(held.get("config"), dict):
         raise ValueError(f"{file} is not a run's config.json; choose another --run-dir")
     if config.overwrite:
@@ -221,12 +221,12 @@ def _facts(value: Any) -> Any:
     return value
 
 
-def _plain(config: DistillConfig) -> dict[str, Any]:
-    """The settings as JSON; a file counts by what it holds."""
-    plain = files.plain(_facts(config))
+def plain(config: DistillConfig) -> dict[str, Any]:
+    """Gives the settings of ``config`` as JSON; a file counts by what it holds."""
+    found = files.plain(_facts(config))
     for name in config.own.file_fields:
         file = getattr(config.own, name)
         if file and pathlib.Path(file).is_file():
-            plain["own"][name] = f"{file} (SHA-256 {files.hash_file(file)})"
-    plain["plugin"] = plugins.facts(config.plugin)
-    return plain
+            found["own"][name] = f"{file} (SHA-256 {files.hash_file(file)})"
+    found["plugin"] = plugins.facts(config.plugin)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,12 +14,21 @@ from metadd_jax import exchange, keys, parallel
 from metadd_jax.distillers.run import compile_chunks
 from metadd_jax.evaluation import report
 from metadd_jax.job import backbones, command, common, effects, recipes
-from metadd_jax.job.prepare import Job, make, run_config, seeds, wrapped
+from metadd_jax.job.prepare import BASELINES, Job, make, run_config, seeds, wrapped
 
 
-def pretrain_all(job: Job) -> dict[str, mdd.training.Trained]:
-    """Trains every network on the real images or takes it from the cache; the backbone as its method says."""
-    config, networks, every = job.config, list(job.networks), []
+def pretrain_all(job: Job, *, unseen: bool = True) -> dict[str, mdd.training.Trained]:
+    """Trains every network on the real images or takes it from the cache; the backbone as its method says.
+
+    Args:
+      job: the job.
+      unseen: whether those that no distillation looks through are trained too, for the row of the whole data.
+
+    Returns:
+      The trained networks by label.
+    """
+    config, every = job.config, []
+    networks = list(job.networks if unseen else (job.backbone, *job.seen))
     usual, own = recipes.pretraining(config), recipes.backbone(config)
     variables = config.own.backbone_variables(job.backbone)
     # Weights from a file are measured and not trained. Under a recipe of the method's own (SRe2L's squeeze) the
@@ -110,6 +120,20 @@ def distil_all(
     return sets
 
 
+def export_real(job: Job, name: str, seed: int, synthetic: mdd.SyntheticSet) -> None:
+    """Writes a set of real images as a distilled one is: ``synthetic.npz`` in the folder of its name and seed.
+
+    Args:
+      job: the job.
+      name: of ``BASELINES``.
+      seed: its distillation seed.
+      synthetic: the set.
+    """
+    facts = metadata(job, name, seed)
+    facts |= mdd.distillers.budget(mdd.distillers.pixels(), synthetic.images, synthetic.labels)
+    exchange.export_npz(job.directory / name / f"seed{seed}" / "synthetic.npz", synthetic, facts, overwrite=True)
+
+
 def metadata(job: Job, method: str, seed: int) -> dict[str, Any]:
     """Gathers what a reader of an exported set must know.
 
@@ -134,17 +158,22 @@ def metadata(job: Job, method: str, seed: int) -> dict[str, Any]:
     }
 
 
-def baselines(job: Job) -> dict[str, list[mdd.SyntheticSet]]:
-    """Real images as sets of the same size: random ones, and those nearest the k-means centres of each class."""
+def baselines(job: Job, names: Sequence[str] = BASELINES) -> dict[str, list[mdd.SyntheticSet]]:
+    """Real images as sets of the same size: random ones, and those nearest the k-means centres of each class.
+
+    Args:
+      job: the job.
+      names: which of ``BASELINES``.
+    """
     # Real images match many a distilled set on foreign networks (DC-BENCH), so every table has these two rows.
     counts, repeat = job.real_counts, job.config.short_class == "repeat"
-    return {
-        "random": [
-            mdd.evaluation.random_real(keys.root(seed, "random"), job.dataset, counts, repeat=repeat)
-            for seed in seeds(job.config)
-        ],
-        "kmeans": [mdd.evaluation.kmeans_real(seed, job.dataset, counts, repeat=repeat) for seed in seeds(job.config)],
+    draw: dict[str, Callable[[int], mdd.SyntheticSet]] = {
+        "random": lambda seed: mdd.evaluation.random_real(
+            keys.root(seed, "random"), job.dataset, counts, repeat=repeat
+        ),
+        "kmeans": lambda seed: mdd.evaluation.kmeans_real(seed, job.dataset, counts, repeat=repeat),
     }
+    return {name: [draw[name](seed) for seed in seeds(job.config)] for name in names}
 
 
 def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]], teacher: mdd.Auxiliary) -> list[dict[str, Any]]:

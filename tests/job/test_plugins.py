@@ -92,7 +92,7 @@ def test_a_run_goes_on_with_the_plugins_that_it_began_with(plugin, tmp_path):
 
     first = plugin(NETWORK)
     folder = files.require_writable(tmp_path / "run")
-    held = {"format": runfolder.FORMAT, "config": runfolder._plain(DistillConfig(plugin=(str(first),)))}
+    held = {"format": runfolder.FORMAT, "config": runfolder.plain(DistillConfig(plugin=(str(first),)))}
     (folder / "config.json").write_text(json.dumps(held))
     inspect(first)
     inspect(plugin(NETWORK, "moved/own.py"))  # the same text elsewhere

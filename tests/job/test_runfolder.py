@@ -160,7 +160,7 @@ def test_weights_of_the_same_name_count_by_what_they_hold(folder, tmp_path):
         run_dir=str(folder), method="sre2l", own=distillers.SqueezeRecover(weights=str(weights))
     )
     folder.mkdir()
-    files.write_json(folder / "config.json", {"format": runfolder.FORMAT, "config": runfolder._plain(config)})
+    files.write_json(folder / "config.json", {"format": runfolder.FORMAT, "config": runfolder.plain(config)})
     runfolder.inspect(folder, config)
     weights.write_bytes(b"two")
     with pytest.raises(ValueError, match=r"holds another run \(own\.weights was .*teacher\.pth \(SHA-256 .*now "):
@@ -182,7 +182,7 @@ def test_an_augmentation_of_ones_own_counts_by_its_code(folder, monkeypatch):
         return images * 2
 
     files.require_writable(folder)
-    held = {"format": runfolder.FORMAT, "config": runfolder._plain(config(halved))}
+    held = {"format": runfolder.FORMAT, "config": runfolder.plain(config(halved))}
     (folder / "config.json").write_text(json.dumps(held))
     runfolder.inspect(folder, config(halved))
     with pytest.raises(ValueError, match=r"holds another run \(own\.augmentation\.own\.dim was "):

@@ -1,0 +1,100 @@
+"""The resident memory that distilling takes, measured in a process of its own.
+
+XLA's plan of a step misses what convolutions use beside it on a CPU, and the peak of a process that has done other work
+before is that work's; so a fresh process distils two chunks of one cell and reads the kernel's counters.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+import metadd_jax as mdd
+from metadd_jax import keys, parallel
+from metadd_jax.distillers.run import compile_chunks
+from metadd_jax.job import cells, common, distill, plan, plugins, prepare, stages
+
+_STATUS, _RESET = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
+_MARK = "memory of a cell: "  # before the answer among what else a process prints
+
+
+def measure(words: Sequence[str], seed: int) -> dict[str, Any]:
+    """Distils two chunks in a fresh process and gives its memory.
+
+    Args:
+      words: the options of ``metadd distill``, a preset's name first, as for ``distill.parsed``.
+      seed: distillation seed.
+
+    Returns:
+      "peak_mib": the most that was resident while the second chunk ran, data, networks and programs included;
+      "idle_mib": what was resident before it. On an accelerator "device_mib" too, its allocator's peak.
+
+    Raises:
+      ValueError: if the process failed, with its last line.
+    """
+    call = [sys.executable, "-m", "metadd_jax.job.memory", str(seed), *words]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    for line in done.stdout.splitlines():
+        if line.startswith(_MARK):
+            return dict(json.loads(line.removeprefix(_MARK)))
+    said = (done.stderr or done.stdout).strip().splitlines()
+    raise ValueError(f"the process that measures memory failed (status {done.returncode}): {said[-1] if said else ''}")
+
+
+def can_measure() -> bool:
+    """Whether this system's kernel tells a peak that can be set back (Linux)."""
+    return _RESET.exists()
+
+
+def _main(arguments: list[str]) -> None:
+    seed, words = int(arguments[0]), arguments[1:]
+    plugins.load(words)
+    config = distill.parsed(words, "metadd study")
+    common.open_cache(config.cache_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        own = dataclasses.replace(config, distill_seeds=1, first_seed=config.first_seed + seed, run_dir=folder)
+        job = plan.for_memory(prepare.open_job(own))
+        every, tx = stages.all_methods(job, *cells.networks_of(job))
+        print(_MARK + json.dumps(_measure(job, every[-1], tx)))
+        if job.lock:
+            job.lock.release()
+
+
+def _measure(job: prepare.Job, method: mdd.distillers.Distiller, tx: Any) -> dict[str, float]:
+    config = prepare.run_config(job.config)
+    state = mdd.distillers.init_state(keys.root(job.config.first_seed, "distil"), method, tx, job.dataset)
+    steps = compile_chunks(method, tx, config)(min(config.chunk, config.steps))
+    arrays, frozen = job.dataset.train, method.frozen
+    state, frozen, arrays = (parallel.replicate(tree, mode=config.device_mode) for tree in (state, frozen, arrays))
+    # The first chunk compiles, which takes memory of its own that no later one takes.
+    state, _ = jax.block_until_ready(steps(state, arrays, frozen))
+    if sys.platform == "linux":
+        # What the compiler gave back is kept by the allocator, and would count as resident.
+        ctypes.CDLL(None).malloc_trim(0)
+    _RESET.write_text("5")  # sets the peak back to what is resident now
+    idle = _mib("VmRSS")
+    jax.block_until_ready(steps(state, arrays, frozen))
+    found = {"peak_mib": _mib("VmHWM"), "idle_mib": idle}
+    device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return found | ({"device_mib": device / 2**20} if device else {})
+
+
+def _mib(name: str) -> float:
+    found = re.search(rf"{name}:\s+(\d+) kB", _STATUS.read_text())
+    if found is None:
+        raise ValueError(f"{_STATUS} tells no {name}; measure without --memory")
+    return int(found[1]) / 1024
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])

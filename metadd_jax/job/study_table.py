@@ -1,0 +1,227 @@
+"""The table of a study: one for each kind of labels, and the paired differences to its reference rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from metadd_jax.evaluation import report, statistics
+from metadd_jax.job.studies import Study
+
+ROLES = report.ROLES
+FORMAT = 1
+
+
+def summary(study: Study, found: Sequence[tuple[str, int, Mapping[str, Any]]], *, cells: int) -> dict[str, Any]:
+    """Gathers what the finished cells of a study say.
+
+    Args:
+      study: the study.
+      found: (row, seed, what ``cell.json`` holds) of every finished cell.
+      cells: how many cells the study has.
+
+    Returns:
+      ``study.json``: the study, ``tables`` (by labels: rows and comparisons), ``notes``, ``cells`` (every accuracy).
+    """
+    kinds = list(dict.fromkeys(result["labels"] for _, _, result in found))
+    return {
+        "format": FORMAT,
+        "study": {
+            "name": study.name,
+            "about": study.about,
+            "preset": study.preset,
+            "options": study.options,
+            "rows": dict(study.rows),
+            "references": list(study.references),
+        },
+        "done": len(found),
+        "cells_in_all": cells,
+        "notes": _notes(found),
+        # Accuracies under other labels are those of another experiment: they never stand in one table.
+        "tables": {
+            kind: _table(study, [entry for entry in found if entry[2]["labels"] == kind]) for kind in kinds
+        },
+        "cells": [
+            {
+                "row": row,
+                "seed": seed,
+                **{name: result[name] for name in ("set", "labels", "images", "stored_values", "frozen_values")},
+                "accuracies": [
+                    {name: line[name] for name in ("network", "role", "accuracies")} for line in _plain(result["rows"])
+                ],
+                "distil_seconds": result["distil_seconds"],
+                "wall_seconds": result["wall_seconds"],
+            }
+            for row, seed, result in found
+        ],
+    }  # fmt: skip
+
+
+def _plain(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "accuracies": [None if np.isnan(x) else x for x in row["accuracies"]]} for row in rows]
+
+
+def _table(study: Study, found: Sequence[tuple[str, int, Mapping[str, Any]]]) -> dict[str, Any]:
+    names = [row for row in study.rows if any(row == other for other, _, _ in found)]
+    by_row = {name: [(seed, result) for row, seed, result in found if row == name] for name in names}
+    comparisons = []
+    for reference in study.references:
+        if reference in by_row:
+            others = [name for name in names if name != reference]
+            comparisons.append(_comparison(reference, {name: _paired(by_row, reference, name) for name in others}))
+    return {"rows": [{"row": name, **_facts(cells)} for name, cells in by_row.items()], "comparisons": comparisons}
+
+
+def _facts(cells: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
+    """One row of the table."""
+    results = [result for _, result in cells]
+    seconds = [result["distil_seconds"] for result in results if result["distil_seconds"] is not None]
+    return {
+        "seeds": [seed for seed, _ in cells],
+        **{role: _spread(results, role) for role in ROLES},
+        "networks": {line["network"]: line["role"] for line in results[0]["rows"]},
+        "seconds": float(np.median(seconds)) if seconds else None,
+        "with_compilation": any(result["with_compilation"] for result in results),
+        "memory": next((result["memory"] for result in results if result.get("memory")), None),
+        **{name: results[0][name] for name in ("images", "stored_values", "frozen_values")},
+    }
+
+
+def _spread(results: Sequence[Mapping[str, Any]], role: str) -> dict[str, Any] | None:
+    """Mean and standard deviation over seeds of the mean over the networks of a role and trainings."""
+    values = [[x for line in result["rows"] if line["role"] == role for x in line["accuracies"]] for result in results]
+    if not values[0]:
+        return None
+    lost = int(np.isnan(np.concatenate(values)).sum())
+    if lost:  # no number stands for a training that has no accuracy
+        return {"diverged": lost, "mean": None, "sd": None}
+    means = np.array([np.mean(each) for each in values])
+    return {"diverged": 0, "mean": float(means.mean()), "sd": float(means.std(ddof=1)) if len(means) > 1 else None}
+
+
+def _paired(by_row: Mapping[str, Sequence[tuple[int, Mapping[str, Any]]]], first: str, second: str) -> dict[str, Any]:
+    """Differences ``second`` - ``first`` by role over the seeds of both; a role of other networks is left out."""
+    before, after = dict(by_row[first]), dict(by_row[second])
+    seeds = sorted(set(before) & set(after))
+    if not seeds:
+        return {}
+    found = {}
+    for role in ROLES:
+        # Another backbone is another network under "same", and no pair with this one.
+        labels = [
+            [line["network"] for line in cells[seeds[0]]["rows"] if line["role"] == role] for cells in (before, after)
+        ]
+        if not labels[0] or labels[0] != labels[1]:
+            continue
+        pair = [
+            np.array([[line["accuracies"] for line in cells[seed]["rows"] if line["role"] == role] for seed in seeds])
+            for cells in (before, after)
+        ]
+        if pair[0].shape == pair[1].shape and np.isfinite(pair).all():
+            numbers = statistics.paired(*pair)
+            kept = {name: numbers[name] for name in ("difference", "per_seed", "t_interval", "seeds")}
+            found[role] = kept | {"p": statistics.t_test(numbers["per_seed"])}
+    return found
+
+
+def _comparison(reference: str, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    for role in ROLES:
+        named = [name for name, by_role in rows.items() if role in by_role]
+        corrected = statistics.holm([rows[name][role]["p"] for name in named])
+        for name, p in zip(named, corrected, strict=True):
+            of_role = rows[name][role]
+            # JSON has no NaN, which is the p of a single seed.
+            of_role["p"] = None if np.isnan(of_role["p"]) else of_role["p"]
+            of_role["p_holm"] = None if np.isnan(p) else float(p)
+    return {"reference": reference, "rows": rows}
+
+
+def _notes(found: Sequence[tuple[str, int, Mapping[str, Any]]]) -> list[str]:
+    """Protocol and machines, where they are the same for all rows in few words."""
+    if not found:
+        return []
+    configs = [result["config"] for _, _, result in found]
+
+    def each(name: str) -> str:
+        return ", ".join(dict.fromkeys(str(config[name]) for config in configs))
+
+    machines = dict.fromkeys(
+        f"jax {result['versions']['jax']}, {result['versions']['device']}, {result['versions']['machine']}"
+        for _, _, result in found
+    )
+    recipes = f"{each('eval_recipe')!r}, {each('eval_epochs')} epochs"
+    return [
+        f"{each('dataset')} (at most {each('train_per_class')} training images a class), accuracy on "
+        f"{each('evaluate_on')} images in percent, mean ± standard deviation over distillation seeds of the mean of "
+        f"{each('train_seeds')} training(s) of each network of a role; last epoch. Judged by the recipe {recipes}. "
+        f"{'; '.join(machines)}.",
+    ]
+
+
+def markdown(table: Mapping[str, Any]) -> str:
+    """Writes ``summary`` as Markdown: for each kind of labels a table, then the paired differences."""
+    study = table["study"]
+    lines = [f"# Study {study['name']}", "", study["about"], "", *table["notes"]]
+    lines += ["", f"{table['done']} of {table['cells_in_all']} cells are done."]
+    for kind, one in table["tables"].items():
+        lines += ["", f"## Labels: {kind}", "", *_table_lines(one["rows"])]
+        for comparison in one["comparisons"]:
+            lines += ["", *_comparison_lines(comparison)]
+    return "\n".join(lines) + "\n"
+
+
+def _table_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    networks = [tuple(row["networks"].items()) for row in rows]
+    roles = {role: [net for net, of in networks[0] if of == role] for role in ROLES}
+    said = "; ".join(f"{role}: {', '.join(nets)}" for role, nets in roles.items() if nets)
+    lines = [
+        "| row | seeds | same | seen | unseen | seconds | peak MiB | stored numbers |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        values = [_cell(row[role]) for role in ROLES]
+        seconds = "." if row["seconds"] is None else f"{row['seconds']:.1f}{'*' if row['with_compilation'] else ''}"
+        memory = f"{row['memory']['peak_mib']:.0f}" if row["memory"] else "."
+        stored = f"{row['stored_values']:,}" + (f" + {row['frozen_values']:,} shared" if row["frozen_values"] else "")
+        lines.append(f"| {row['row']} | {len(row['seeds'])} | {' | '.join(values)} | {seconds} | {memory} | {stored} |")
+    lines += ["", f"{said}. Seconds: of distilling one set, steps alone."]
+    if any(row["with_compilation"] for row in rows):
+        lines[-1] += " *: with compilation, where one dispatch holds all steps."
+    if others := [row["row"] for row, nets in zip(rows, networks, strict=True) if nets != networks[0]]:
+        lines[-1] += f" Other networks or roles: {', '.join(others)} (study.json)."
+    return lines
+
+
+def _cell(spread: Mapping[str, Any] | None) -> str:
+    if spread is None:
+        return "."
+    if spread["diverged"]:
+        return f"diverged ({spread['diverged']})"
+    sd = "" if spread["sd"] is None else f" ± {100 * spread['sd']:.1f}"
+    return f"{100 * spread['mean']:.1f}{sd}"
+
+
+def _comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
+    rows = comparison["rows"]
+    lines = [
+        f"Difference to **{comparison['reference']}** in points, paired by distillation seed, with 95 % t intervals; "
+        f"p of the t test, corrected for {len(rows)} rows (Holm):",
+        "",
+        "| row | " + " | ".join(f"{role} | p" for role in ROLES) + " |",
+        "|---" * (1 + 2 * len(ROLES)) + "|",
+    ]
+    for name, by_role in rows.items():
+        cells = [cell for role in ROLES for cell in _difference(by_role.get(role))]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _difference(numbers: Mapping[str, Any] | None) -> tuple[str, str]:
+    if numbers is None:
+        return ".", "."
+    interval = numbers["t_interval"]
+    spread = "one seed" if interval is None else f"[{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]"
+    p = "." if numbers["p_holm"] is None else f"{numbers['p_holm']:.2g}"
+    return f"{100 * numbers['difference']:+.1f} {spread}", p
