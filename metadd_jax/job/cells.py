@@ -19,7 +19,7 @@ RESULT = "cell.json"  # in a cell's folder, its last file: a cell that has it is
 TIMES = "seconds.jsonl"
 # Code that decides a cell's numbers, beside its method's: what these modules import, and the job's own use of them.
 _DECIDES = ("metadd_jax.distillers.run", "metadd_jax.evaluation.judging", "metadd_jax.evaluation.baselines")
-_JOB = ("job/prepare.py", "job/recipes.py", "job/stages.py")
+_JOB = ("job/backbones.py", "job/prepare.py", "job/recipes.py", "job/stages.py")
 # They read, write and refuse; no number comes from them.
 _DECIDES_NOTHING = ("exchange/", "storage/", "files.py", "provenance.py", "ranges.py", "registries.py")
 
@@ -69,9 +69,11 @@ class Cell:
         Returns:
           "settings", "data" (its fingerprint) and "code" (sources, versions, JAX's switches), as JSON.
         """
-        modules = [*_DECIDES, type(self.config.own).__module__]
-        modules += ["metadd_jax.distillers.meta"] if self.config.wrapped else []
-        modules += ["metadd_jax.distillers.parameterisation"] if self.config.parameterisation != "pixels" else []
+        config = self.config
+        around = {"meta": config.wrapped, "parameterisation": config.parameterisation != "pixels"}
+        around |= {"several": bool(config.matched)}
+        modules = [*_DECIDES, type(config.own).__module__]
+        modules += [f"metadd_jax.distillers.{name}" for name, used in around.items() if used]
         reached = provenance.reached(*sorted({name for name in modules if name.startswith("metadd_jax.")}))
         places = [place for place in reached if not place.startswith(_DECIDES_NOTHING)]
         code = {"sources": provenance.sources(*places, *_JOB), **provenance.settings()}
@@ -210,4 +212,5 @@ def _labels(job: prepare.Job, synthetic: mdd.SyntheticSet) -> str:
     """What judged networks learn from: rows are compared under equal labels only."""
     if recipes.relabels(job.config):
         return f"of the {job.config.method} teacher {job.backbone.label}"
-    return "hard" if synthetic.soft_labels is None else "the set's own soft ones"
+    own = "hard" if synthetic.soft_labels is None else "the set's own soft ones"
+    return f"{own}, and a guide's ({job.backbone.label})" if job.config.eval_kd else own

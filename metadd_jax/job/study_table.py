@@ -25,7 +25,7 @@ def summary(study: Study, found: Sequence[tuple[str, int, Mapping[str, Any]]], *
     Returns:
       ``study.json``: the study, ``tables`` (by labels: rows and comparisons), ``notes``, ``cells`` (every accuracy).
     """
-    kinds = list(dict.fromkeys(result["labels"] for _, _, result in found))
+    kinds = list(dict.fromkeys(_kind(result) for _, _, result in found))
     return {
         "format": FORMAT,
         "study": {
@@ -39,9 +39,9 @@ def summary(study: Study, found: Sequence[tuple[str, int, Mapping[str, Any]]], *
         "done": len(found),
         "cells_in_all": cells,
         "notes": _notes(found),
-        # Accuracies under other labels are those of another experiment: they never stand in one table.
+        # Accuracies under other labels, or by another recipe, are of another experiment: they never share a table.
         "tables": {
-            kind: _table(study, [entry for entry in found if entry[2]["labels"] == kind]) for kind in kinds
+            kind: _table(study, [entry for entry in found if _kind(entry[2]) == kind]) for kind in kinds
         },
         "cells": [
             {
@@ -57,6 +57,16 @@ def summary(study: Study, found: Sequence[tuple[str, int, Mapping[str, Any]]], *
             for row, seed, result in found
         ],
     }  # fmt: skip
+
+
+def _kind(result: Mapping[str, Any]) -> str:
+    """What rows of one table share: labels, recipe and images; the words of its heading."""
+    config = result["config"]
+    limit = f" ({config['train_per_class']} training images a class)" if config["train_per_class"] else ""
+    return (
+        f"labels: {result['labels']}; recipe {config['eval_recipe']!r}, {config['eval_epochs']} epochs, augmentation "
+        f"{config['eval_augmentation']}; {config['evaluate_on']} images of {config['dataset']}{limit}"
+    )
 
 
 def _plain(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -139,24 +149,17 @@ def _comparison(reference: str, rows: dict[str, dict[str, Any]]) -> dict[str, An
 
 
 def _notes(found: Sequence[tuple[str, int, Mapping[str, Any]]]) -> list[str]:
-    """Protocol and machines, where they are the same for all rows in few words."""
+    """How the numbers came about, and on which machines."""
     if not found:
         return []
-    configs = [result["config"] for _, _, result in found]
-
-    def each(name: str) -> str:
-        return ", ".join(dict.fromkeys(str(config[name]) for config in configs))
-
     machines = dict.fromkeys(
         f"jax {result['versions']['jax']}, {result['versions']['device']}, {result['versions']['machine']}"
         for _, _, result in found
     )
-    recipes = f"{each('eval_recipe')!r}, {each('eval_epochs')} epochs"
+    trainings = dict.fromkeys(str(result["config"]["train_seeds"]) for _, _, result in found)
     return [
-        f"{each('dataset')} (at most {each('train_per_class')} training images a class), accuracy on "
-        f"{each('evaluate_on')} images in percent, mean ± standard deviation over distillation seeds of the mean of "
-        f"{each('train_seeds')} training(s) of each network of a role; last epoch. Judged by the recipe {recipes}. "
-        f"{'; '.join(machines)}.",
+        "Accuracy in percent, mean ± standard deviation over distillation seeds of the mean over the networks of a "
+        f"role, each trained {' or '.join(trainings)} time(s) on each set; last epoch. {'; '.join(machines)}."
     ]
 
 
@@ -166,7 +169,7 @@ def markdown(table: Mapping[str, Any]) -> str:
     lines = [f"# Study {study['name']}", "", study["about"], "", *table["notes"]]
     lines += ["", f"{table['done']} of {table['cells_in_all']} cells are done."]
     for kind, one in table["tables"].items():
-        lines += ["", f"## Labels: {kind}", "", *_table_lines(one["rows"])]
+        lines += ["", f"## {kind[0].upper()}{kind[1:]}", "", *_table_lines(one["rows"])]
         for comparison in one["comparisons"]:
             lines += ["", *_comparison_lines(comparison)]
     return "\n".join(lines) + "\n"

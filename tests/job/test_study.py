@@ -52,13 +52,21 @@ def found_by(cell, dataset, labels="hard"):
         {"set": cell.row, "distill_seed": cell.seed, "network": net, "role": role, "accuracies": [accuracy(cell)]}
         for net, role in (("convnet", "same"), ("mlp", "unseen"))
     ]
+    said = {"dataset": "mnist5k", "train_per_class": 20, "evaluate_on": "test", "train_seeds": 1}
     return {
-        "cell": cell.decides(dataset), "config": {"dataset": "mnist5k", "train_per_class": 20, "evaluate_on": "test",
-        "train_seeds": 1, "eval_recipe": "short", "eval_epochs": 2}, "set": cell.row, "rows": rows, "labels": labels,
-        "images": 10, "stored_values": 7840, "frozen_values": 0, "distil_seconds": 2.0, "with_compilation": False,
+        "cell": cell.decides(dataset),
+        "config": {**said, "eval_recipe": "short", "eval_epochs": 2, "eval_augmentation": "auto"},
+        "set": cell.row,
+        "rows": rows,
+        "labels": labels,
+        "images": 10,
+        "stored_values": 7840,
+        "frozen_values": 0,
+        "distil_seconds": 2.0,
+        "with_compilation": False,
         "wall_seconds": {"prepare": 1.0, "distil": 2.0, "judge": 3.0},
         "versions": {"jax": "0", "device": "cpu", "machine": "x"},
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
@@ -75,6 +83,7 @@ def done(monkeypatch):
     return worked
 
 
+KIND = "labels: hard; recipe 'short', 2 epochs, augmentation auto; test images of mnist5k (20 training images a class)"
 IN_ORDER = [(row, seed) for seed in (0, 1) for row in ROWS]
 
 
@@ -179,9 +188,9 @@ def test_the_table_holds_the_numbers(opened, done):
     text = work.write_table()
     # 25 and 26 % by hand: mean 25.5, standard deviation 1/sqrt(2).
     assert "| random | 2 | 25.5 ± 0.7 | . | 25.5 ± 0.7 | 2.0 | . | 7,840 |" in text
-    assert "## Labels: hard" in text
+    assert f"## L{KIND[1:]}" in text
     table = files.read_json(work.folder / "study.json")
-    (comparison,) = table["tables"]["hard"]["comparisons"]
+    (comparison,) = table["tables"][KIND]["comparisons"]
     assert comparison["reference"] == "dm"
     numbers = comparison["rows"]["random"]["unseen"]
     assert numbers["difference"] == pytest.approx(-0.1) and numbers["seeds"] == 2
@@ -195,10 +204,11 @@ def test_rows_of_different_labels_never_share_a_table(opened):
     ]
     table = study_table.summary(TINY, [(cell.row, cell.seed, found) for cell, found in every], cells=6)
     rows = {kind: [row["row"] for row in one["rows"]] for kind, one in table["tables"].items()}
-    assert rows == {"hard": ["random", "dm at 2"], "of a teacher": ["dm"]}
+    other = KIND.replace("hard", "of a teacher")
+    assert rows == {KIND: ["random", "dm at 2"], other: ["dm"]}
     # The reference has other labels than they, so nothing is compared with it.
     assert [len(one["comparisons"]) for one in table["tables"].values()] == [0, 1]
-    assert table["tables"]["of a teacher"]["comparisons"][0]["rows"] == {}
+    assert table["tables"][other]["comparisons"][0]["rows"] == {}
     assert study_table.markdown(table).count("| row | seeds |") == 2
 
 
@@ -209,7 +219,7 @@ def test_a_diverged_training_has_no_number(opened):
     table = study_table.summary(TINY, found, cells=6)
     text = study_table.markdown(json.loads(json.dumps(table, allow_nan=False)))
     assert "| dm | 2 | diverged (1) |" in text
-    assert "same" not in table["tables"]["hard"]["comparisons"][0]["rows"]["random"]
+    assert "same" not in table["tables"][KIND]["comparisons"][0]["rows"]["random"]
 
 
 def key_of(config, dataset, real=None):
