@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 import metadd_jax as mdd
-from metadd_jax import exchange, features, files, provenance, storage
+from metadd_jax import distillers, exchange, features, files, provenance, storage
 from metadd_jax.evaluation import report
 from metadd_jax.job import command, effects, options, plan, prepare, recipes, results, runfolder, stages
 from metadd_jax.job.options import DistillConfig
@@ -70,10 +70,10 @@ class Cell:
           "settings", "data" (its fingerprint) and "code" (sources, versions, JAX's switches), as JSON.
         """
         config = self.config
-        around = {"meta": config.wrapped, "parameterisation": config.parameterisation != "pixels"}
-        around |= {"several": bool(config.matched)}
-        modules = [*_DECIDES, type(config.own).__module__]
-        modules += [f"metadd_jax.distillers.{name}" for name, used in around.items() if used]
+        latents = distillers.parameterisations.parse(config.parameterisation, dataset)
+        modules = [*_DECIDES, type(config.own).__module__, type(latents).__module__]
+        modules += ["metadd_jax.distillers.meta"] if config.wrapped else []
+        modules += ["metadd_jax.distillers.several"] if config.matched else []
         reached = provenance.reached(*sorted({name for name in modules if name.startswith("metadd_jax.")}))
         places = [place for place in reached if not place.startswith(_DECIDES_NOTHING)]
         code = {"sources": provenance.sources(*places, *_JOB), **provenance.settings()}
@@ -187,6 +187,7 @@ def _distil(
         sets = stages.baselines(job, [cell.real])
         stages.export_real(job, cell.real, cell.seed, sets[cell.real][0])
         return sets
+    job = stages.prepare_latents(job)
     every, tx = stages.all_methods(job, *networks)
     return stages.distil_all(job, every[-1:], tx, watch)
 

@@ -64,7 +64,7 @@ def _main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         own = dataclasses.replace(config, distill_seeds=1, first_seed=config.first_seed + seed, run_dir=folder)
         job = plan.for_memory(prepare.open_job(own))
-        every, tx = stages.all_methods(job, *cells.networks_of(job))
+        every, tx = stages.all_methods(stages.prepare_latents(job), *cells.networks_of(job))
         print(_MARK + json.dumps(_measure(job, every[-1], tx)))
         if job.lock:
             job.lock.release()
