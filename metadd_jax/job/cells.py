@@ -140,7 +140,7 @@ def run(cell: Cell, folder: pathlib.Path, dataset: mdd.Dataset, *, deadline: flo
     began = time.perf_counter()
     # A checkpoint at every chunk: a budget that ends may then lose one chunk's work, no more.
     config = dataclasses.replace(cell.config, run_dir=str(folder), save_every=cell.config.chunk)
-    prepared = prepare.open_job(config, dataset)
+    prepared = prepare.open_job(config, dataset=dataset)
     try:
         job = plan.for_memory(prepared)
         watch = _Watch(folder, deadline)
@@ -184,7 +184,7 @@ def _distil(
     job: prepare.Job, cell: Cell, networks: tuple[dict, dict], watch: effects.Stopwatch
 ) -> dict[str, list[mdd.SyntheticSet]]:
     if cell.real:
-        sets = stages.baselines(job, [cell.real])
+        sets = stages.baselines(job, names=[cell.real])
         stages.export_real(job, cell.real, cell.seed, sets[cell.real][0])
         return sets
     job = stages.prepare_latents(job)

@@ -106,7 +106,7 @@ def load_data(config: DistillConfig) -> mdd.Dataset:
     )
 
 
-def open_job(config: DistillConfig, dataset: mdd.Dataset | None = None) -> Job:
+def open_job(config: DistillConfig, *, dataset: mdd.Dataset | None = None) -> Job:
     """Everything that can go wrong is tried here, before any long work.
 
     Args:

@@ -158,7 +158,7 @@ def metadata(job: Job, method: str, seed: int) -> dict[str, Any]:
     }
 
 
-def baselines(job: Job, names: Sequence[str] = BASELINES) -> dict[str, list[mdd.SyntheticSet]]:
+def baselines(job: Job, *, names: Sequence[str] = BASELINES) -> dict[str, list[mdd.SyntheticSet]]:
     """Real images as sets of the same size: random ones, and those nearest the k-means centres of each class.
 
     Args:
