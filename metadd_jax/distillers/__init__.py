@@ -1,6 +1,7 @@
 """Distillation methods: pure functions behind one contract, and MetaDD, which wraps any of them."""
 
 from metadd_jax.distillers import networks, parameterisations
+from metadd_jax.distillers.characteristic_function import NCFM, ncfm
 from metadd_jax.distillers.condition import Condition, MeaninglessError, examine
 from metadd_jax.distillers.contract import Distiller, LossTerms, init_state, make_update
 from metadd_jax.distillers.difficulty_alignment import DATM, DATMTesla, datm
@@ -10,6 +11,7 @@ from metadd_jax.distillers.gradient_matching import DC, DSA, GradientMatching, d
 from metadd_jax.distillers.meta import metadd
 from metadd_jax.distillers.parameterisation import Parameterisation, budget, factor, parameterise, pixels, with_rates
 from metadd_jax.distillers.penalty import penalise
+from metadd_jax.distillers.pixel_updates import ncfm_optimiser
 from metadd_jax.distillers.pulling import pulls
 from metadd_jax.distillers.registry import Method, get, names, register
 from metadd_jax.distillers.run import NotFiniteError, RunConfig, compile_chunks, distil
@@ -24,6 +26,7 @@ __all__ = [
     "DM",
     "DSA",
     "MTT",
+    "NCFM",
     "TESLA",
     "Condition",
     "DATMTesla",
@@ -54,6 +57,8 @@ __all__ = [
     "metadd",
     "mtt",
     "names",
+    "ncfm",
+    "ncfm_optimiser",
     "networks",
     "parameterisations",
     "parameterise",

@@ -209,7 +209,13 @@ def _all_equal(counts: Sequence[int]) -> bool:
 
 
 def draw(
-    key: jax.Array, data: ImageArrays, *, num_classes: int, batch_size: int, axis_name: str | None = None
+    key: jax.Array,
+    data: ImageArrays,
+    *,
+    num_classes: int,
+    batch_size: int,
+    first: bool = False,
+    axis_name: str | None = None,
 ) -> dict[str, Any]:
     """Draws distinct real images of every class.
 
@@ -218,6 +224,7 @@ def draw(
       data: the real images.
       num_classes: K.
       batch_size: images of a class, over all devices together.
+      first: take the first images of each class in place of a draw.
       axis_name: under pmap, the axis of the devices: this device then takes its share of the very same draw.
 
     Returns:
@@ -231,7 +238,12 @@ def draw(
     start, share = parallel.own_share(batch_size, axis_name)
 
     def draw_one(class_key: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-        indices, weights = sampling.class_indices(class_key, data, label, batch_size)
+        if first:
+            count, places = jnp.asarray(data.counts)[label], jnp.arange(batch_size)
+            weights = (places < count).astype(jnp.float32)
+            indices = jnp.asarray(data.offsets)[label] + jnp.where(places < count, places, 0)
+        else:
+            indices, weights = sampling.class_indices(class_key, data, label, batch_size)
         indices = jax.lax.dynamic_slice_in_dim(indices, start, share)
         return jnp.asarray(data.images)[indices], jax.lax.dynamic_slice_in_dim(weights, start, share)
 

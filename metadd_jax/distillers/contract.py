@@ -287,6 +287,8 @@ def make_update(
       The step. Its metrics are scalars: "loss", "gradient_norm", and those of the method.
     """
 
+    change = optax.with_extra_args_support(tx).update
+
     def update(state: DistillState, data: Any, frozen: Any) -> tuple[DistillState, dict[str, jax.Array]]:
         step_key = jax.random.fold_in(state.key, state.step)
         refresh_key, sample_key, loss_key = (keys.named(step_key, part) for part in ("refresh", "sample", "loss"))
@@ -299,7 +301,8 @@ def make_update(
             loss_key, state.synthetic, aux, batch, frozen, axis_name=axis_name
         )
         # Under pmap every device does this on the same numbers, so the set stays the same without a broadcast.
-        updates, opt_state = tx.update(gradient, state.opt_state, state.synthetic)
+        # The loss too, for a transformation that asks for it (``reduce_on_plateau``).
+        updates, opt_state = change(gradient, state.opt_state, state.synthetic, value=loss)
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient), **metrics}
         made = (optax.apply_updates(state.synthetic, updates), opt_state)
         if "kept" in metrics:

@@ -69,6 +69,7 @@ def train_experts(
     seed: int = 0,
     at_once: int = 10,
     half: bool = False,
+    ends: bool = False,
     on_shard: Callable[[int], None] | None = None,
 ) -> Trajectories:
     """Trains experts on the training split, or takes them from ``folder`` if they are there.
@@ -89,6 +90,7 @@ def train_experts(
       half: store the start in float32, and of each epoch the step from the snapshot before *as stored*, in float16. So
         rounding errors do not add up over epochs: each number of a snapshot is off by at most 2^-11 of its step in that
         epoch, plus 2^-25, plus float32's own rounding.
+      ends: keep the start and the end of each expert alone, 2 snapshots and not T + 1 (NCFM's networks).
       on_shard: called with the number of experts done after each group.
 
     Returns:
@@ -104,11 +106,13 @@ def train_experts(
         raise ValueError(f"{net.label} has batch norm, whose statistics an expert does not keep; use its instance norm")
     folder = pathlib.Path(folder).expanduser().absolute()
     facts = _facts(net, dataset, recipe, experts=experts, seed=seed, at_once=at_once, half=half)
+    if ends:  # a fact of its own, so that folders made before it keep their meaning
+        facts["ends"] = True
     if not _is_there(folder):
         # Experts take hours, so a second run waits for the first instead of training the same.
         with _alone(folder):
             if not _is_there(folder):  # else another run has made it while this one waited
-                _make(folder, facts, _trainer(net, dataset, recipe, keys.root(seed, "experts")), on_shard)
+                _make(folder, facts, _trainer(net, dataset, recipe, keys.root(seed, "experts"), ends), on_shard)
     # Read back, also just after training: what is used is what lies on the disk.
     trajectories = load_experts(folder, net, dataset)
     refuse_difference(folder, trajectories.manifest, facts)
@@ -158,21 +162,21 @@ def _make(folder: pathlib.Path, facts: dict[str, Any], train: Callable, on_shard
     parallel.barrier("the experts are whole")
 
 
-def _trainer(net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, key: jax.Array) -> Callable:
-    """``(first, last) -> [last - first, T + 1, P]`` float32: the trajectories of these experts, on the host."""
+def _trainer(net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, key: jax.Array, ends: bool) -> Callable:
+    """``(first, last) -> [last - first, T + 1 or 2, P]`` float32: the trajectories of these experts, on the host."""
 
     def one(number: jax.Array, key: jax.Array, arrays: ImageArrays) -> jax.Array:
-        return fit(
-            jax.random.fold_in(key, number),
-            net,
-            arrays.images,
-            arrays.labels,
-            recipe,
-            shared_key=key,
-            mean=arrays.mean,
-            std=arrays.std,
-            record=lambda variables: flatten(variables["params"]),
-        )[1]
+        own = jax.random.fold_in(key, number)
+        constants: dict[str, Any] = {"shared_key": key, "mean": arrays.mean, "std": arrays.std}
+        if ends:
+            start = net.init(keys.named(own, "weights"))
+            end = fit(own, net, arrays.images, arrays.labels, recipe, variables=start, **constants)
+            return jnp.stack([flatten(start["params"]), flatten(end["params"])])
+
+        def record(variables: Any) -> jax.Array:
+            return flatten(variables["params"])
+
+        return fit(own, net, arrays.images, arrays.labels, recipe, record=record, **constants)[1]
 
     # Key and data are arguments: closed over, they would be constants of the compiled program.
     together = parallel.spread(one)

@@ -46,6 +46,11 @@ class Trajectories:
         """T: an expert has T + 1 snapshots, its start and one after each epoch."""
         return self.manifest["recipe"]["epochs"]
 
+    @property
+    def snapshots(self) -> int:
+        """How many snapshots of each there are: T + 1, or 2 where the ends alone were kept."""
+        return 2 if self.manifest.get("ends") else self.epochs + 1
+
     def read(self, expert: int, snapshots: int) -> np.ndarray:
         """Reads the first ``snapshots`` weight vectors of expert number ``expert``: [snapshots, P] float32."""
         shard, row = divmod(expert, self.manifest["at_once"])
@@ -96,7 +101,7 @@ def device_experts(
     Raises:
       ValueError: if there are not as many.
     """
-    most = (len(trajectories), trajectories.epochs + 1)
+    most = (len(trajectories), trajectories.snapshots)
     if not (0 <= experts <= most[0] and 0 <= snapshots <= most[1]):
         raise ValueError(
             f"experts={experts} and snapshots={snapshots}, but {trajectories.folder} holds {most[0]} experts of "

@@ -105,6 +105,13 @@ def aligned(record=distillers.DATM, **settings):
     return trajectories(distillers.datm, settings=settings), settings.optimiser(1.0, 0.5, 4, None)
 
 
+def ncfm(**settings):
+    net = make_net("convnet:width=4,depth=1")
+    pool = np.random.default_rng(0).normal(0, 0.2, (3, 2, net.num_params())).astype(np.float32)
+    settings = {"ipc": 2, "batch_size": 8, "frequencies": 16} | settings
+    return distillers.ncfm(net, pool, **settings), distillers.ncfm_optimiser(0.01, [0.3], [0.2])
+
+
 def counts(name):
     """Images of each class in the set of this member."""
     return (PACKED,) * 3 if "factor 2" in name else IPC["another ipc" in name]
@@ -138,5 +145,7 @@ MEMBERS = {
     "datm_tesla, hard labels": lambda a, d: aligned(distillers.DATMTesla, soft_labels=False),
     "metadd over datm": lambda a, d: (wrapped(a, over=aligned()[0], kl=0.0), aligned()[1]),
     "sre2l": lambda a, d: recover(),
+    "ncfm, another ipc in each class": lambda a, d: ncfm(ipc=IPC[1]),
+    "ncfm, a trained sampler, calibration left out": lambda a, d: ncfm(sampler="trained", calibration=0.0),
     "metadd around sre2l": lambda a, d: wrapped_recover(a),
 }
