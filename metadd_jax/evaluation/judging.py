@@ -18,10 +18,12 @@ import numpy as np
 from metadd_jax import parallel, ranges, zoo
 from metadd_jax.data.splits import split_of
 from metadd_jax.exchange import checks
-from metadd_jax.structs import Auxiliary, Dataset, ImageArrays, SyntheticSet
-from metadd_jax.training import recipes
+from metadd_jax.structs import Dataset, ImageArrays, SyntheticSet
+from metadd_jax.training import recipes, relabel
 from metadd_jax.training.fitting import count_correct, fit
 from metadd_jax.training.guidance import Guidance
+
+LABELS = ("own", "hard")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ def train_and_test(
     recipe: recipes.Recipe,
     draws: Sequence[int] | None = None,
     at_once: int = 32,
-    teacher: Auxiliary | None = None,
+    teacher: relabel.Teacher | None = None,
     guidance: Guidance | None = None,
     guides: Any = None,
 ) -> np.ndarray:
@@ -87,7 +89,7 @@ def _train(
     recipe: recipes.Recipe,
     draws: Sequence[int] | None,
     at_once: int,
-    teacher: Auxiliary | None,
+    teacher: relabel.Teacher | None,
     guidance: Guidance | None = None,
     guides: Any = None,
     keep: bool = False,
@@ -152,7 +154,7 @@ def _accuracies(
         labels: jax.Array,
         rates: jax.Array | None,
         arrays: ImageArrays,
-        teacher: Auxiliary | None,
+        teacher: relabel.Teacher | None,
     ) -> tuple[jax.Array, Any]:
         rate = None if rates is None else rates[index]
         own = jax.random.fold_in(key, seed)
@@ -169,8 +171,8 @@ def _accuracies(
 
 def _labels(sets: Sequence[SyntheticSet], num_classes: int) -> jax.Array:
     """[S, N] int32, or [S, N, K] probabilities as soon as one set has soft labels."""
-    # Sets of one table share the form of their labels, so that hard and soft ones train in one program: one-hot
-    # probabilities give the same cross-entropy.
+    # Under "own" hard labels may stand beside soft ones. They train in one program: one-hot probabilities give the
+    # same cross-entropy.
     if all(s.soft_labels is None for s in sets):
         return jnp.stack([jnp.asarray(s.labels) for s in sets])
     soft = [jax.nn.one_hot(s.labels, num_classes) if s.soft_labels is None else s.soft_labels for s in sets]
@@ -199,7 +201,8 @@ def cross_architecture(
     draws: Sequence[int] | None = ...,
     split: str = ...,
     at_once: int = ...,
-    teacher: Auxiliary | None = ...,
+    labels: str = ...,
+    teacher: relabel.Teacher | None = ...,
     guidance: Guidance | None = ...,
     on_network: Callable[[str], None] | None = ...,
 ) -> list[Row]: ...
@@ -217,7 +220,8 @@ def cross_architecture(
     draws: Sequence[int] | None = ...,
     split: str = ...,
     at_once: int = ...,
-    teacher: Auxiliary | None = ...,
+    labels: str = ...,
+    teacher: relabel.Teacher | None = ...,
     guidance: Guidance | None = ...,
     on_network: Callable[[str], None] | None = ...,
 ) -> list[list[Row]]: ...
@@ -234,7 +238,8 @@ def cross_architecture(
     draws: Sequence[int] | None = None,
     split: str = "test",
     at_once: int = 32,
-    teacher: Auxiliary | None = None,
+    labels: str = "own",
+    teacher: relabel.Teacher | None = None,
     guidance: Guidance | None = None,
     on_network: Callable[[str], None] | None = None,
 ) -> list[Row] | list[list[Row]]:
@@ -253,8 +258,11 @@ def cross_architecture(
         otherwise the spread over seeds lacks the spread of trainings. Default: all sets share it.
       split: "test", or "validation" for choosing settings.
       at_once: networks that train together on one device, at least 1; fewer need less memory.
-      teacher: labels every batch of every set in place of the sets' own labels, baselines included (SRe2L's
-        post-training, with ``recipes.sre2l_evaluation``).
+      labels: "own", each set's soft labels where it has them and else its hard ones; or "hard" for every set. Under
+        "own" a set with soft labels is not compared under equal labels with one without.
+      teacher: a network, or a committee (``training.committee``), that labels every batch, as it is cropped and mixed,
+        of every set in place of the sets' own labels, baselines included (SRe2L's post-training, with
+        ``recipes.sre2l_evaluation``).
       guidance: knowledge distillation beside the labels: on each set ``guidance.net`` is trained first, as all others
         are, and guides them. Training seed j learns from the guide of training seed j. A row of that very network is
         the guides' own accuracy, as in the paper's table: they learn from nobody.
@@ -275,6 +283,7 @@ def cross_architecture(
         raise ValueError("nothing to evaluate: no sets; give at least 1")
     ranges.require("seeds", seeds, ranges.Whole(1))
     ranges.require("at_once", at_once, ranges.Whole(1))
+    ranges.require("labels", labels, ranges.OneOf(LABELS))
     sizes = {candidate.images.shape for candidate in sets}
     if len(sizes) > 1:
         raise ValueError(f"sets of shapes {sorted(sizes)} cannot train together; evaluate each shape in its own call")
@@ -287,6 +296,8 @@ def cross_architecture(
     for net in (*networks, *([] if guidance is None else [guidance.net])):
         for candidate in sets:
             _check(net, candidate, dataset)
+    if labels == "hard":
+        sets = [dataclasses.replace(candidate, soft_labels=None) for candidate in sets]
     tables: list[list[Row]] = [[] for _ in sets]
     train = functools.partial(
         _train, key, sets, arrays=arrays, seeds=seeds, recipe=recipe, draws=draws, at_once=at_once, teacher=teacher

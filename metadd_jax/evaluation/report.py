@@ -17,7 +17,9 @@ from metadd_jax.structs import SyntheticSet
 ROLES = ("same", "seen", "unseen")
 
 
-def rows_of(set_name: str, distill_seed: int, table: Sequence[Row], roles: Mapping[str, str]) -> list[dict[str, Any]]:
+def rows_of(
+    set_name: str, distill_seed: int, table: Sequence[Row], roles: Mapping[str, str], *, labels: str
+) -> list[dict[str, Any]]:
     """Makes the rows of ``results.json`` for one set.
 
     Args:
@@ -25,9 +27,11 @@ def rows_of(set_name: str, distill_seed: int, table: Sequence[Row], roles: Mappi
       distill_seed: the seed that distilled it.
       table: what ``cross_architecture`` returned for it.
       roles: label of a network -> one of ``ROLES``.
+      labels: what the networks were trained under, in words that differ where the labels do ("hard", "own",
+        "teacher:resnet18_bn:width=8 1f2e3d4c").
 
     Returns:
-      Dicts ``{set, distill_seed, network, role, accuracies}``.
+      Dicts ``{set, distill_seed, network, role, labels, accuracies}``.
     """
     return [
         {
@@ -35,10 +39,29 @@ def rows_of(set_name: str, distill_seed: int, table: Sequence[Row], roles: Mappi
             "distill_seed": distill_seed,
             "network": row.network,
             "role": roles[row.network],
+            "labels": labels,
             "accuracies": list(row.accuracies),
         }
         for row in table
     ]
+
+
+def require_equal_labels(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses rows that were trained under different labels: soft labels alone lift random images by ten points.
+
+    Args:
+      rows: of ``rows_of``, of one run or of several; those of older runs do not say their labels.
+
+    Raises:
+      ValueError: naming two sets and their labels.
+    """
+    first = rows[0] if rows else {}
+    for row in rows:
+        if row.get("labels") != first.get("labels"):
+            raise ValueError(
+                f"{first['set']} was judged under the labels {first.get('labels')!r} and {row['set']} under "
+                f"{row.get('labels')!r}: such rows are not compared; judge all of them by one --eval-labels"
+            )
 
 
 def accuracies(rows: Sequence[Mapping[str, Any]], set_name: str, *, roles: Sequence[str] = ROLES) -> np.ndarray:
@@ -78,7 +101,11 @@ def compare(rows: Sequence[Mapping[str, Any]], first: str, second: str) -> dict[
     Returns:
       ``{first, second, by_role}``, by_role from a role to the numbers of ``statistics.paired``, or to
       ``{"diverged": "2 of 6 trainings"}`` where a training diverged, so that there is no difference.
+
+    Raises:
+      ValueError: if the rows were trained under different labels.
     """
+    require_equal_labels(rows)
     present = {row["role"] for row in rows}
     # The networks that did not distil are what a method is judged by, seen or unseen.
     groups: dict[str, tuple[str, ...]] = {role: (role,) for role in ROLES if role in present}
@@ -133,7 +160,11 @@ def table_lines(
     Args:
       rows: of ``rows_of``, for all sets.
       repeats: of ``repeats``; a set that came out the same for several seeds says so beside its name.
+
+    Raises:
+      ValueError: if the rows were trained under different labels.
     """
+    require_equal_labels(rows)
     networks = list(dict.fromkeys((row["network"], row["role"]) for row in rows))
     present = {role for _, role in networks}
     means = [role for role in ("seen", "unseen") if role in present]  # "same" is one network

@@ -145,12 +145,13 @@ def run(cell: Cell, folder: pathlib.Path, dataset: mdd.Dataset, *, deadline: flo
         job = plan.for_memory(prepared)
         watch = _Watch(folder, deadline)
         networks = networks_of(job)
+        teachers = stages.label_teachers(job, networks[0])
         ready = time.perf_counter()
         sets = _distil(job, cell, networks, watch)
         distilled = time.perf_counter()
         ((name, (synthetic,)),) = sets.items()
         results.draw_set(job, folder / name / f"seed{cell.seed}", synthetic, [])
-        rows = stages.judge(job, sets, networks[1][job.backbone.label])
+        rows = stages.judge(job, sets, teachers)
         stored = exchange.load_npz(folder / name / f"seed{cell.seed}" / "synthetic.npz")[1]
         a_step = watch.median()
         found = {
@@ -158,7 +159,7 @@ def run(cell: Cell, folder: pathlib.Path, dataset: mdd.Dataset, *, deadline: flo
             "config": runfolder.plain(cell.config),
             "set": name,
             "rows": rows,
-            "labels": _labels(job, synthetic),
+            "labels": rows[0]["labels"],  # rows are compared under equal labels only
             "images": len(synthetic.images),
             "stored_values": stored["stored_values"],
             "frozen_values": stored["frozen_values"],
@@ -207,11 +208,3 @@ def networks_of(job: prepare.Job) -> tuple[dict[str, mdd.training.Trained], dict
 
 
 _MADE: dict[tuple, tuple[dict[str, mdd.training.Trained], dict[str, mdd.Auxiliary]]] = {}
-
-
-def _labels(job: prepare.Job, synthetic: mdd.SyntheticSet) -> str:
-    """What judged networks learn from: rows are compared under equal labels only."""
-    if recipes.relabels(job.config):
-        return f"of the {job.config.method} teacher {job.backbone.label}"
-    own = "hard" if synthetic.soft_labels is None else "the set's own soft ones"
-    return f"{own}, and a guide's ({job.backbone.label})" if job.config.eval_kd else own

@@ -36,11 +36,13 @@ def check_options(config: DistillConfig) -> None:
     # The default keeps no validation images: they would be missing from the real ones.
     if config.evaluate_on == "validation" and not config.validation_fraction:
         raise ValueError("--evaluate-on validation needs --validation-fraction, for example 0.1")
-    if recipes.relabels(config) and not config.own.teaches:
+    chosen = recipes.labels(config)
+    if chosen.rule == "teacher" and not chosen.networks and not config.own.teaches:
         teachers = [name for name in distillers.names() if distillers.get(name).teaches]
+        said = "--eval-labels teacher" if config.eval_labels else f"--eval-recipe {config.eval_recipe}"
         raise ValueError(
-            f"--eval-recipe {config.eval_recipe} wants the labels of a teacher; it goes with --method "
-            f"{' or '.join(teachers)}"
+            f"{said} wants the labels of a teacher, and {config.method} has none: name one by --eval-labels "
+            f"teacher:NET, or take --method {' or '.join(teachers)}"
         )
     with spelled(config):
         config.own.check_pixels(zca=config.zca)

@@ -136,7 +136,9 @@ def pretrain(
     Returns:
       The trained networks, in the order of ``nets``.
     """
-    every = []
+    every: list[mdd.training.Trained] = []
+    if not nets:
+        return every
     with command.bar(len(nets), description, "net") as progress:
         for net in nets:
             progress.set_postfix_str(net.label)

@@ -71,6 +71,8 @@ def _do(job: prepare.Job, found: dict[str, Any] | None = None) -> str:
     """
     config, markdown = job.config, ""
     trained = stages.pretrain_all(job)
+    # Before the long work, as every other training on the real images.
+    teachers = stages.label_teachers(job, trained)
     auxiliaries = {
         label: features.freeze(network.net, network.variables, job.dataset) for label, network in trained.items()
     }
@@ -83,18 +85,21 @@ def _do(job: prepare.Job, found: dict[str, Any] | None = None) -> str:
         parallel.barrier("the files are written")
         return results.show(job, found)
     sets = {**stages.baselines(job), **distilled}
-    rows = stages.judge(job, sets, auxiliaries[job.backbone.label])
+    rows = stages.judge(job, sets, teachers)
     if parallel.is_main():
         base, *ours = distilled
         # What a paired difference is taken of: MetaDD over its base, and the base over random real images.
         pairs = [(base, name) for name in ours] + [("random", base)]
-        seeds = prepare.seeds(config)
+        seeds, learned = prepare.seeds(config), results.labels_of(job, rows, sets, teachers)
         found = {
             "notes": [
                 *results.notes(job),
+                "",
+                learned["note"],
                 *effects.conditions(job.directory, distilled, seeds, job.dataset),
             ],
             "evaluated_on": config.evaluate_on,
+            "labels": learned,
             "rows": rows,
             "repeats": report.repeats(sets, seeds),
             "comparisons": [report.compare(rows, *pair) for pair in pairs],

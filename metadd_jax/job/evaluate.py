@@ -6,15 +6,17 @@ metadd evaluate runs/mnist5k/dm/seed0/synthetic.npz --networks vgg11:width=8 mlp
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from typing import Annotated
 
 import numpy as np
 
 import metadd_jax as mdd
 from metadd_jax import keys
-from metadd_jax.job import command, common, parsing, plugins
+from metadd_jax.job import command, common, labels, parsing, plugins
 from metadd_jax.job.parsing import Mark
-from metadd_jax.ranges import Whole
+from metadd_jax.ranges import OneOf, Whole
+from metadd_jax.training import recipes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +30,14 @@ class EvaluateConfig:
       data_dir: where prepared TFDS data lies.
       cache_dir: where decoded images are kept (default: ~/.cache/metadd_jax).
       seeds: trainings of each network.
+      recipe: how they train: "dc" (the DC family's), or another of ``metadd distill --eval-recipe``.
+      labels: what they learn from: "own" (the set's soft labels where it has them), "hard", "teacher:NET+NET" (mean
+        logits of networks trained on the real data; one or several), "teacher:0.7*NET+0.3*NET", or
+        "prior:63*NET+65*NET" (weights softmax(number / 10)).
       epochs: passes over the distilled set (the DC family's recipe: 300, or 1000 with DSA).
-      augmentation: DSA tokens joined by "_", "none", or "auto" (by data set).
+      augmentation: DSA tokens joined by "_", "none", or "auto" (by data set); the sre2l recipes have their own.
+      pretrain_epochs: passes over the real data for the teachers.
+      pretrain_augmentation: as augmentation, for the teachers.
       plugin: a Python file that is read first: the networks and data sets that it registers can be named here
         (repeatable).
     """
@@ -40,8 +48,12 @@ class EvaluateConfig:
     data_dir: str | None = None
     cache_dir: str | None = None
     seeds: Annotated[int, Whole(1)] = 3
+    recipe: Annotated[str, OneOf(tuple(recipes.EVALUATIONS))] = "dc"
+    labels: str = "own"
     epochs: Annotated[int, Whole(1)] = 300
     augmentation: str = "auto"
+    pretrain_epochs: Annotated[int, Whole(1)] = 12
+    pretrain_augmentation: str = "auto"
     plugin: Annotated[tuple[str, ...], Mark.REPEATED] = ()
 
 
@@ -55,14 +67,19 @@ def run(arguments: list[str], *, program: str = "metadd evaluate") -> None:
     plugins.load(arguments)
     config = parsing.parse(EvaluateConfig, arguments, program=program, description=__doc__)
     common.require_names(config.networks)
-    if config.augmentation != "auto":
-        mdd.training.dc_evaluation(config.epochs, augmentation=config.augmentation)  # refuses what it cannot read
+    chosen = labels.read(config.labels)
+    if chosen.rule == "teacher" and not chosen.networks:
+        raise ValueError("a set brings no teacher with it; name one, --labels teacher:NET")
+    train = recipes.EVALUATIONS[config.recipe]
+    for words in (config.augmentation, config.pretrain_augmentation):
+        mdd.training.dc_evaluation(1, augmentation="none" if words == "auto" else words)  # refuses what it cannot read
     synthetic, metadata = common.load_set(config.file)
-    common.open_cache(config.cache_dir)
+    cache = common.open_cache(config.cache_dir)
     # After the names and the words of the command: typos cost no loading.
     dataset = common.real_data(metadata, name=config.dataset, data_dir=config.data_dir, cache_dir=config.cache_dir)
-    words = mdd.data.augmentation(dataset.name) if config.augmentation == "auto" else config.augmentation
+    words = _tokens(config.augmentation, dataset)
     nets = common.networks(config.networks, dataset)
+    teacher = labels.join(chosen, _teachers(config, chosen, dataset, cache))
     with command.bar(len(nets), "judge", "net") as progress:
         rows = mdd.evaluation.cross_architecture(
             keys.root(0, "judge"),
@@ -70,10 +87,15 @@ def run(arguments: list[str], *, program: str = "metadd evaluate") -> None:
             dataset,
             nets,
             seeds=config.seeds,
-            recipe=mdd.training.dc_evaluation(config.epochs, augmentation=words),
+            recipe=train(config.epochs, augmentation=words),
+            labels="hard" if chosen.rule == "hard" else "own",
+            teacher=teacher,
             on_network=lambda label: progress.update(),
         )
-    print(f"{config.file}: {config.epochs} epochs, augmentation {words}, {config.seeds} trainings, test split")
+    print(
+        f"{config.file}: recipe {config.recipe!r}, {config.epochs} epochs, augmentation {words}, labels "
+        f"{labels.told(chosen, teacher, {'': [synthetic]})}, {config.seeds} trainings, test split"
+    )
     for row in rows:
         values = 100 * np.array(row.accuracies)
         # A mean with a NaN in it says nothing, and one of the others would hide it.
@@ -82,3 +104,18 @@ def run(arguments: list[str], *, program: str = "metadd evaluate") -> None:
             continue
         spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
         print(f"{row.network:<28} {values.mean():5.1f}{spread}")
+
+
+def _tokens(words: str, dataset: mdd.Dataset) -> mdd.augment.Augmentation:
+    return mdd.data.augmentation(dataset.name) if words == "auto" else words
+
+
+def _teachers(
+    config: EvaluateConfig, chosen: labels.Labels, dataset: mdd.Dataset, cache: pathlib.Path
+) -> list[mdd.training.Trained]:
+    """The networks that label, trained as the auxiliaries of a distillation are."""
+    if not chosen.networks:
+        return []
+    seen = _tokens(config.pretrain_augmentation, dataset)
+    recipe = mdd.training.pretraining(config.pretrain_epochs, augmentation=seen)
+    return common.pretrain(common.networks(chosen.networks, dataset), dataset, recipe, cache, description="teachers")

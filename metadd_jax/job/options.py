@@ -30,7 +30,8 @@ GROUPS = {
         "image_lr", "image_momentum", "distill_seeds", "first_seed", "variants",
     ),
     "how they are judged": (
-        "unseen", "train_seeds", "eval_recipe", "eval_epochs", "eval_augmentation", "eval_kd", "pretrain_epochs",
+        "unseen", "train_seeds", "eval_recipe", "eval_labels", "eval_epochs", "eval_augmentation", "eval_kd",
+        "pretrain_epochs",
         "pretrain_augmentation", "at_once",
     ),
     "the run": (
@@ -42,7 +43,7 @@ GROUPS = {
 FIRST = frozenset({
     "dataset", "data_dir", "image_size",
     "method", "wrapped", "ipc", "backbone", "seen", "steps", "image_lr", "distill_seeds", "variants",
-    "unseen", "train_seeds", "eval_recipe", "eval_epochs",
+    "unseen", "train_seeds", "eval_recipe", "eval_labels", "eval_epochs",
     "run_dir", "overwrite", "plan", "plugin",
     "metadd.ai", "metadd.pos", "metadd.var", "metadd.weighting",
 })  # fmt: skip
@@ -104,8 +105,10 @@ class DistillConfig:
       pretrain_epochs: passes over the real data for the auxiliaries and the whole-data row.
       pretrain_augmentation: DSA tokens for that pre-training, "none", or "auto".
       eval_recipe: how judged networks train: "short" (AdamW, for CPUs), "dc" (the DC family's published protocol; a set
-        with a learned step size uses it), "datm" (the same in batches of 128), or by the labels of the sre2l teacher
-        "sre2l_cifar", "sre2l_cifar_code", "sre2l_tiny", "sre2l_tiny_ddranking", "sre2l_imagenet" (docs/methods.md).
+        with a learned step size uses it), "datm" (the same in batches of 128), or for labels of a teacher "sre2l_cifar",
+        "sre2l_cifar_code", "sre2l_tiny", "sre2l_tiny_ddranking", "sre2l_imagenet" (docs/methods.md).
+      eval_labels: what every row learns from: "hard", "own" (the set's), "teacher" (the method's), "teacher:NET+NET"
+        (one or several, trained on the real data; further forms: docs/methods.md); None: as the recipe's paper.
       eval_epochs: passes over a distilled set when it is judged ("dc", "datm": 300, or 1000 with DSA).
       eval_augmentation: DSA tokens for the judged trainings, "none", "auto", or "dc_" and DC's own tokens; the sre2l
         recipes have views of their own.
@@ -161,6 +164,7 @@ class DistillConfig:
     pretrain_epochs: Annotated[int, Whole(1)] = 12
     pretrain_augmentation: Annotated[str, Text("augment.strategy")] = "auto"
     eval_recipe: Annotated[str, OneOf(tuple(recipes.EVALUATIONS))] = "short"
+    eval_labels: Annotated[str | None, Text("labels.read")] = None
     eval_epochs: Annotated[int, Whole(1)] = 100
     eval_augmentation: Annotated[str, Text("recipes.evaluation")] = "auto"
     eval_kd: bool = False

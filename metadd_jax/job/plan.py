@@ -17,6 +17,7 @@ import numpy as np
 import metadd_jax as mdd
 from metadd_jax import parallel
 from metadd_jax.distillers import networks
+from metadd_jax.job import recipes
 from metadd_jax.job.prepare import BASELINES, Job, make, stand_ins, wrapped
 
 # Steps that are timed; the first call, which compiles and warms up, is not among them.
@@ -178,14 +179,23 @@ def _stages(job: Job, plans: list[Plan]) -> dict[str, float]:
     guided = forward_flops(job.backbone) * (len(costs) - 1) if config.eval_kd else 0.0
     sets = (len(BASELINES) + len(plans)) * config.distill_seeds
     images = sum(job.counts)
+    # Who labels sees every batch that a judged network sees, and passes it once.
+    labelling = sum(forward_flops(net) for net in _label_teachers(job)) * len(job.networks)
+    known = {net.label for net in job.networks}
+    new = 3 * sum(forward_flops(net) for net in job.teachers if net.label not in known)
     stages = {
-        "pretrain": config.pretrain_epochs * real * total / rate,
+        "pretrain": config.pretrain_epochs * real * (total + new) / rate,
         "distil": sum(entry.seconds for entry in plans) * config.steps * config.distill_seeds,
-        "judge": sets * config.train_seeds * config.eval_epochs * images * (total + guided) / rate,
+        "judge": sets * config.train_seeds * config.eval_epochs * images * (total + guided + labelling) / rate,
     }
     prepared = config.own.prepare_flops(forward_flops(job.backbone), real)
     stages |= {name: flops / rate for name, flops in prepared.items()}
     return {name: seconds / 3600 for name, seconds in stages.items()}
+
+
+def _label_teachers(job: Job) -> tuple[mdd.zoo.Architecture, ...]:
+    own = (job.backbone,) if recipes.labels(job.config).rule == "teacher" else ()
+    return job.teachers or own
 
 
 def refuse_what_cannot_fit(plans: list[Plan]) -> None:

@@ -56,6 +56,11 @@ class Job:
         return backbones.draw_from(self.config, self.backbone, self.dataset, self.counts)
 
     @property
+    def teachers(self) -> tuple[mdd.zoo.Architecture, ...]:
+        """The networks that label what judged networks see; none where the labels are the sets' or the method's."""
+        return tuple(common.networks(recipes.labels(self.config).networks, self.dataset))
+
+    @property
     def own(self) -> distillers.Method:
         """The method's settings, with what the data set decides."""
         return self.config.own.for_data(lambda: recipes.augmentation(self.config, "auto"))
@@ -137,6 +142,7 @@ def open_job(config: DistillConfig, *, dataset: mdd.Dataset | None = None) -> Jo
     job = Job(config, directory, dataset, backbone, seen, unseen, parameterisation)
     checks.check_networks(job.networks, job.seen)
     backbones.check_unseen(job.drawn, job.unseen)
+    checks.check_networks(job.teachers, ())
     checks.check_subsets(settings(config), sum(counts))
     # Before the folder is taken: the method's refusals come here too.
     state_size = check_made(job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from metadd_jax import augment
 from metadd_jax.data import catalog
+from metadd_jax.job.labels import Labels, read
 from metadd_jax.job.options import DistillConfig
 from metadd_jax.training import Recipe, recipes
 
@@ -30,14 +31,20 @@ def evaluation(config: DistillConfig) -> Recipe:
     return recipes.EVALUATIONS[config.eval_recipe](config.eval_epochs, augmentation=words)
 
 
-def relabels(config: DistillConfig) -> bool:
-    """Whether judged networks learn from the labels of the method's teacher."""
-    return config.eval_recipe.startswith(recipes.TEACHER_PREFIX)
+def labels(config: DistillConfig) -> Labels:
+    """What judged networks learn from; as published where nothing is said.
+
+    Raises:
+      ValueError: if ``--eval-labels`` cannot be read.
+    """
+    if config.eval_labels is not None:
+        return read(config.eval_labels)
+    return Labels("teacher" if config.eval_recipe in recipes.RELABELLING else "own")
 
 
 def describe_evaluation(config: DistillConfig) -> str:
     """What judged networks see, in a few words."""
     guided = ", guided by the backbone trained on the same set (--eval-kd)" if config.eval_kd else ""
-    if relabels(config):
-        return f"labels of the {config.method} teacher for every set, the real images included{guided}"
+    if config.eval_recipe in recipes.RELABELLING:
+        return f"with views of its own{guided}"
     return f"augmentation {augmentation(config, config.eval_augmentation)}{guided}"

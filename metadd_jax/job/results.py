@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 import metadd_jax as mdd
 from metadd_jax import exchange, files, parallel, pictures
 from metadd_jax.evaluation import report
-from metadd_jax.job import backbones, command, recipes, runfolder
+from metadd_jax.job import backbones, command, labels, recipes, runfolder
 from metadd_jax.job.prepare import BASELINES, Job, seeds
 
 
@@ -124,6 +125,24 @@ def _describe_counts(counts: tuple[int, ...]) -> str:
     if len(set(counts)) == 1:
         return f"{counts[0]} image(s) per class"
     return f"{min(counts)} to {max(counts)} images per class ({sum(counts)} in all)"
+
+
+def labels_of(
+    job: Job, rows: Sequence[Mapping[str, Any]], sets: Mapping[str, Sequence[mdd.SyntheticSet]],
+    teachers: Sequence[mdd.training.Trained],
+) -> dict[str, Any]:  # fmt: skip
+    """What judged networks learned from: the rule of all rows, a sentence on it, and the teachers.
+
+    Args:
+      job: the job.
+      rows: of ``stages.judge``.
+      sets: what was judged, by name.
+      teachers: who labelled; none where the labels are the sets' own.
+    """
+    rule, shares = rows[0]["labels"], recipes.labels(job.config).weights or (1.0,)
+    named = [{"network": one.net.label, "accuracy": one.accuracy} for one in teachers]
+    weighted = [{**facts, "weight": share} for facts, share in zip(named, shares, strict=False)]
+    return {"rule": rule, "note": labels.note(rule, sets), "teachers": weighted}
 
 
 def notes(job: Job) -> list[str]:

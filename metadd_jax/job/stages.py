@@ -13,7 +13,7 @@ import metadd_jax as mdd
 from metadd_jax import exchange, keys, parallel
 from metadd_jax.distillers.run import compile_chunks
 from metadd_jax.evaluation import report
-from metadd_jax.job import backbones, command, common, effects, recipes
+from metadd_jax.job import backbones, command, common, effects, labels, recipes
 from metadd_jax.job.prepare import BASELINES, Job, make, run_config, seeds, wrapped
 
 
@@ -51,6 +51,26 @@ def prepare_latents(job: Job) -> Job:
         return job
     with command.bars("latents") as progress:
         return dataclasses.replace(job, parameterisation=prepare(job.dataset, job.cache, progress=progress))
+
+
+def label_teachers(job: Job, trained: dict[str, mdd.training.Trained]) -> list[mdd.training.Trained]:
+    """Lists the trained networks that label what judged networks see; none where the labels are the sets' own.
+
+    Args:
+      job: the job.
+      trained: the networks trained on the real data, by label. The backbone may have a training of its own (a squeeze):
+        a teacher of that name is trained as all other networks are, so that it is the same one beside every method.
+    """
+    if recipes.labels(job.config).rule != "teacher":
+        return []
+    if not job.teachers:
+        return [trained[job.backbone.label]]
+    usual = recipes.pretraining(job.config)
+    known = {label: one for label, one in trained.items() if one.recipe == usual}
+    new = [net for net in job.teachers if net.label not in known]
+    made = common.pretrain(new, job.dataset, usual, job.cache, split=job.config.evaluate_on, description="teachers")
+    known |= {one.net.label: one for one in made}
+    return [known[net.label] for net in job.teachers]
 
 
 def all_methods(
@@ -155,6 +175,8 @@ def metadata(job: Job, method: str, seed: int) -> dict[str, Any]:
         "ipc": job.stored_counts[0] if len(set(job.stored_counts)) == 1 else list(job.stored_counts),
         "seed": seed,
         "steps": job.config.steps,
+        # What its run judged it under; whether it holds soft labels of its own, its arrays say.
+        "eval_labels": labels.words(recipes.labels(job.config), job.backbone.label),
     }
 
 
@@ -176,15 +198,21 @@ def baselines(job: Job, *, names: Sequence[str] = BASELINES) -> dict[str, list[m
     return {name: [draw[name](seed) for seed in seeds(job.config)] for name in names}
 
 
-def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]], teacher: mdd.Auxiliary) -> list[dict[str, Any]]:
-    """Trains every network on every set and gives the rows of accuracies.
+def judge(
+    job: Job, sets: dict[str, list[mdd.SyntheticSet]], teachers: Sequence[mdd.training.Trained]
+) -> list[dict[str, Any]]:
+    """Trains every network on every set and gives the rows of accuracies, all under the same rule of labels.
 
     Args:
       job: the job.
       sets: by name, one of each distillation seed.
-      teacher: the frozen backbone, from which some recipes take their labels; the others leave it out.
+      teachers: of ``label_teachers``.
     """
-    config = job.config
+    config, chosen = job.config, recipes.labels(job.config)
+    teacher = labels.join(chosen, teachers)
+    told = labels.told(chosen, teacher, sets)
+    if config.eval_kd:
+        told += f", and a guide's ({job.backbone.label})"
     every = [
         (name, seed, synthetic)
         for name, group in sets.items()
@@ -206,11 +234,12 @@ def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]], teacher: mdd.Auxili
                 recipe=recipes.evaluation(config),
                 draws=[seed for _, seed, _ in alike],
                 split=config.evaluate_on,
-                teacher=teacher if recipes.relabels(config) else None,
+                labels="hard" if chosen.rule == "hard" else "own",
+                teacher=teacher,
                 guidance=mdd.training.Guidance(job.backbone) if config.eval_kd else None,
                 at_once=config.at_once,
                 on_network=lambda label: progress.update(),
             )
             for (name, seed, _), table in zip(alike, tables, strict=True):
-                rows += report.rows_of(name, seed, table, job.roles)
+                rows += report.rows_of(name, seed, table, job.roles, labels=told)
     return rows

@@ -14,14 +14,17 @@ from metadd_jax.training.recipes import (
     sre2l_evaluation,
     sre2l_squeeze,
 )
+from metadd_jax.training.relabel import Committee, committee, prior_weights
 from metadd_jax.training.trajectories import Trajectories, device_experts, load_experts
 
 __all__ = [
+    "Committee",
     "Guidance",
     "Recipe",
     "Trained",
     "Trajectories",
     "cache_key",
+    "committee",
     "count_correct",
     "datm_evaluation",
     "dc_evaluation",
@@ -34,6 +37,7 @@ __all__ = [
     "ncfm_pretraining",
     "pretrain",
     "pretraining",
+    "prior_weights",
     "rded_evaluation",
     "short_evaluation",
     "sre2l_evaluation",

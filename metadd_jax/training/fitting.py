@@ -16,7 +16,7 @@ import optax
 
 from metadd_jax import keys, parts, transforms, zoo
 from metadd_jax.data import sampling
-from metadd_jax.structs import Array, Auxiliary, ImageArrays
+from metadd_jax.structs import Array, ImageArrays
 from metadd_jax.training import batches, recipes, relabel, sharpness
 from metadd_jax.training.guidance import Guidance
 from metadd_jax.zoo.architecture import Variables
@@ -35,7 +35,7 @@ def fit(
     learning_rate: jax.Array | None = None,
     variables: Variables | None = None,
     record: Callable[[Variables], chex.ArrayTree] | None = None,
-    teacher: Auxiliary | relabel.StoredLogits | None = None,
+    teacher: relabel.Teacher | relabel.StoredLogits | None = None,
     guidance: tuple[Guidance, Variables] | None = None,
 ) -> Any:
     """Trains a network and returns its variables.
@@ -137,7 +137,7 @@ def _own_labels(labels: jax.Array, net: zoo.Architecture, how: transforms.Mix | 
 
 
 def _opinion(
-    teacher: Auxiliary | relabel.StoredLogits,
+    teacher: relabel.Teacher | relabel.StoredLogits,
     net: zoo.Architecture,
     step: jax.Array,
     batch: jax.Array,

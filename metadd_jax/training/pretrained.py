@@ -33,6 +33,7 @@ class Trained(NamedTuple):
       accuracy: share of the images of ``split`` that it classifies correctly, 0..1.
       cached: whether it came from the cache.
       split: the split of ``accuracy``: "test" or "validation".
+      recipe: how it was trained; None where its weights come from elsewhere.
     """
 
     net: zoo.Architecture
@@ -40,6 +41,7 @@ class Trained(NamedTuple):
     accuracy: float
     cached: bool
     split: str = "test"
+    recipe: recipes.Recipe | None = None
 
 
 def cache_key(
@@ -107,7 +109,7 @@ def pretrain(
     # One answer for all processes, since all of them read, or all of them train and save.
     if folder is not None and parallel.from_main(np.int32(folder.exists())):
         stored = storage.restore_tree(folder, like)
-        return Trained(net, stored["variables"], float(stored["accuracies"][split]), True, split)
+        return Trained(net, stored["variables"], float(stored["accuracies"][split]), True, split, recipe)
 
     def train(key: jax.Array, arrays: ImageArrays) -> Variables:
         return fit(key, net, arrays.images, arrays.labels, recipe, shared_key=key, mean=arrays.mean, std=arrays.std)
@@ -121,7 +123,7 @@ def pretrain(
         # this one does too.
         stored = storage.restore_tree(folder, like)
         variables, accuracies = stored["variables"], jax.tree.map(float, stored["accuracies"])
-    return Trained(net, variables, accuracies[split], False, split)
+    return Trained(net, variables, accuracies[split], False, split, recipe)
 
 
 def _folder(

@@ -6,7 +6,7 @@ import functools
 
 from metadd_jax import augment
 from metadd_jax.training import views
-from metadd_jax.training.recipes import EVALUATIONS, Recipe
+from metadd_jax.training.recipes import EVALUATIONS, RELABELLING, Recipe
 
 
 def ncfm_pretraining(epochs: int) -> Recipe:
@@ -67,3 +67,4 @@ EVALUATIONS |= {
     "rded": rded_evaluation,
     "rded_factor2": functools.partial(rded_evaluation, factor=2),
 }
+RELABELLING |= {"rded", "rded_factor2"}

@@ -289,14 +289,15 @@ def _relabelled(data: str, epochs: int, *, augmentation: augment.Augmentation = 
     return shortened(sre2l_evaluation(data), epochs)
 
 
-TEACHER_PREFIX = "sre2l_"  # of the recipes under which judged networks take labels from the method's teacher
 EVALUATIONS: dict[str, Callable[..., Recipe]] = {
     "short": short_evaluation,
     "dc": dc_evaluation,
     "datm": datm_evaluation,
-    **{TEACHER_PREFIX + data: functools.partial(_relabelled, data) for data in _SRE2L_EVALUATIONS},
+    **{f"sre2l_{data}": functools.partial(_relabelled, data) for data in _SRE2L_EVALUATIONS},
 }
 """How judged networks train, by name: ``(epochs, *, augmentation) -> Recipe``; ``protocols`` adds newer ones."""
+RELABELLING = {f"sre2l_{data}" for data in _SRE2L_EVALUATIONS}
+"""Those whose published labels are a teacher's; ``protocols`` adds newer ones."""
 
 
 def _named(recipes: dict[str, Recipe], data: str) -> Recipe:

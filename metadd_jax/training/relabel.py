@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 from flax import struct
 from jax.typing import ArrayLike
 
-from metadd_jax import files, parallel, provenance
+from metadd_jax import files, parallel, provenance, ranges
 from metadd_jax.data import sampling
 from metadd_jax.structs import Array, Auxiliary
 from metadd_jax.training import batches, recipes
@@ -40,6 +41,64 @@ class StoredLogits:
     key: jax.Array
     shared_key: jax.Array
     path: str = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Committee:
+    """Several teachers, whose labels are the weighted mean of their logits (see ``committee``).
+
+    Attributes:
+      members: M frozen networks of the same classes.
+      weights: [M] float32, 1 in all.
+    """
+
+    members: tuple[Auxiliary, ...]
+    weights: Array
+
+
+Teacher = Auxiliary | Committee
+
+
+def committee(members: Sequence[Auxiliary], weights: Sequence[float] | None = None) -> Committee:
+    """Makes one teacher of several: G-VBSM and CV-DD label by the mean of their logits, CV-DD by a weighted one.
+
+    Args:
+      members: M frozen networks of the same classes, at least one.
+      weights: M numbers from 0, divided by their sum; None for 1 / M each. CV-DD's are ``prior_weights(priors, 10)``.
+
+    Raises:
+      ValueError: if there is no member, if their classes differ, or if the weights are not one each.
+    """
+    classes = {member.net.num_classes for member in members}
+    if len(classes) != 1:
+        raise ValueError(f"a committee of teachers for {sorted(classes)} classes; give at least one, for the same data")
+    shares = np.ones(len(members)) if weights is None else np.asarray(weights, np.float64)
+    if shares.shape != (len(members),) or not all(map(ranges.Real(0).holds, shares)) or not shares.sum() > 0:
+        raise ValueError(f"weights={weights} of a committee of {len(members)}; give one number from 0 each, not all 0")
+    return Committee(tuple(members), jnp.asarray(shares / shares.sum(), jnp.float32))
+
+
+def prior_weights(priors: Sequence[float], temperature: float) -> tuple[float, ...]:
+    """Computes CV-DD's weights of a committee, softmax(prior / temperature).
+
+    At ten points of difference they are close to one-hot (temperature 5: .88 and .12).
+
+    Args:
+      priors: one number for each teacher: the accuracy in percent, on real images, of a network trained on a set that
+        was distilled with this teacher alone.
+      temperature: 5 where the set is recovered, 10 where it is labelled, as published; above 0.
+
+    Returns:
+      One weight each, 1 in all.
+
+    Raises:
+      ValueError: for a temperature that is not above 0 or a prior that is not finite.
+    """
+    ranges.require("temperature", temperature, ranges.Real(0, above=True))
+    ranges.require("priors", tuple(priors), ranges.Each(ranges.Real()))
+    scores = np.asarray(priors, np.float64) / temperature
+    shares = np.exp(scores - scores.max())
+    return tuple((shares / shares.sum()).tolist())
 
 
 def divergence(teacher_logits: jax.Array, logits: jax.Array, temperature: float | jax.Array) -> jax.Array:
@@ -67,12 +126,12 @@ def divergence(teacher_logits: jax.Array, logits: jax.Array, temperature: float 
 
 
 def teacher_logits(
-    teacher: Auxiliary, images: jax.Array, *, mode: str = "evaluation", weights: jax.Array | None = None
+    teacher: Teacher, images: jax.Array, *, mode: str = "evaluation", weights: jax.Array | None = None
 ) -> jax.Array:
     """Computes the teacher's logits of a batch; no gradient flows through them.
 
     Args:
-      teacher: the frozen network.
+      teacher: the frozen network, or a committee of them.
       images: [B, H, W, C] float32 in the set's value space.
       mode: where its batch norm takes its statistics from, see ``recipes.Recipe.teacher_mode``.
       weights: [B], 0 for padding, which stays out of the statistics of the batch.
@@ -80,6 +139,9 @@ def teacher_logits(
     Returns:
       [B, K].
     """
+    if isinstance(teacher, Committee):
+        each = [teacher_logits(member, images, mode=mode, weights=weights) for member in teacher.members]
+        return sum(w * logits for w, logits in zip(teacher.weights, each, strict=True))
     seen = images if teacher.preprocess is None else teacher.preprocess(images)
     if mode == "training":
         return jax.lax.stop_gradient(teacher.net.apply_batch(teacher.variables, seen, weights)[0])
@@ -99,7 +161,7 @@ def store(
     path: str | os.PathLike,
     images: Array,
     recipe: recipes.Recipe,
-    teacher: Auxiliary,
+    teacher: Teacher,
     *,
     shared_key: jax.Array,
     mean: ArrayLike | None = None,
@@ -115,7 +177,7 @@ def store(
         recipe and hashes.
       images: [N, H, W, C], as for ``fit``.
       recipe: the recipe of that ``fit``.
-      teacher: the frozen network.
+      teacher: the frozen network, or a committee of them.
       shared_key: the shared key of that ``fit``.
       mean: [C], for uint8 images.
       std: [C], for uint8 images.
@@ -127,14 +189,14 @@ def store(
       ValueError: if there is such a file already, or the disk is too full.
     """
     path = pathlib.Path(path).with_suffix(".npy")
-    classes, count = teacher.net.num_classes, len(images)
+    classes, count = _members(teacher)[0].net.num_classes, len(images)
     _check_room(path, stored_bytes(count, recipe.epochs, classes))
     batch_size = min(recipe.batch_size, count)
     # Everything that decides a view of an image, or what the teacher says of it.
     facts = _facts(key, images, recipe, shared_key)
-    facts |= {"constants": _constants(mean, std), "teacher": _teacher(teacher)}
+    facts |= {"constants": _constants(mean, std), "teacher": fingerprint(teacher)}
 
-    def epoch_logits(epoch: jax.Array, images: jax.Array, teacher: Auxiliary) -> jax.Array:
+    def epoch_logits(epoch: jax.Array, images: jax.Array, teacher: Teacher) -> jax.Array:
         indices, weights = batches.epoch_order(key, epoch, count, batch_size)
 
         def step_logits(item: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
@@ -169,7 +231,7 @@ def open_stored(
     shared_key: jax.Array,
     mean: ArrayLike | None = None,
     std: ArrayLike | None = None,
-    teacher: Auxiliary | None = None,
+    teacher: Teacher | None = None,
 ) -> StoredLogits:
     """Opens stored labels for ``fit(..., teacher=...)`` and checks that they are whole and belong to this training.
 
@@ -197,7 +259,7 @@ def open_stored(
         raise ValueError(f"{path} or its manifest (.json) is missing; write the labels with relabel.store")
     manifest = files.read_json(path.with_suffix(".json"))
     wanted = _facts(key, images, recipe, shared_key) | {"constants": _constants(mean, std)}
-    wanted |= {} if teacher is None else {"teacher": _teacher(teacher)}
+    wanted |= {} if teacher is None else {"teacher": fingerprint(teacher)}
     for name, value in wanted.items():
         if manifest.get(name) != value:
             raise ValueError(f"{path} was written for another {name} ({manifest.get(name)}, not {value}); store anew")
@@ -242,10 +304,17 @@ def _constants(mean: ArrayLike | None, std: ArrayLike | None) -> list:
     return [None if array is None else np.asarray(array, np.float32).tolist() for array in (mean, std)]
 
 
-def _teacher(teacher: Auxiliary) -> str:
+def fingerprint(teacher: Teacher) -> str:
+    """Hashes (hex) what decides a teacher's labels: weights, code and, of a committee, its members' shares."""
     # By weights and code, not by name: two teachers of one architecture give other labels.
-    code = provenance.code_of([teacher.net, teacher.preprocess])
-    return files.hash_arrays(*jax.tree.leaves(teacher.variables), text=f"{teacher.net!r} {code}")
+    code = " ".join(f"{one.net!r} {provenance.code_of([one.net, one.preprocess])}" for one in _members(teacher))
+    weights = [one.variables for one in _members(teacher)]
+    shares = [teacher.weights] if isinstance(teacher, Committee) else []
+    return files.hash_arrays(*jax.tree.leaves((weights, shares)), text=code)
+
+
+def _members(teacher: Teacher) -> tuple[Auxiliary, ...]:
+    return teacher.members if isinstance(teacher, Committee) else (teacher,)
 
 
 def _was_killed(path: pathlib.Path) -> bool:

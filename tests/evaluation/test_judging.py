@@ -154,6 +154,16 @@ def test_a_teacher_labels_every_set(sets, dataset, networks, together):
     np.testing.assert_allclose(rows[0].accuracies, values[1], atol=1e-6)
 
 
+def test_hard_labels_serve_every_set_whatever_it_learned(sets, dataset, networks, together):
+    flat = sets[0].replace(soft_labels=jnp.full((len(sets[0].labels), 2), 0.5))
+    judge = functools.partial(
+        evaluation.cross_architecture, jax.random.key(3), [flat, sets[1]], dataset, networks[:1], seeds=3, recipe=RECIPE
+    )
+    assert [table[0].accuracies for table in judge(labels="hard")] == [table[0].accuracies for table in together]
+    with pytest.raises(ValueError, match="labels='soft' must be one of own, hard"):
+        judge(labels="soft")
+
+
 def test_mistakes_stop_before_training(sets, dataset, networks):
     def judge(synthetic=sets[0], nets=networks[:1], data_set=dataset, **settings):
         return evaluation.cross_architecture(jax.random.key(0), synthetic, data_set, nets, **settings)

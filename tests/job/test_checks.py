@@ -31,6 +31,7 @@ TEXTS = {
     "parameterisation": ("factor4", "did you mean 'factor'"),
     "pretrain_augmentation": ("dc_flip", "dc"),
     "eval_augmentation": ("dc_flip", "flip"),
+    "eval_labels": ("soft", "cannot read the labels 'soft'"),
     "sre2l.weights": (
         "/nowhere.pth",
         "--sre2l.weights=/nowhere.pth are torchvision",

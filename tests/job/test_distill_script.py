@@ -66,7 +66,8 @@ def test_the_run_folder_is_complete(unbroken):
     results = json.loads((unbroken / "results.json").read_text())
     assert {row["set"] for row in results["rows"]} == {"random", "kmeans", "dm", "dm+metadd"}
     assert {row["role"] for row in results["rows"]} == {"same", "seen", "unseen"}
-    assert set(results["rows"][0]) == {"set", "distill_seed", "network", "role", "accuracies"}
+    assert set(results["rows"][0]) == {"set", "distill_seed", "network", "role", "labels", "accuracies"}
+    assert {row["labels"] for row in results["rows"]} == {"hard"} == {results["labels"]["rule"]}
     assert "| dm+metadd |" in (unbroken / "results.md").read_text()
 
 

@@ -40,6 +40,16 @@ def test_evaluate_prints_a_row_a_network(made, capsys):
     assert "mlp:width=8" in capsys.readouterr().out
 
 
+def test_evaluate_judges_a_set_under_the_labels_of_a_teacher(made, capsys):
+    judge = [str(made), "--networks", "mlp:width=8", "--seeds", "1", "--epochs", "2", "--pretrain-epochs", "1"]
+    judge += ["--pretrain-augmentation", "none"]
+    evaluate.run([*judge, "--recipe", "sre2l_cifar", "--labels", "teacher:mlp:width=4"])
+    assert "recipe 'sre2l_cifar', 2 epochs, " in (out := capsys.readouterr().out)
+    assert "labels teacher:mlp:width=4 " in out and "% on the test split" in out
+    with pytest.raises(ValueError, match="a set brings no teacher"):
+        evaluate.run([*judge, "--labels", "teacher"])
+
+
 def test_pretrain_and_show_share_the_cache(made, capsys):
     nets = ["convnet:width=4,depth=1", "convnet:width=6,depth=1"]
     pretrain.run(["--networks", *nets, "--epochs", "1"])

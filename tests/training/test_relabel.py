@@ -166,6 +166,65 @@ def test_without_a_teacher_the_labels_are_mixed_as_the_pixels_are(mix):
     assert_close(fit(recipe, teacher=None), {"w": w, "b": b})
 
 
+def other_teacher():
+    moved = {"params": {"w": jnp.asarray(TAUGHT["w"][::-1] * 2), "b": jnp.asarray(TAUGHT["b"] - 1)}}
+    return teacher().replace(variables=moved)
+
+
+def test_a_committee_labels_by_the_weighted_mean_of_its_logits():
+    """Of linear teachers that is the linear teacher of the mean weights, computed apart."""
+    both = training.committee([teacher(), other_teacher()], [1, 3])
+    w, b = 0.25 * TAUGHT["w"] + 0.75 * TAUGHT["w"][::-1] * 2, 0.25 * TAUGHT["b"] + 0.75 * (TAUGHT["b"] - 1)
+    mean = Auxiliary(variables={"params": {"w": jnp.asarray(w), "b": jnp.asarray(b)}}, map_eps={}, net=Linear())
+    mixed = dataclasses.replace(PLAIN, mix="cutmix", flip=True)
+    assert_close(fit(mixed, teacher=both), {name: np.asarray(x) for name, x in fit(mixed, teacher=mean).items()})
+    logits = relabel.teacher_logits(training.committee([teacher(), other_teacher()]), jnp.asarray(IMAGES))
+    x = IMAGES.reshape(5, -1).astype(np.float64)
+    expected = x @ (TAUGHT["w"] + 2 * TAUGHT["w"][::-1]) / 2 + TAUGHT["b"] - 0.5
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_committees_labels_can_be_stored_and_are_known_by_its_shares(tmp_path):
+    first, second = (training.committee([teacher(), other_teacher()], w) for w in ([1, 3], [3, 1]))
+    relabel.store(KEY, tmp_path / "logits.npy", IMAGES, PLAIN, first, shared_key=KEY)
+    rows = np.sort(np.load(tmp_path / "logits.npy"), axis=1)
+    expected = np.sort(relabel.teacher_logits(first, jnp.asarray(IMAGES)).astype(np.float16), axis=0)
+    np.testing.assert_allclose(rows, [expected] * 3, atol=2e-3)
+    with pytest.raises(ValueError, match="another teacher"):
+        relabel.open_stored(KEY, tmp_path / "logits.npy", IMAGES, PLAIN, shared_key=KEY, teacher=second)
+
+
+@pytest.mark.parametrize(
+    ("members", "weights", "message"),
+    [
+        (0, None, "at least one"),
+        (2, [1.0], "one number from 0 each"),
+        (2, [-1.0, 2.0], "from 0"),
+        (2, [0, 0], "not all 0"),
+    ],
+)
+def test_committees_that_are_none_are_refused(members, weights, message):
+    with pytest.raises(ValueError, match=message):
+        training.committee([teacher()] * members, weights)
+
+
+def test_weights_of_priors_are_cv_dds():
+    """softmax(prior / 5) in recovery, / 10 in labelling (newer_methods.md 12.6)."""
+    vectors = [
+        ((63, 65.3), 5, (0.386986, 0.613014)),
+        ((68.5, 67.6), 5, (0.544879, 0.455121)),
+        ((64, 51.6), 5, (0.922728, 0.077272)),
+        ((56.4, 42.3), 5, (0.943747, 0.056253)),
+        ((63, 65.3, 68.5, 67.6, 67.4), 10, (0.140279, 0.176556, 0.243140, 0.222213, 0.217813)),
+        ((56.4, 42.3, 52.5, 44.2, 40.6), 10, (0.412813, 0.100785, 0.279498, 0.121875, 0.085029)),
+    ]
+    for priors, temperature, expected in vectors:
+        np.testing.assert_allclose(training.prior_weights(priors, temperature), expected, atol=1e-6)
+    for priors, temperature, name in (((1, np.nan), 5, "priors"), ((1, 2), 0, "temperature")):
+        with pytest.raises(ValueError, match=name):
+            training.prior_weights(priors, temperature)
+
+
 def test_the_teacher_is_in_evaluation_mode():
     net = zoo.parse("convnet_bn:width=2,depth=1", 3, (8, 8, 1))
     variables = net.init(KEY)
