@@ -105,7 +105,7 @@ class DistillConfig:
       pretrain_epochs: passes over the real data for the auxiliaries and the whole-data row.
       pretrain_augmentation: DSA tokens for that pre-training, "none", or "auto".
       eval_recipe: how judged networks train: "short" (AdamW, for CPUs), "dc" (the DC family's published protocol; a set
-        with a learned step size uses it), "datm" (the same in batches of 128), or for labels of a teacher "sre2l_cifar",
+        with a learned step size uses it), "datm" (the same in batches of 128), or for a teacher's labels "sre2l_cifar",
         "sre2l_cifar_code", "sre2l_tiny", "sre2l_tiny_ddranking", "sre2l_imagenet" (docs/methods.md).
       eval_labels: what every row learns from: "hard", "own" (the set's), "teacher" (the method's), "teacher:NET+NET"
         (one or several, trained on the real data; further forms: docs/methods.md); None: as the recipe's paper.
