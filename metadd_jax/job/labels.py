@@ -91,7 +91,7 @@ def join(labels: Labels, trained: Sequence[mdd.training.Trained]) -> relabel.Tea
     members = [mdd.Auxiliary(variables=one.variables, map_eps={}, net=one.net) for one in trained]
     if len(members) < 2:
         return members[0] if members else None
-    return relabel.committee(members, labels.weights)
+    return relabel.committee(members, weights=labels.weights)
 
 
 def words(labels: Labels, own: str) -> str:

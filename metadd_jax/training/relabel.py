@@ -59,7 +59,7 @@ class Committee:
 Teacher = Auxiliary | Committee
 
 
-def committee(members: Sequence[Auxiliary], weights: Sequence[float] | None = None) -> Committee:
+def committee(members: Sequence[Auxiliary], *, weights: Sequence[float] | None = None) -> Committee:
     """Makes one teacher of several: G-VBSM and CV-DD label by the mean of their logits, CV-DD by a weighted one.
 
     Args:

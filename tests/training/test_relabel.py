@@ -173,7 +173,7 @@ def other_teacher():
 
 def test_a_committee_labels_by_the_weighted_mean_of_its_logits():
     """Of linear teachers that is the linear teacher of the mean weights, computed apart."""
-    both = training.committee([teacher(), other_teacher()], [1, 3])
+    both = training.committee([teacher(), other_teacher()], weights=[1, 3])
     w, b = 0.25 * TAUGHT["w"] + 0.75 * TAUGHT["w"][::-1] * 2, 0.25 * TAUGHT["b"] + 0.75 * (TAUGHT["b"] - 1)
     mean = Auxiliary(variables={"params": {"w": jnp.asarray(w), "b": jnp.asarray(b)}}, map_eps={}, net=Linear())
     mixed = dataclasses.replace(PLAIN, mix="cutmix", flip=True)
@@ -185,7 +185,7 @@ def test_a_committee_labels_by_the_weighted_mean_of_its_logits():
 
 
 def test_a_committees_labels_can_be_stored_and_are_known_by_its_shares(tmp_path):
-    first, second = (training.committee([teacher(), other_teacher()], w) for w in ([1, 3], [3, 1]))
+    first, second = (training.committee([teacher(), other_teacher()], weights=w) for w in ([1, 3], [3, 1]))
     relabel.store(KEY, tmp_path / "logits.npy", IMAGES, PLAIN, first, shared_key=KEY)
     rows = np.sort(np.load(tmp_path / "logits.npy"), axis=1)
     expected = np.sort(relabel.teacher_logits(first, jnp.asarray(IMAGES)).astype(np.float16), axis=0)
@@ -205,7 +205,7 @@ def test_a_committees_labels_can_be_stored_and_are_known_by_its_shares(tmp_path)
 )
 def test_committees_that_are_none_are_refused(members, weights, message):
     with pytest.raises(ValueError, match=message):
-        training.committee([teacher()] * members, weights)
+        training.committee([teacher()] * members, weights=weights)
 
 
 def test_weights_of_priors_are_cv_dds():
