@@ -14,14 +14,13 @@ import pathlib
 import re
 import shlex
 import shutil
-import statistics
 import time
 from typing import Annotated, Any
 
 import metadd_jax as mdd
 from metadd_jax import files, storage
 from metadd_jax.evaluation import report
-from metadd_jax.job import cells, checks, common, memory, parsing, plugins, prepare, studies, study_table
+from metadd_jax.job import cells, checks, common, memory, parsing, plugins, prepare, studies, study_plan, study_table
 from metadd_jax.job.cells import Cell
 from metadd_jax.job.errors import in_one_line
 from metadd_jax.job.parsing import Mark
@@ -234,43 +233,45 @@ class Work:
         for cell, folder in self.wanted():
             why = failed.get(folder) or held.get(folder)
             lines.append(f"- {cell.row}, seed {cell.seed}{f': {why}' if why else ''}")
-        hours = self.hours_left()
+        seconds = study_plan.by_row(list(self.study.rows), self.times)
+        hours = f", about {_clock(sum(seconds[cell.row] for cell, _ in self.wanted()))}" if seconds else ""
         head = f"{len(lines)} of {len(self.cells)} cells are left{hours}; the same command goes on:"
         return [head, *lines] if lines else ["Every cell is done."]
 
-    def seconds(self, cell: Cell) -> float | None:
-        """What a cell takes, by those of its row that are done, else by the slowest of another row; None if none is."""
-        by_row: dict[str, list[float]] = {}
-        for other, folder in self.cells:
-            if found := self.result(folder):
-                by_row.setdefault(other.row, []).append(sum(found["wall_seconds"].values()))
-        medians = {row: statistics.median(values) for row, values in by_row.items()}
-        return medians.get(cell.row) or max(medians.values(), default=None)
+    @property
+    def times(self) -> dict[str, list[float]]:
+        """Seconds of the cells that are done, by row."""
+        found: dict[str, list[float]] = {}
+        for cell, folder in self.cells:
+            if result := self.result(folder):
+                found.setdefault(cell.row, []).append(sum(result["wall_seconds"].values()))
+        return found
 
     def _fits(self, cell: Cell, deadline: float | None) -> bool:
         if deadline is None:
             return True
-        left, needed = deadline - time.monotonic(), self.seconds(cell)
+        left, needed = deadline - time.monotonic(), study_plan.by_row(list(self.study.rows), self.times).get(cell.row)
         return left > 0 and (needed is None or needed <= left)
-
-    def hours_left(self) -> str:
-        """The time of the cells that are left, as text; "" where no cell is done to tell it by."""
-        times = [self.seconds(cell) for cell, _ in self.wanted()]
-        known = [value for value in times if value is not None]
-        return f", about {_clock(sum(known))}" if known and len(known) == len(times) else ""
 
     def plan_lines(self) -> list[str]:
         """The cells of each row, done and left, and their hours."""
+        first = {cell.row: cell for cell, _ in reversed(self.cells)}
+        measured, seconds = self.times, study_plan.estimate(first, self.data, self.times)
         lines = ["| row | seeds done | seeds left | minutes a cell |", "|---|---|---|---|"]
         for row in self.study.rows:
             own = [(cell, self.result(folder)) for cell, folder in self.cells if cell.row == row]
             done, left = ([str(cell.seed) for cell, found in own if (found is None) is left] for left in (False, True))
-            seconds, measured = self.seconds(own[0][0]), any(found for _, found in own)
-            took = "." if seconds is None else f"{'' if measured else 'at most '}{seconds / 60:.1f}"
+            took = f"{'' if row in measured else '~ '}{seconds[row] / 60:.1f}"
             lines.append(f"| {row} | {' '.join(done) or '.'} | {' '.join(left) or '.'} | {took} |")
-        count = len(self.wanted())
-        told = self.hours_left() or ("; a first cell tells how long they take" if count else "")
-        return [*lines, "", f"{count} of {len(self.cells)} cells are left{told}. Folder: {self.folder}"]
+        wanted = self.wanted()
+        hours = _clock(sum(seconds[cell.row] for cell, _ in wanted))
+        return [
+            *lines,
+            "",
+            f"{len(wanted)} of {len(self.cells)} cells are left, about {hours}. "
+            "~: by FLOPs, without compilation and what the cache lacks; the others as measured.",
+            f"Folder: {self.folder}",
+        ]
 
     def take_over(self, other: pathlib.Path) -> None:
         """Copies the finished cells of another folder of this study.

@@ -11,7 +11,7 @@ from scipy import stats
 
 from metadd_jax import files, storage
 from metadd_jax.evaluation import report, statistics
-from metadd_jax.job import cells, options, prepare, studies, study, study_table
+from metadd_jax.job import cells, options, plan, prepare, studies, study, study_plan, study_table
 
 ROWS = {"random": "random", "dm": "", "dm at 2": "--ipc 2"}
 TINY = studies.Study(
@@ -168,14 +168,27 @@ def test_two_folders_come_together_as_one_that_did_it_all(opened, done):
         both.take_over(both.folder / "cells")
 
 
-def test_the_plan_tells_the_hours(opened, done):
-    assert opened().plan_lines()[-1].startswith("6 of 6 cells are left; a first cell tells how long they take")
+def test_the_plan_tells_what_cells_took_and_else_goes_by_flops(opened, done):
     work = opened()
     work.cells = work.cells[:2]
     work.do(None)
     lines = opened().plan_lines()
-    assert lines[2:5] == ["| random | 0 | 1 | 0.1 |", "| dm | 0 | 1 | 0.1 |", "| dm at 2 | . | 0 1 | at most 0.1 |"]
-    assert lines[-1].startswith("4 of 6 cells are left, about 0:01 hours.")
+    assert lines[2:4] == ["| random | 0 | 1 | 0.1 |", "| dm | 0 | 1 | 0.1 |"]
+    # Twice the images are between the same and twice the work of "dm", which took 6 s.
+    assert lines[4].startswith("| dm at 2 | . | 0 1 | ~ 0.") and lines[-2].startswith(
+        "4 of 6 cells are left, about 0:01"
+    )
+    work = opened()
+    seconds = study_plan.estimate({cell.row: cell for cell, _ in work.cells}, work.data, {"dm": [6.0, 2.0, 7.0]})
+    assert seconds["dm"] == 6 and seconds["random"] < 6 < seconds["dm at 2"] < 12
+
+
+def test_the_plan_of_a_study_of_which_nothing_is_done(opened, monkeypatch):
+    monkeypatch.setattr(study_plan.plan, "estimate", lambda job: ([plan.Plan("dm", 1e6, 0.5, ())], {}))
+    work = opened()
+    text = "\n".join(work.plan_lines())
+    assert "| dm | . | 0 1 | ~ " in text and "6 of 6 cells are left" in text
+    assert not list((work.folder / "cells").iterdir())  # a plan leaves nothing behind
 
 
 def test_only_the_rows_that_are_asked_for(opened, done):
