@@ -135,6 +135,38 @@ def shuffle_patches(key: jax.Array, images: jax.Array, count: int) -> jax.Array:
     return jnp.take_along_axis(images, order(row_key, height)[:, :, None, None], axis=1)
 
 
+def resized_crop_to(image: jax.Array, box: Box, size: tuple[int, int]) -> jax.Array:
+    """Crops boxes out of one image and resizes them, bilinear and antialiased, as torchvision does (``antialias``).
+
+    Where an output is smaller than its box the hat function is as much wider; its weights are those of pixels inside
+    the box alone, and 1 in all.
+
+    Args:
+      image: [H, W, C].
+      box: [P].
+      size: (h, w) of the outputs in pixels.
+
+    Returns:
+      [P, h, w, C].
+    """
+    chex.assert_rank([image, box.top], [3, 1])
+
+    def weights(side: int, out: int, start: jax.Array, length: jax.Array) -> jax.Array:  # [P, out, side]
+        step = length[:, None] / out
+        places = start[:, None] + (jnp.arange(out) + 0.5) * step - 0.5
+        pixels = jnp.arange(side)
+        hat = 1.0 - jnp.abs(places[:, :, None] - pixels) / jnp.maximum(step, 1.0)[:, :, None]
+        inside = (pixels >= start[:, None]) & (pixels < (start + length)[:, None])
+        hat = jnp.maximum(0.0, hat) * inside[:, None, :]
+        return hat / hat.sum(axis=-1, keepdims=True)
+
+    height, width, _ = image.shape
+    rows, columns = weights(height, size[0], box.top, box.height), weights(width, size[1], box.left, box.width)
+    high = jax.lax.Precision.HIGHEST  # as in ``resized_crop``
+    images = jnp.einsum("pyh,hwc->pywc", rows, image, precision=high)
+    return jnp.einsum("pxw,pywc->pyxc", columns, images, precision=high)
+
+
 class Mix(NamedTuple):
     """How a batch is mixed with itself.
 

@@ -13,6 +13,7 @@ from metadd_jax.distillers.parameterisation import Parameterisation, budget, fac
 from metadd_jax.distillers.penalty import penalise
 from metadd_jax.distillers.pixel_updates import ncfm_optimiser
 from metadd_jax.distillers.pulling import pulls
+from metadd_jax.distillers.realism_selection import RDED, rded
 from metadd_jax.distillers.registry import Method, get, names, register
 from metadd_jax.distillers.run import NotFiniteError, RunConfig, compile_chunks, distil
 from metadd_jax.distillers.several import match_all
@@ -27,6 +28,7 @@ __all__ = [
     "DSA",
     "MTT",
     "NCFM",
+    "RDED",
     "TESLA",
     "Condition",
     "DATMTesla",
@@ -65,6 +67,7 @@ __all__ = [
     "penalise",
     "pixels",
     "pulls",
+    "rded",
     "recover_optimiser",
     "register",
     "sre2l",

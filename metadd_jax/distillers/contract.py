@@ -220,6 +220,7 @@ class Distiller(NamedTuple):
       frozen: a pytree of arrays that never change (auxiliaries, teacher, generator): an argument of the update and
         never in a checkpoint. An array that a function closed over would become a constant of the program.
       terms: the loss taken apart, for ``pulls``, or None.
+      trains: whether the loss has a gradient in the set; a method that chooses real images has its set after ``init``.
     """
 
     name: str
@@ -230,6 +231,7 @@ class Distiller(NamedTuple):
     decode: Decode
     frozen: Any = ()
     terms: LossTerms | None = None
+    trains: bool = True
 
     def synthetic(self, state: DistillState) -> SyntheticSet:
         """The distilled set as it stands in ``state``."""
@@ -244,6 +246,11 @@ def check_method(base: Any) -> None:
     """
     if not isinstance(base, Distiller):
         raise ValueError(f"base is a {type(base).__name__}; give a method, such as distillers.dm(net, ipc=1) returns")
+    if not base.trains:
+        raise ValueError(
+            f"{base.name} chooses real images and trains nothing, so there is no gradient to add to or to pull back; "
+            "let a method that trains start from its set"
+        )
 
 
 def init_state(key: jax.Array, method: Distiller, tx: optax.GradientTransformation, dataset: Dataset) -> DistillState:

@@ -39,6 +39,7 @@ class Method:
       group: what the method's options begin with on a command line: ``--dc.outer``.
       draws_networks: whether the method draws random networks, so that ``make`` and the checks of the network take a
         ``networks.Networks`` too: a pool.
+      trains: whether the set is trained; one that is whole at the start takes one update, which moves nothing.
       teaches: whether what prepares the method is a teacher from whose labels judged networks may learn.
       scratch_fields: the settings that make the memory of a step smaller.
       frozen_fields: the settings that make the memory of the frozen weights smaller.
@@ -47,6 +48,7 @@ class Method:
 
     group: ClassVar[str]
     draws_networks: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     teaches: ClassVar[bool] = False
     scratch_fields: ClassVar[tuple[str, ...]] = ()
     frozen_fields: ClassVar[tuple[str, ...]] = ()

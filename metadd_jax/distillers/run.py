@@ -148,8 +148,10 @@ def distil(
         means = _finite_means(jax.device_get(metrics), start, checkpoints)
         _require_finite(state, done, checkpoints)
         synthetic, is_last = method.synthetic(parallel.local(state)), done == config.steps
+        # A set that is chosen and not trained has no gradient to die.
+        norm = means["gradient_norm"] if method.trains else np.inf
         refuse_meaningless(
-            synthetic, dataset, means["gradient_norm"], done=done, is_last=is_last, taken=means.get("kept", 1.0),
+            synthetic, dataset, norm, done=done, is_last=is_last, taken=means.get("kept", 1.0),
             kept=_kept(checkpoints),
         )  # fmt: skip
         facts = {f"distill/{name}": value for name, value in means.items()}

@@ -31,6 +31,12 @@ def check_options(config: DistillConfig) -> None:
             f"--first-seed {config.first_seed} and --distill-seeds {config.distill_seeds} reach beyond the last seed "
             f"{ranges.SEEDS - 1}; lower one of them"
         )
+    if not config.own.trains and (config.wrapped or config.steps != 1):
+        given = "--wrapped puts MetaDD around a gradient" if config.wrapped else f"--steps {config.steps} are updates"
+        raise ValueError(
+            f"{given}, and {config.method} chooses real images and trains nothing; give --no-wrapped --steps 1, or let "
+            "a method that trains start from its set"
+        )
     if config.wrapped and not config.seen:
         raise ValueError("MetaDD looks through auxiliary networks: name some by --seen, or distil bare by --no-wrapped")
     # The default keeps no validation images: they would be missing from the real ones.

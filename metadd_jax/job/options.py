@@ -96,7 +96,7 @@ class DistillConfig:
         (each channel of an image's gradient by its largest; image_lr is then the largest step of a pixel).
       seen: auxiliary networks that MetaDD looks through.
       unseen: further networks for the table.
-      steps: updates of the synthetic images.
+      steps: updates of the synthetic images; 1 for rded, which chooses real ones and trains nothing.
       image_lr: learning rate of the synthetic images (SGD; sre2l: Adam).
       image_momentum: momentum of the synthetic images (not sre2l).
       distill_seeds: sets distilled per method, each from its own seed.
@@ -212,4 +212,7 @@ class DistillConfig:
             if getattr(self.own, name) != getattr(usual, name)
         }
         kept = {name: value for name, value in said.items() if name in ranges.field_names(type(own))}
-        return dataclasses.replace(self, method=method, own=dataclasses.replace(own, **kept))
+        changed = dataclasses.replace(self, method=method, own=dataclasses.replace(own, **kept))
+        if not own.trains:
+            return dataclasses.replace(changed, steps=1, wrapped=False)
+        return changed if self.own.trains else dataclasses.replace(changed, steps=DistillConfig.steps)

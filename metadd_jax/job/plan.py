@@ -99,7 +99,24 @@ def _random(net: mdd.zoo.Architecture) -> Any:
     return parallel.jit(net.init)(jax.random.key(0))
 
 
+def _measure_choice(job: Job, method: mdd.distillers.Distiller, tx: Any) -> Plan:
+    """A method that trains nothing: its start is the work, which is told from a few forward passes of the backbone."""
+    batch, flops = 32, step_flops(job, wrapped=False)
+    variables, images = _random(job.backbone), jax.numpy.zeros((batch, *job.backbone.image_shape))
+    forward = parallel.jit(job.backbone.apply)
+    jax.block_until_ready(forward(variables, images))
+    start = time.perf_counter()
+    for _ in range(CALIBRATION_STEPS):
+        jax.block_until_ready(forward(variables, images))
+    seconds = (time.perf_counter() - start) / CALIBRATION_STEPS * flops / (batch * forward_flops(job.backbone))
+    # Of shapes alone: to choose images for a plan would take as long as the job.
+    state = jax.eval_shape(lambda: mdd.distillers.init_state(jax.random.key(0), method, tx, job.dataset))
+    return Plan(method.name, flops, seconds, _parts(job, method, state, 0.0, wrapped=False))
+
+
 def _measure(job: Job, method: mdd.distillers.Distiller, tx: Any, *, wrapped: bool) -> Plan:
+    if not method.trains:
+        return _measure_choice(job, method, tx)
     compiled, (state, *rest) = _compile(job, method, tx)
     # JAX returns before the device is done, so every timing waits for its result.
     jax.block_until_ready(compiled(state, *rest))
