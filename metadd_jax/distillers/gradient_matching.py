@@ -272,7 +272,11 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
             # On a GPU the gradients of several classes at once are grouped convolutions: DC's
             # presets take one (docs/gpu.md).
             at_once = settings.class_batch or classes
-            return variables, parts.sum_each(class_distance, items, shared, at_once=at_once)
+            distance = parts.sum_each(class_distance, items, shared, at_once=at_once)
+            if settings.distance == "ours" and isinstance(net, zoo.Variants):
+                # A unit that the drawn ConvNet has not counts 1 in each class, as one without any gradient does.
+                distance -= classes * net.idle_units(variables)
+            return variables, distance
 
         network, distance = nets.change(aux["network"], match)
         return distance, ({"network": network}, {})

@@ -21,6 +21,7 @@ from jax.flatten_util import ravel_pytree
 
 from metadd_jax import zoo
 from metadd_jax.ranges import Real, Whole, require
+from metadd_jax.zoo.convnet import default_depth
 
 MAIN, WARMUP = 0.9, 500
 """ModelPool's probability of the main network, and how many networks it draws of that one first."""
@@ -204,6 +205,36 @@ def beside(
     if not others:
         raise ValueError("a pool of no networks beside the main one; name some")
     return pool([net, *others], probabilities=[main, *[(1 - main) / len(others)] * len(others)], warmup=warmup)
+
+
+def convnets(net: zoo.Architecture, *, main: float = MAIN, warmup: int = WARMUP, **options: Sequence[Any]) -> Networks:
+    """ModelPool's pool: ``net`` mostly, else one of the ConvNets of all combinations, all alike.
+
+    However many they are, three networks are compiled: ``net``, and the ConvNets with and without batch norm, each as
+    one program with switches (``zoo.variants``).
+
+    >>> method = dc(networks.convnets(net), ipc=10)  # ModelPool's 32, as wide and deep as net
+    >>> method = dm(networks.convnets(net, width=(16, 32, 64), depth=(2, 3)), ipc=10)  # 192
+
+    Args:
+      net: the main network.
+      main: probability of ``net``, 0 to 1.
+      warmup: the first so many draws of a run are of ``net``, see ``beside``.
+      options: the words of ``zoo.variants`` to draw from; by default ``width`` and ``depth`` are those of ``net`` where
+        it is a ConvNet, else ConvNet's own.
+
+    Raises:
+      ValueError: as ``pool`` and ``zoo.variants``.
+    """
+    require("main", main, Real(0, 1))
+    usual = {
+        "width": (getattr(net.module, "width", 128),) if net.name.startswith("convnet") else (128,),
+        "depth": ((net.name.startswith("convnet") and net.module.depth) or default_depth(max(net.image_shape[:2])),),
+    }
+    others = zoo.variants(net.num_classes, net.image_shape, **{**usual, **options})
+    total = sum(each.count for each in others)
+    shares = [(1 - main) * each.count / total for each in others]
+    return pool([net, *others], probabilities=[main, *shares], warmup=warmup)
 
 
 def as_networks(net: zoo.Architecture | Networks) -> Networks:

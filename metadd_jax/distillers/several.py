@@ -64,7 +64,7 @@ def match_all(methods: Sequence[Distiller], *, balance: str = "balanced") -> Dis
             )
         aux: dict[str, Any] = {"each": tuple(aux for _, aux in starts)}
         if balance != "sum":
-            largest = jnp.full((len(methods), dataset.num_classes), START)
+            largest = jnp.full((len(methods), dataset.num_classes), START, jnp.float32)
             aux |= {"largest": largest, "step": jnp.zeros((), jnp.int32)}
         return starts[0][0], aux
 

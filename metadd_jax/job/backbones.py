@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import metadd_jax as mdd
-from metadd_jax import distillers
+from metadd_jax import distillers, ranges
 from metadd_jax.distillers import networks
 from metadd_jax.job import common
 from metadd_jax.job.options import DistillConfig
+from metadd_jax.zoo.switched import SWITCHES
+
+CONVNETS = "convnets"
+"""The word for the pool of ConvNets that differ in options of ``zoo.variants``."""
 
 Drawn = mdd.zoo.Architecture | networks.Networks
 
@@ -31,7 +35,10 @@ def check(config: DistillConfig) -> None:
             f"--{'pool' if config.pool else 'matched'} goes with methods that draw random networks "
             f"({', '.join(able)}), not with {config.method}"
         )
-    common.check_names((*config.pool, *config.matched))
+    switched = [spec for spec in config.pool if _options(spec) is not None]
+    if switched and len(config.pool) > 1:
+        raise ValueError(f"--pool {' '.join(config.pool)}: {switched[0]} stands alone; it is a whole pool")
+    common.check_names((*(spec for spec in config.pool if spec not in switched), *config.matched))
     for option, specs in {"--pool": config.pool, "--matched": config.matched}.items():
         # The main network may not stand in its own pool: its probability is --pool-main.
         every = [config.backbone, *specs]
@@ -64,8 +71,33 @@ def draw_from(
             "or raise --steps"
         )
     main = networks.MAIN if config.pool_main is None else config.pool_main
+    options = _options(config.pool[0])
+    if options is not None:
+        return (networks.convnets(backbone, main=main, warmup=warmup, **options), *matched)
     others = common.networks(config.pool, dataset)
     return (networks.beside(backbone, others, main=main, warmup=warmup), *matched)
+
+
+def _options(spec: str) -> dict[str, tuple[str | int, ...]] | None:
+    """What "convnets:norm=instance+batch,width=16+32" says of the pool of ConvNets; None for another text.
+
+    Raises:
+      ValueError: if it cannot be read.
+    """
+    name, _, rest = spec.partition(":")
+    if name != CONVNETS:
+        return None
+    found: dict[str, tuple[str | int, ...]] = {}
+    for item in filter(None, rest.split(",")):
+        option, _, words = item.partition("=")
+        try:
+            ranges.require("option", option, ranges.OneOf(SWITCHES))
+            read = int if option in ("width", "depth") else str
+            found[option] = tuple(read(word) for word in words.split("+"))
+        except ValueError as error:
+            known = ", ".join(f"{name}=A+B" for name in SWITCHES)
+            raise ValueError(f"cannot read {item!r} in --pool {spec}; write {CONVNETS}:{known}, any of them") from error
+    return found
 
 
 def check_unseen(drawn: Sequence[Drawn], unseen: Sequence[mdd.zoo.Architecture]) -> None:
@@ -78,15 +110,29 @@ def check_unseen(drawn: Sequence[Drawn], unseen: Sequence[mdd.zoo.Architecture])
     Raises:
       ValueError: naming it.
     """
-    labels = {net.label for net in members(drawn)}
+    distil = members(drawn)
     for net in unseen:
-        if net.label in labels:
+        if any(one.covers(net) if isinstance(one, mdd.zoo.Variants) else one.label == net.label for one in distil):
             raise ValueError(f"{net.label} distils (--pool or --matched), so it is not unseen; take it out of --unseen")
 
 
 def members(drawn: Sequence[Drawn]) -> list[mdd.zoo.Architecture]:
     """Lists every architecture that distils, the backbone first."""
     return [net for one in drawn for net in networks.as_networks(one).nets]
+
+
+def forward_flops(drawn: Sequence[Drawn], of: Callable[[mdd.zoo.Architecture], float]) -> float:
+    """FLOPs of the forward passes that one image takes in a step: the expected one of a pool, all that are matched.
+
+    Args:
+      drawn: as from ``draw_from``.
+      of: FLOPs of a network's forward pass of one image.
+    """
+    return sum(
+        probability * of(net)
+        for one in map(networks.as_networks, drawn)
+        for net, probability in zip(one.nets, one.probabilities, strict=True)
+    )
 
 
 def make(

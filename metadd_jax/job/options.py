@@ -87,7 +87,8 @@ class DistillConfig:
       method: the base method (tesla_code is TESLA's published program), or one of a plugin.
       wrapped: also distil with the base method under MetaDD; False leaves it bare.
       backbone: network that distils, e.g. "convnet:width=32,depth=3"; for sre2l the teacher, with batch norm.
-      pool: networks of which one is drawn now and then in place of the backbone (ModelPool; dm, dc, dsa).
+      pool: networks of which one is drawn now and then in place of the backbone (ModelPool; dm, dc, dsa): names, or
+        "convnets" for ModelPool's 32 ConvNets, "convnets:width=8+16,depth=2+3" for more of them.
       pool_main: probability of the backbone in that draw; None is 0.9, as published.
       pool_warmup: so many draws at the start are of the backbone (dm draws at every step, dc and dsa every ``outer``
         steps); None is 500, as published, but at most half of them.

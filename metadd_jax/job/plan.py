@@ -16,8 +16,7 @@ import numpy as np
 
 import metadd_jax as mdd
 from metadd_jax import parallel
-from metadd_jax.distillers import networks
-from metadd_jax.job import recipes
+from metadd_jax.job import backbones, recipes
 from metadd_jax.job.prepare import BASELINES, Job, make, stand_ins, wrapped
 
 # Steps that are timed; the first call, which compiles and warms up, is not among them.
@@ -167,21 +166,12 @@ def step_flops(job: Job, *, wrapped: bool) -> float:
       wrapped: whether MetaDD stands around the method.
     """
     counts = job.counts
-    own = job.config.own.flops(_distilling_flops(job), counts)
+    own = job.config.own.flops(backbones.forward_flops(job.drawn, forward_flops), counts)
     if not wrapped:
         return own
     seen = min(job.config.metadd.subset or sum(counts), sum(counts))
     # 3 for cross-entropy and map, 1 for the map's second order (docs/scaling.md).
     return own + 4 * seen * sum(forward_flops(net) for net in job.seen)
-
-
-def _distilling_flops(job: Job) -> float:
-    """FLOPs of the forward passes that one image takes in a step: the expected one of a pool, all that are matched."""
-    return sum(
-        probability * forward_flops(net)
-        for drawn in map(networks.as_networks, job.drawn)
-        for net, probability in zip(drawn.nets, drawn.probabilities, strict=True)
-    )
 
 
 def _stages(job: Job, plans: list[Plan]) -> dict[str, float]:

@@ -11,12 +11,14 @@ from metadd_jax.zoo.layers import SizeError
 from metadd_jax.zoo.preprocess import Preprocess
 from metadd_jax.zoo.registry import check, create, names, parse, register
 from metadd_jax.zoo.statistics import NormInput, batch_norm_inputs
+from metadd_jax.zoo.switched import Variants, variants
 
 __all__ = [
     "Architecture",
     "NormInput",
     "Preprocess",
     "SizeError",
+    "Variants",
     "batch_norm_inputs",
     "check",
     "create",
@@ -24,4 +26,5 @@ __all__ = [
     "parse",
     "register",
     "torchvision",
+    "variants",
 ]

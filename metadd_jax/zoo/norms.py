@@ -15,7 +15,7 @@ from metadd_jax.zoo.layers import SizeError, widen
 NORMS = ("instance", "batch", "layer", "group", "none")
 _OF_FEATURES = ("instance", "layer", "group")
 EPSILON = 1e-5  # PyTorch's; Flax has 1e-6
-_GROUPS = 4  # the DC family's
+GROUPS = 4  # the DC family's
 
 
 def norm(x: jax.Array, kind: str, *, train: bool, name: str, epsilon: float = EPSILON) -> jax.Array:
@@ -107,7 +107,7 @@ class FeatureNorm(nn.Module):
         channels = x.shape[-1]
         shape = x.shape[1:] if self.kind == "layer" else (channels,)
         # How many channels share their statistics. One number minus its own mean is 0 for every image.
-        together = {"instance": 1, "group": max(1, channels // _GROUPS), "layer": channels}[self.kind]
+        together = {"instance": 1, "group": max(1, channels // GROUPS), "layer": channels}[self.kind]
         if x.shape[1] * x.shape[2] * together == 1:
             raise SizeError(
                 f"{self.kind} norm over one number each (a map of 1x1 pixels, {channels} channels) makes all images "
@@ -118,9 +118,9 @@ class FeatureNorm(nn.Module):
         if self.kind == "instance" and jax.default_backend() == "cpu":
             return instance_norm(x, scale, bias)
         if self.kind == "group":
-            if channels % _GROUPS:
-                raise SizeError(f"group norm needs channels in multiples of {_GROUPS}, not {channels}; set width so")
-            grouped = x.reshape(*x.shape[:3], _GROUPS, channels // _GROUPS)
+            if channels % GROUPS:
+                raise SizeError(f"group norm needs channels in multiples of {GROUPS}, not {channels}; set width so")
+            grouped = x.reshape(*x.shape[:3], GROUPS, channels // GROUPS)
             return normalise(grouped, (1, 2, 4))[0].reshape(x.shape) * scale + bias
         return normalise(x, (1, 2, 3) if self.kind == "layer" else (1, 2))[0] * scale + bias
 

@@ -43,6 +43,19 @@ def pool():
     return distillers.networks.pool([make_net("convnet:width=4,depth=1"), make_net("mlp:width=4")])
 
 
+def modelpool(**settings):
+    """The main network first and now and then, else one of 16 ConvNets as one program."""
+    words = {"width": (4, 8), "depth": (1, 2), "activation": ("relu", "swish"), "norm": ("instance", "layer")}
+    net = make_net("convnet:width=4,depth=1")
+    return distillers.networks.convnets(net, main=0.1, warmup=1, pooling=("avg",), **{**words, **settings})
+
+
+def over_two(method, balance="balanced"):
+    return distillers.match_all(
+        [method(make_net(spec)) for spec in ("convnet:width=4,depth=1", "mlp:width=4")], balance=balance
+    )
+
+
 def base(net="convnet:width=4,depth=1", **settings):
     net = make_net(net) if isinstance(net, str) else net
     return distillers.dm(net, **{"ipc": 2, "batch_size": 8, "augmentation": SMALL_VIEWS} | settings)
@@ -127,6 +140,15 @@ MEMBERS = {
     "dm, sirens": lambda a, d: nets_of_sines(ipc=IPC[0]),
     "dm, a pool": lambda a, d: base(pool()),
     "dc, a pool": lambda a, d: matching(distillers.dc, pool()),
+    "dm, ModelPool": lambda a, d: base(modelpool()),
+    "dc, ModelPool": lambda a, d: matching(distillers.dc, modelpool()),
+    "metadd over dsa, ModelPool": lambda a, d: wrapped(
+        a, over=matching(distillers.dsa, modelpool(depth=(1,)), augmentation=SMALL_VIEWS)
+    ),
+    "dm over two networks": lambda a, d: over_two(base),
+    "metadd over dc over two networks": lambda a, d: wrapped(
+        a, over=over_two(lambda net: matching(distillers.dc, net), "sum")
+    ),
     "metadd over dm, factor 2": lambda a, d: wrapped(a, over=packed()),
     "metadd calibrated, in parts": lambda a, d: wrapped(a, weighting="calibrated", micro_batch=4),
     "metadd per step": lambda a, d: wrapped(a, weighting="per_step", kl=0.0, ai=0.0),

@@ -63,6 +63,9 @@ SLOW = (
     "metadd over datm",
     "metadd over dm, factor 2",
     "dc, a pool",
+    "dc, ModelPool",
+    "metadd over dsa, ModelPool",
+    "metadd over dc over two networks",
 )
 PARAMS = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in members.MEMBERS]
 

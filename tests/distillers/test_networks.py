@@ -125,6 +125,84 @@ def test_dc_trains_the_drawn_member_between_outer_steps(key, tiny):
     jax.tree.map(np.testing.assert_array_equal, again, jax.jit(nets.init)(other))
 
 
+def test_a_pool_warms_up_with_its_main_network(tiny):
+    pool = networks.beside(NETS[0], NETS[1:], main=0.2, warmup=3)
+    assert pool.probabilities == pytest.approx((0.2, 0.4, 0.4)) and networks.beside(NETS[0], NETS[1:]).warmup == 500
+    draw = jax.jit(lambda before: jax.vmap(lambda key: pool.init(key, before)["which"])(keys_of))
+    keys_of = jax.random.split(jax.random.key(0), 2000)
+    for before, shares in ((0, [1, 0, 0]), (2, [1, 0, 0]), (3, [0.2, 0.4, 0.4]), (900, [0.2, 0.4, 0.4])):
+        found = np.bincount(draw(jnp.int32(before)), minlength=3) / len(keys_of)
+        assert np.abs(found - shares).max() < 0.05, before  # 4.5 standard deviations
+    with pytest.raises(ValueError, match="warms up over 3 networks must be told how many were drawn"):
+        pool.init(jax.random.key(0))
+    for wrong in ({"main": 1.5}, {"warmup": -1}):
+        with pytest.raises(ValueError, match=rf"^{next(iter(wrong))}="):
+            networks.beside(NETS[0], NETS[1:], **wrong)
+    with pytest.raises(ValueError, match="no networks beside the main one"):
+        networks.beside(NETS[0], [])
+
+
+def test_a_warm_up_counts_the_networks_that_a_method_draws(tiny):
+    """DM draws at every step; DC every ``outer`` steps, so its warm-up is so many times longer."""
+    pool = networks.beside(members.make_net("mlp:width=4"), [members.make_net("mlp:width=6")], main=0.0, warmup=2)
+    dm, dc = members.base(pool, augmentation="none"), members.matching(distillers.dc, pool)  # outer 2
+    synthetic, aux = dc.init(jax.random.key(0), tiny)
+    refresh, found = jax.jit(dc.refresh), []
+    for step in range(6):
+        aux = refresh(jax.random.key(step), synthetic, aux, step, ())
+        found.append(int(aux["network"]["which"]))
+    assert found == [0, 0, 0, 0, 1, 1]
+    synthetic, aux = dm.init(jax.random.key(0), tiny)
+    batch, loss = dm.sample(jax.random.key(1), tiny.train, 0), jax.jit(dm.loss)
+    for step, member in ((1, 0), (2, 1)):
+        key = jax.random.key(9)
+        value, _ = loss(key, synthetic, dm.refresh(key, synthetic, aux, step, ()), batch, ())
+        theta = pool.nets[member].init(jax.random.split(keys.named(key, "network"))[1])
+        means = []
+        for side in (data.standardise(batch["images"], batch["mean"], batch["std"]), None):
+            images = synthetic["images"].reshape(3, 2, *members.SHAPE) if side is None else side
+            weights = np.ones((3, 2)) if side is None else np.asarray(batch["weights"])
+            seen = [pool.nets[member].apply(theta, one)[1]["embedding"] for one in images]
+            means.append([np.average(x, axis=0, weights=w) for x, w in zip(seen, weights, strict=True)])
+        assert float(value) == pytest.approx(float(((np.array(means[0]) - np.array(means[1])) ** 2).sum()), rel=1e-4)
+
+
+def test_modelpools_pool_is_three_networks():
+    net = members.make_net("convnet:width=4,depth=2")
+    pool = networks.convnets(net)
+    assert [one.name for one in pool.nets] == ["convnet", "convnets", "convnets"] and pool.warmup == 500
+    assert pool.probabilities == pytest.approx((0.9, 0.075, 0.025))
+    assert [one.count for one in pool.nets[1:]] == [24, 8]  # 32, each .1 / 32
+    assert "width=4,depth=2" in pool.nets[1].label
+    many = networks.convnets(members.make_net("mlp"), main=0.5, warmup=0, width=(4, 8, 16), depth=(1, 2, 3))
+    assert sum(one.count for one in many.nets[1:]) == 288 and many.probabilities[0] == 0.5
+
+
+@pytest.mark.parametrize("distance", ["ours", pytest.param("mse", marks=pytest.mark.slow)])
+def test_dc_over_a_switched_convnet_is_dc_over_that_convnet(tiny, distance):
+    """Narrower and shallower than the widest and deepest, with a layer norm's places: in value and gradient."""
+    words = {"activation": ("swish",), "pooling": ("avg",)}
+    net = members.zoo.variants(3, members.SHAPE, width=(4, 8), depth=(1, 2), norm=("instance", "layer"), **words)[0]
+    base = members.zoo.Architecture.init(net, jax.random.key(0))
+    method = members.matching(distillers.dc, networks.one(net), distance=distance)
+    synthetic, _ = method.init(jax.random.key(0), tiny)
+    batch, loss = (
+        method.sample(jax.random.key(1), tiny.train, 0),
+        jax.jit(jax.value_and_grad(method.loss, argnums=1, has_aux=True)),
+    )
+    for norm, depth in ((1, 0),) if distance == "ours" else ((0, 0), (1, 1)):
+        variables = net.set(base, {"activation": 0, "norm": norm, "pooling": 0, "width": 0, "depth": depth})
+        (value, _), slope = loss(jax.random.key(2), synthetic, {"network": variables}, batch, ())
+        alone, own = net.alone(variables)
+        other = members.matching(distillers.dc, alone, distance=distance)
+        (wanted, _), its = jax.jit(jax.value_and_grad(other.loss, argnums=1, has_aux=True))(
+            jax.random.key(2), synthetic, {"network": own}, batch, ()
+        )
+        assert float(value) == pytest.approx(float(wanted), rel=1e-4)
+        largest = float(jnp.abs(its["images"]).max())
+        np.testing.assert_allclose(slope["images"], its["images"], atol=1e-4 * largest)
+
+
 def test_what_cannot_be_a_pool_is_refused_with_the_numbers():
     other = members.zoo.parse("mlp:width=8", num_classes=4, image_shape=members.SHAPE)
     with pytest.raises(
