@@ -19,7 +19,7 @@ RESULT = "cell.json"  # in a cell's folder, its last file: a cell that has it is
 TIMES = "seconds.jsonl"
 # Code that decides a cell's numbers, beside its method's: what these modules import, and the job's own use of them.
 _DECIDES = ("metadd_jax.distillers.run", "metadd_jax.evaluation.judging", "metadd_jax.evaluation.baselines")
-_JOB = ("job/backbones.py", "job/prepare.py", "job/recipes.py", "job/stages.py")
+_JOB = ("job/backbones.py", "job/labels.py", "job/prepare.py", "job/recipes.py", "job/stages.py")
 # They read, write and refuse; no number comes from them.
 _DECIDES_NOTHING = ("exchange/", "storage/", "files.py", "provenance.py", "ranges.py", "registries.py")
 
@@ -144,7 +144,7 @@ def run(cell: Cell, folder: pathlib.Path, dataset: mdd.Dataset, *, deadline: flo
     try:
         job = plan.for_memory(prepared)
         watch = _Watch(folder, deadline)
-        networks = networks_of(job)
+        networks = networks_of(job) if _wants_networks(cell, job) else ({}, {})
         teachers = stages.label_teachers(job, networks[0])
         ready = time.perf_counter()
         sets = _distil(job, cell, networks, watch)
@@ -191,6 +191,11 @@ def _distil(
     job = stages.prepare_latents(job)
     every, tx = stages.all_methods(job, *networks)
     return stages.distil_all(job, every[-1:], tx, watch)
+
+
+def _wants_networks(cell: Cell, job: prepare.Job) -> bool:
+    """Whether the networks of the distillation are wanted: real images need them where the method's teacher labels."""
+    return not cell.real or (recipes.labels(job.config).rule == "teacher" and not job.teachers)
 
 
 def networks_of(job: prepare.Job) -> tuple[dict[str, mdd.training.Trained], dict[str, mdd.Auxiliary]]:
