@@ -159,7 +159,7 @@ STUDIES["competitors"] = Study(
         "random": "random --no-wrapped",
         "k-means": "kmeans --no-wrapped",
         "DM": "--no-wrapped",
-        "DM + ModelPool": "--no-wrapped --pool vgg11:width=8 alexnet:width=8",
+        "DM + ModelPool": "--no-wrapped --pool convnets",
         "DM over two backbones": "--no-wrapped --matched vgg11:width=8",
         "DM, packed 2, as stored (40 images)": "--no-wrapped --parameterisation factor2",
         "DM, packed 2, as images (12, 3 stored)": "--no-wrapped --parameterisation factor2 --ipc 3",
@@ -175,7 +175,7 @@ STUDIES["competitors"] = Study(
 )
 STUDIES["soft"] = Study(
     name="soft",
-    about="Sets under the labels of one teacher, the real images' among them (CIFAR-10, 10 images per class, CPU size).",
+    about="Sets under the labels of one teacher, real images among them (CIFAR-10, 10 images per class, CPU size).",
     options="--no-wrapped --backbone resnet18_bn:width=8 --seen vgg11_bn:width=8 --unseen convnet:width=32 lenet mlp "
     "--eval-labels teacher:resnet18_bn:width=8",
     rows={
