@@ -34,6 +34,8 @@ class EvaluateConfig:
       labels: what they learn from: "own" (the set's soft labels where it has them), "hard", "teacher:NET+NET" (mean
         logits of networks trained on the real data; one or several), "teacher:0.7*NET+0.3*NET", or
         "prior:63*NET+65*NET" (weights softmax(number / 10)).
+      kd: a network, such as the one that distilled, that trains on the set first and then guides the others beside the
+        labels (ModelPool's distillation of knowledge).
       epochs: passes over the distilled set (the DC family's recipe: 300, or 1000 with DSA).
       augmentation: DSA tokens joined by "_", "none", or "auto" (by data set); the sre2l recipes have their own.
       pretrain_epochs: passes over the real data for the teachers.
@@ -50,6 +52,7 @@ class EvaluateConfig:
     seeds: Annotated[int, Whole(1)] = 3
     recipe: Annotated[str, OneOf(tuple(recipes.EVALUATIONS))] = "dc"
     labels: str = "own"
+    kd: str | None = None
     epochs: Annotated[int, Whole(1)] = 300
     augmentation: str = "auto"
     pretrain_epochs: Annotated[int, Whole(1)] = 12
@@ -67,6 +70,7 @@ def run(arguments: list[str], *, program: str = "metadd evaluate") -> None:
     plugins.load(arguments)
     config = parsing.parse(EvaluateConfig, arguments, program=program, description=__doc__)
     common.require_names(config.networks)
+    common.check_names(() if config.kd is None else (config.kd,))
     chosen = labels.read(config.labels)
     if chosen.rule == "teacher" and not chosen.networks:
         raise ValueError("a set brings no teacher with it; name one, --labels teacher:NET")
@@ -79,6 +83,7 @@ def run(arguments: list[str], *, program: str = "metadd evaluate") -> None:
     dataset = common.real_data(metadata, name=config.dataset, data_dir=config.data_dir, cache_dir=config.cache_dir)
     words = _tokens(config.augmentation, dataset)
     nets = common.networks(config.networks, dataset)
+    guidance = None if config.kd is None else mdd.training.Guidance(common.networks((config.kd,), dataset)[0])
     teacher = labels.join(chosen, _teachers(config, chosen, dataset, cache))
     with command.bar(len(nets), "judge", "net") as progress:
         rows = mdd.evaluation.cross_architecture(
@@ -90,11 +95,13 @@ def run(arguments: list[str], *, program: str = "metadd evaluate") -> None:
             recipe=train(config.epochs, augmentation=words),
             labels="hard" if chosen.rule == "hard" else "own",
             teacher=teacher,
+            guidance=guidance,
             on_network=lambda label: progress.update(),
         )
     print(
         f"{config.file}: recipe {config.recipe!r}, {config.epochs} epochs, augmentation {words}, labels "
-        f"{labels.told(chosen, teacher, {'': [synthetic]})}, {config.seeds} trainings, test split"
+        f"{labels.told(chosen, teacher, {'': [synthetic]})}"
+        f"{f' and a guide ({guidance.net.label})' if guidance else ''}, {config.seeds} trainings, test split"
     )
     for row in rows:
         values = 100 * np.array(row.accuracies)

@@ -50,6 +50,14 @@ def test_evaluate_judges_a_set_under_the_labels_of_a_teacher(made, capsys):
         evaluate.run([*judge, "--labels", "teacher"])
 
 
+def test_evaluate_guides_by_a_network_that_trains_on_the_set(made, capsys):
+    judge = [str(made), "--networks", "mlp:width=8", "--seeds", "1", "--epochs", "2", "--augmentation", "none"]
+    evaluate.run([*judge, "--kd", "mlp:width=4"])
+    assert "labels hard and a guide (mlp:width=4), 1 trainings" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="unknown network 'nope'"):
+        evaluate.run([*judge, "--kd", "nope"])
+
+
 def test_pretrain_and_show_share_the_cache(made, capsys):
     nets = ["convnet:width=4,depth=1", "convnet:width=6,depth=1"]
     pretrain.run(["--networks", *nets, "--epochs", "1"])
