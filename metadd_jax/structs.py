@@ -90,6 +90,8 @@ class Dataset:
       class_names: K names in label order.
       fingerprint: SHA-256 (hex) of the images, labels and constants of all splits.
       whitening: how the images were whitened, or None. Whitened images are float32, their constants mean 0 and std 1.
+      start: [N, H, W, C] float32, class-major, what a set starts from in place of the start that its method would draw
+        (``distillers.start_from``), or None. No part of the data: the fingerprint does not count it.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Dataset:
     class_names: tuple[str, ...]
     fingerprint: str
     whitening: Whitening | None = None
+    start: Array | None = None
 
     @property
     def arrays(self) -> ImageArrays:

@@ -1,6 +1,7 @@
 """Every argument that takes a word refuses an unknown one and names those it knows: no last ``else`` takes it in."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 
 from metadd_jax import augment, dc_augment, distillers, exchange, features, invariant, parallel, training, zoo
 from metadd_jax.data import decoding, sampling, splits
-from metadd_jax.distillers import class_images, distances
+from metadd_jax.distillers import class_images, distances, starts
 from metadd_jax.evaluation import report
 from metadd_jax.structs import SyntheticSet
 from metadd_jax.training import recipes
@@ -19,6 +20,7 @@ from metadd_jax.zoo import layers, norms
 IMAGES = jnp.ones((2, 4, 4, 4))
 NET = zoo.parse("convnet:width=4,depth=1", 3, (8, 8, 1))
 ROWS = [{"set": "dm", "distill_seed": 0, "network": "lenet", "role": "same", "accuracies": [0.5]}]
+UNREAD = types.SimpleNamespace(start=None, image_shape=(8, 8, 1), num_classes=3)
 METADATA = {"mean": [0.5], "std": [0.2], "class_names": ["a"]}
 
 
@@ -56,10 +58,10 @@ TAKERS = {
     "zoo geometry": (lambda w: zoo.create("resnet18", 3, (8, 8, 3), geometry=w), ("small", "imagenet")),
     "Architecture.geometry": (lambda w: dataclasses.replace(NET, geometry=w), ("small", "imagenet")),
     "Architecture.compute": (lambda w: dataclasses.replace(NET, compute=w), ("float32", "bfloat16")),
-    "dm init": (lambda w: distillers.dm(NET, ipc=1, init=w), class_images.INITS),
+    "dm init": (lambda w: distillers.dm(NET, ipc=1, init=w), starts.INITS),
     "initial": (
-        lambda w: class_images.initial(jax.random.key(0), None, NET, counts=(1, 1, 1), init=w),
-        class_images.INITS,
+        lambda w: class_images.initial(jax.random.key(0), UNREAD, NET, counts=(1, 1, 1), init=w),
+        starts.DRAWN,
     ),
     "short_class": (lambda w: sampling.images_per_class(None, 1, short_class=w), sampling.SHORT_CLASS),
     "dc distance": (lambda w: distillers.dc(NET, ipc=1, distance=w), distances.DISTANCES),

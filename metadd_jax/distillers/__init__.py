@@ -18,6 +18,7 @@ from metadd_jax.distillers.registry import Method, get, names, register
 from metadd_jax.distillers.run import NotFiniteError, RunConfig, compile_chunks, distil
 from metadd_jax.distillers.several import match_all
 from metadd_jax.distillers.squeeze_recover import SqueezeRecover, recover_optimiser, sre2l
+from metadd_jax.distillers.starts import start_from
 from metadd_jax.distillers.student import TrajectoryMatching, trajectory_optimiser
 from metadd_jax.distillers.trajectory_matching import MTT, TESLA, mtt, tesla
 
@@ -71,6 +72,7 @@ __all__ = [
     "recover_optimiser",
     "register",
     "sre2l",
+    "start_from",
     "tesla",
     "trajectory_optimiser",
     "with_rates",

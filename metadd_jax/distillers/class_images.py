@@ -12,12 +12,12 @@ import numpy as np
 
 from metadd_jax import augment, parallel, zoo
 from metadd_jax.data import sampling
+from metadd_jax.distillers import starts
 from metadd_jax.distillers.networks import Networks
 from metadd_jax.distillers.registry import Method
-from metadd_jax.ranges import OneOf, Text, Whole
+from metadd_jax.ranges import Text, Whole
 from metadd_jax.structs import Dataset, ImageArrays, SyntheticSet
 
-INITS = ("real", "noise")
 Counts = tuple[int, ...]  # images of each class
 
 
@@ -27,7 +27,6 @@ class ClassWise(Method):
 
     Attributes:
       batch_size: real images per class and step; a class with fewer gives all of its images.
-      init: what the images start from, "real" (random real images) or "noise" (standard normal); None as published.
       augmentation: DSA tokens joined by "_", "none", or a ``Strategy``; None as published (in a job: those of its data
         set, digits are not flipped).
       class_batch: classes at once; None for all (in a job: as many as half of a device's memory holds). Memory grows
@@ -38,23 +37,16 @@ class ClassWise(Method):
 
     # 256 as published by DC, DSA and DM, drawn without replacement.
     batch_size: Annotated[int, Whole(1)] = 256
-    init: Annotated[str | None, OneOf(INITS)] = None
     augmentation: Annotated[augment.Augmentation | None, Text("augment.strategy")] = None
     class_batch: Annotated[int | None, Whole(1)] = 1
     micro_batch: Annotated[int | None, Whole(1)] = None
 
-    published_init: ClassVar[str] = "real"
     published_augmentation: ClassVar[str] = augment.NATURAL
     scratch_fields: ClassVar[tuple[str, ...]] = ("class_batch", "micro_batch", "batch_size")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.strategy  # refuses unknown tokens
-
-    @property
-    def start(self) -> str:
-        """What the images start from, "real" or "noise"."""
-        return self.init or self.published_init
 
     @property
     def views(self) -> augment.Augmentation:
@@ -136,19 +128,23 @@ def initial(
       dataset: the real data.
       net: the backbone, or a pool, which must take the images of ``dataset``.
       counts: images of each class, N in all.
-      init: "real" (distinct random real images, standardised) or "noise" (standard normal, which reads no image).
+      init: "random" (distinct random real images, standardised) or "noise" (standard normal, which reads no image);
+        the method's own word counts for nothing where ``start_from`` gives the images.
       repeat: whether a class with fewer real images gives them again.
 
     Raises:
-      ValueError: if ``net`` was made for other data, (init "real") a class has fewer images than it should give, or
-        ``init`` is another word.
+      ValueError: if ``net`` was made for other data, (init "random") a class has fewer images than it should give,
+        ``start_from`` gives images of another shape, or it gives none where ``init`` is neither word.
     """
-    if init not in INITS:
-        raise ValueError(f"init {init!r} must be one of {', '.join(INITS)}")
     check_data(dataset, net)
+    shape = (sum(counts), *net.image_shape)
+    if dataset.start is not None:
+        return {"images": starts.checked(dataset.start, shape)}
+    if starts.called(init) not in starts.DRAWN:
+        raise ValueError(starts.refusal(init))
     if init == "noise":
         # Noise in the standardised space: N(0, 1), as DC starts.
-        return {"images": jax.random.normal(key, (sum(counts), *net.image_shape))}
+        return {"images": jax.random.normal(key, shape)}
     return {"images": sampling.random_per_class(key, dataset.train, counts, repeat=repeat)[0]}
 
 

@@ -19,12 +19,14 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import optax
 
 from metadd_jax import augment, ranges, registries, zoo
+from metadd_jax.distillers import starts
 from metadd_jax.distillers.contract import Distiller
+from metadd_jax.ranges import Text
 from metadd_jax.structs import Dataset
 from metadd_jax.training import Recipe, Trained
 
@@ -36,6 +38,9 @@ class Method:
     """The settings of a base method. Its fields are options; a field of None is "as published" or "all".
 
     Attributes:
+      init: what the images start from: "random" (real images), "noise" (standard normal), "kmeans" (the real images
+        nearest the k-means centres of each class: those of the kmeans row) or a saved set (synthetic.npz, a folder, a
+        .pt file); None as published. In code the last two are ``start_from``.
       group: what the method's options begin with on a command line: ``--dc.outer``.
       draws_networks: whether the method draws random networks, so that ``make`` and the checks of the network take a
         ``networks.Networks`` too: a pool.
@@ -46,7 +51,10 @@ class Method:
       file_fields: the settings that name a file, which counts by what it holds.
     """
 
+    init: Annotated[str | None, Text("starts.check")] = None
+
     group: ClassVar[str]
+    published_init: ClassVar[str] = "random"
     draws_networks: ClassVar[bool] = False
     trains: ClassVar[bool] = True
     teaches: ClassVar[bool] = False
@@ -56,11 +64,13 @@ class Method:
 
     def __post_init__(self) -> None:
         ranges.check(self)
+        if self.init is not None:
+            starts.check(self.init)
 
     @property
     def start(self) -> str:
-        """What the images start from: "real", so every class must have enough of them, or "noise"."""
-        return "real"
+        """What the images start from: one of ``starts.INITS``, or the path of a saved set."""
+        return starts.called(self.init or self.published_init)
 
     def make(
         self, net: zoo.Architecture, counts: tuple[int, ...], given: Any = None, *, repeat: bool = False
@@ -218,8 +228,9 @@ class Method:
         return {}
 
     def describe(self) -> str:
-        """The settings in a few words, for the head of results."""
-        return ", ".join(f"{name} {getattr(self, name)}" for name in ranges.field_names(type(self)))
+        """The settings in a few words, for the head of results, which tells the start by itself."""
+        names = [name for name in ranges.field_names(type(self)) if name != "init"]
+        return ", ".join(f"{name} {getattr(self, name)}" for name in names)
 
 
 _METHODS: dict[str, Method | Callable[[], Method]] = {}

@@ -84,6 +84,7 @@ class SqueezeRecover(Method):
     squeeze_epochs: Annotated[int | None, Whole(1)] = None
 
     group: ClassVar[str] = "sre2l"
+    published_init: ClassVar[str] = "noise"
     # The teacher's labels are SRe2L's third step, so judged networks may learn from it.
     teaches: ClassVar[bool] = True
     scratch_fields: ClassVar[tuple[str, ...]] = ("group_size",)
@@ -94,11 +95,6 @@ class SqueezeRecover(Method):
         if self.group_ipc > self.group_size:
             raise ValueError(f"group_ipc={self.group_ipc} must be at most group_size={self.group_size}")
 
-    @property
-    def start(self) -> str:
-        """Noise: no real image is read."""
-        return "noise"
-
     def make(
         self, net: zoo.Architecture, counts: class_images.Counts, given: Any = None, *, repeat: bool = False
     ) -> Distiller:
@@ -108,12 +104,11 @@ class SqueezeRecover(Method):
           net: the teacher's network, with batch norm.
           counts: images of each of the K classes of the set.
           given: the teacher's ``params`` and ``batch_stats``.
-          repeat: nothing; no real image is read.
+          repeat: whether a class with fewer real images than it starts from gives them again and again.
 
         Raises:
           ValueError: for a teacher without batch norm, or a ``group_ipc`` that does not divide an ipc.
         """
-        del repeat
         self.check_network(net)
         # A teacher from elsewhere may lack them; without them the loss would be the cross-entropy alone.
         if "batch_stats" not in given:
@@ -122,7 +117,7 @@ class SqueezeRecover(Method):
         uneven = [count for count in counts if count % self.group_ipc]
         if uneven:
             raise ValueError(f"group_ipc={self.group_ipc} must divide ipc={uneven[0]}")
-        return _distiller(self, net, counts, given)
+        return _distiller(self, net, counts, given, repeat)
 
     def optimiser(
         self, learning_rate: float, momentum: float, steps: int, dataset: Dataset
@@ -277,9 +272,11 @@ def _stay_within(low: jax.Array, high: jax.Array) -> optax.GradientTransformatio
     return optax.stateless(update)
 
 
-def _distiller(settings: SqueezeRecover, net: zoo.Architecture, counts: class_images.Counts, given: Any) -> Distiller:
+def _distiller(
+    settings: SqueezeRecover, net: zoo.Architecture, counts: class_images.Counts, given: Any, repeat: bool
+) -> Distiller:
     def init(key: jax.Array, dataset: Dataset) -> tuple[dict[str, jax.Array], tuple]:
-        return class_images.initial(key, dataset, net, counts=counts, init=settings.start), ()
+        return class_images.initial(key, dataset, net, counts=counts, init=settings.start, repeat=repeat), ()
 
     def loss(
         key: jax.Array, synthetic: dict, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None

@@ -2,12 +2,14 @@
 
 from metadd_jax.exchange.arrays import export_npz, is_set_file, load_npz
 from metadd_jax.exchange.belongs import check_belongs
+from metadd_jax.exchange.checks import check_set
 from metadd_jax.exchange.latents import export_latents, load_latents
-from metadd_jax.exchange.pixels import export_png_folder, to_pixels, value_space
+from metadd_jax.exchange.pixels import export_png_folder, to_pixels, to_value_space, value_space
 from metadd_jax.exchange.pytorch import export_torch, load_torch
 
 __all__ = [
     "check_belongs",
+    "check_set",
     "export_latents",
     "export_npz",
     "export_png_folder",
@@ -17,5 +19,6 @@ __all__ = [
     "load_npz",
     "load_torch",
     "to_pixels",
+    "to_value_space",
     "value_space",
 ]

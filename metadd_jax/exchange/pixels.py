@@ -41,6 +41,35 @@ def to_pixels(images: ArrayLike, metadata: dict[str, Any]) -> np.ndarray:
     return whitening.unwhiten_images(images, metadata["zca_mean"], metadata["zca_inverse"])
 
 
+def to_value_space(images: ArrayLike, metadata: dict[str, Any], dataset: structs.Dataset) -> np.ndarray:
+    """Brings images of a set into the value space of real data: other constants, whitened or not.
+
+    Args:
+      images: [N, H, W, C] float, in the value space that ``metadata`` names.
+      metadata: of the set (see ``to_pixels``).
+      dataset: the real data, of the same H, W and C.
+
+    Returns:
+      [N, H, W, C] float32; the very bits where both spaces are one.
+
+    Raises:
+      ValueError: as ``to_pixels``.
+    """
+    arrays, white = dataset.train, dataset.whitening
+    # Not through pixels and back where nothing changes: rounding would make other images of them.
+    alike = ("zca_mean", white.mean, 1e-5) if white is not None else ("mean", arrays.mean, 1e-4)
+    if (metadata.get("value_space") == "zca") == (white is not None) and all(
+        np.shape(metadata[name]) == np.shape(theirs) and np.allclose(metadata[name], theirs, atol=atol)
+        for name, theirs, atol in (alike, ("std", arrays.std, 1e-4))
+    ):
+        return np.asarray(images, np.float32)
+    unit = to_pixels(images, metadata)
+    if white is None:
+        return ((unit - np.asarray(arrays.mean)) / np.asarray(arrays.std)).astype(np.float32)
+    flat = (unit.reshape(len(unit), -1) - white.mean) @ white.matrix
+    return flat.reshape(unit.shape).astype(np.float32)
+
+
 def share_outside(unit: np.ndarray) -> float:
     """Measures how much of a set no picture can hold: what 8 bits would clip.
 

@@ -84,7 +84,8 @@ def load_torch(
       class_names: K names in label order.
 
     Returns:
-      The set, sorted by class, and its metadata. Labels [N, K] that are probabilities become ``soft_labels``
+      The set, sorted by class, and its metadata, whose ``constants`` say whether they stand in the "file" or are the
+      "caller"'s word. Labels [N, K] that are probabilities become ``soft_labels``
       (``labels`` is then their argmax); the soft labels and the learning rate of a file of ``export_torch`` are kept.
 
     Raises:
@@ -108,6 +109,7 @@ def load_torch(
         "std": list(std),
         "class_names": list(class_names),
         "source": str(file),
+        "constants": "file" if {"mean", "std"} <= extra.keys() else "caller",
     }
     _check_said(file, extra, metadata)
     fields = {name: _to_numpy(extra[name]) for name in ("soft_labels", "learning_rate") if name in extra}

@@ -14,8 +14,9 @@ import optax
 import metadd_jax as mdd
 from metadd_jax import distillers, files, parallel
 from metadd_jax.data import sampling
+from metadd_jax.distillers import starts
 from metadd_jax.distillers.parameterisation import per_stored
-from metadd_jax.job import backbones, checks, common, recipes, runfolder
+from metadd_jax.job import backbones, checks, common, recipes, runfolder, starting
 from metadd_jax.job.options import DistillConfig
 from metadd_jax.job.presets import variant
 from metadd_jax.training import views
@@ -26,6 +27,8 @@ BASELINES = ("random", "kmeans")
 @dataclasses.dataclass(frozen=True)
 class Job:
     """A checked job: the configuration, its folder, the data on the device, the networks and what is trained.
+
+    ``kmeans`` keeps what ``stages.kmeans`` has found.
 
     Whoever has prepared it releases its lock when the work is done.
     """
@@ -38,6 +41,7 @@ class Job:
     unseen: tuple[mdd.zoo.Architecture, ...]
     parameterisation: distillers.Parameterisation = dataclasses.field(default_factory=distillers.pixels)
     lock: mdd.storage.Lock | None = None
+    kmeans: dict[tuple, mdd.SyntheticSet] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def networks(self) -> tuple[mdd.zoo.Architecture, ...]:
@@ -136,6 +140,7 @@ def open_job(config: DistillConfig, *, dataset: mdd.Dataset | None = None) -> Jo
     # With --overwrite other data may come: nothing of the old run is gone on with.
     if not config.overwrite:
         checks.check_data(directory, dataset)
+    dataset = dataclasses.replace(dataset, start=starting.given(config, dataset, counts))
     mdd.evaluation.split_of(dataset, config.evaluate_on)
     groups = ((config.backbone,), config.seen, config.unseen)
     (backbone,), seen, unseen = (tuple(common.networks(specs, dataset)) for specs in groups)
@@ -186,8 +191,8 @@ def _images_per_class(config: DistillConfig, dataset: mdd.Dataset, each: int) ->
     """
     stored = sampling.per_class(config.ipc_per_class or config.ipc, dataset.num_classes)
     wanted = tuple(each * count for count in stored)
-    # A start from noise reads no real image, so a class cannot be too small for it.
-    if config.short_class == "error" and config.own.start == "noise":
+    # A start from noise or from a saved set reads no real image, so a class cannot be too small for it.
+    if config.short_class == "error" and not starts.reads_real(config.own.start):
         return wanted
     arrays = dataset.train
     if config.stream_per_class:  # the start comes from a pool

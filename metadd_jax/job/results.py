@@ -145,6 +145,11 @@ def labels_of(
     return {"rule": rule, "note": labels.note(rule, sets), "teachers": weighted}
 
 
+def _describe_start(start: str) -> str:
+    words = {"random": "random real images", "noise": "noise", "kmeans": "the k-means images of the same seed"}
+    return words.get(start, f"the images of {start}")
+
+
 def notes(job: Job) -> list[str]:
     """Protocol, seeds and machine, for the head of the results."""
     config, facts = job.config, command.versions()
@@ -159,7 +164,7 @@ def notes(job: Job) -> list[str]:
         f"mean ± standard deviation over the distillation seeds {numbers} (random and k-means rows: as many "
         f"draws{real}) of the mean of {config.train_seeds} trainings each; last epoch, no choice on the test split.",
         "",
-        f"{config.method}: {config.steps} steps, {config.own.describe()}, "
+        f"{config.method}: {config.steps} steps, {config.own.describe()}, from {_describe_start(config.own.start)}, "
         f"backbone {job.backbone.label}{backbones.describe(job.drawn, config)}. "
         f"Judged by the recipe {config.eval_recipe!r}, "
         f"{config.eval_epochs} epochs, {recipes.describe_evaluation(config)}. jax {facts['jax']}, {facts['device']}, "

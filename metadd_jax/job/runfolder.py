@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from metadd_jax import augment, exchange, files, parallel, storage, structs
-from metadd_jax.job import checks, command, plugins
+from metadd_jax.distillers import starts
+from metadd_jax.job import checks, command, plugins, starting
 from metadd_jax.job.options import DistillConfig
 from metadd_jax.storage import folder as folders
 from metadd_jax.training import views
@@ -224,6 +225,8 @@ def _facts(value: Any) -> Any:
 def plain(config: DistillConfig) -> dict[str, Any]:
     """Gives the settings of ``config`` as JSON; a file counts by what it holds."""
     found = files.plain(_facts(config))
+    if config.own.start not in starts.INITS:
+        found["own"]["init"] = f"{config.own.init} (SHA-256 {starting.content(config.own.start)})"
     for name in config.own.file_fields:
         file = getattr(config.own, name)
         if file and pathlib.Path(file).is_file():

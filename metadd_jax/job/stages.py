@@ -112,6 +112,7 @@ def distil_all(
         sets[method.name] = []
         for seed in seeds(config):
             folder = job.directory / method.name / f"seed{seed}"
+            start = start_of(job, seed)
             with command.bar(config.steps, f"{method.name} seed {seed}", "step") as progress:
                 watch.start()
 
@@ -123,8 +124,9 @@ def distil_all(
                     if metrics:
                         progress.set_postfix_str(f"loss {metrics['loss']:.4g}")
 
+                started = method if start is None else mdd.distillers.start_from(method, start)
                 state = mdd.distillers.distil(
-                    seed, method, tx, job.dataset, run_config(config), directory=folder, chunk_of=chunk_of,
+                    seed, started, tx, job.dataset, run_config(config), directory=folder, chunk_of=chunk_of,
                     on_chunk=on_chunk,
                 )  # fmt: skip
             synthetic = jax.device_get(method.synthetic(state))
@@ -170,6 +172,7 @@ def metadata(job: Job, method: str, seed: int) -> dict[str, Any]:
         # CIFAR-100's constants differ by program: an exported set that did not name its own could not be read.
         **exchange.value_space(job.dataset),
         "method": method,
+        "init": job.config.own.start,
         "backbone": job.backbone.label,
         **backbones.facts(job.drawn, job.config),
         "ipc": job.stored_counts[0] if len(set(job.stored_counts)) == 1 else list(job.stored_counts),
@@ -193,9 +196,29 @@ def baselines(job: Job, *, names: Sequence[str] = BASELINES) -> dict[str, list[m
         "random": lambda seed: mdd.evaluation.random_real(
             keys.root(seed, "random"), job.dataset, counts, repeat=repeat
         ),
-        "kmeans": lambda seed: mdd.evaluation.kmeans_real(seed, job.dataset, counts, repeat=repeat),
+        "kmeans": lambda seed: kmeans(job, seed, counts),
     }
     return {name: [draw[name](seed) for seed in seeds(job.config)] for name in names}
+
+
+def kmeans(job: Job, seed: int, counts: tuple[int, ...]) -> mdd.SyntheticSet:
+    """Gives the real images nearest the k-means centres of each class, as many as ``counts`` [K] say; found once."""
+    if (seed, counts) not in job.kmeans:
+        repeat = job.config.short_class == "repeat"
+        job.kmeans[seed, counts] = mdd.evaluation.kmeans_real(seed, job.dataset, counts, repeat=repeat)
+    return job.kmeans[seed, counts]
+
+
+def start_of(job: Job, seed: int) -> Any:
+    """Gives the images [N, H, W, C] that the sets of a seed start from; None where the method draws them itself."""
+    if job.config.own.start == "kmeans":
+        # At equal numbers the very images of the kmeans row: what a set has over that row is the method's doing.
+        return kmeans(job, seed, job.counts).images
+    return job.dataset.start
+
+
+def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]], teacher: mdd.Auxiliary) -> list[dict[str, Any]]:
+    """Trains every network on every set and gives the rows of accuracies.
 
 
 def judge(

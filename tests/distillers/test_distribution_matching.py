@@ -214,7 +214,7 @@ def test_the_start_is_distinct_real_images_or_noise(tiny, key):
         ({"batch_size": 0}, "batch_size=0"),
         ({"class_batch": 0}, "class_batch=0"),
         ({"micro_batch": 0}, "micro_batch=0 must be a whole number, at least 1"),
-        ({"init": "dream"}, "init='dream' must be one of real, noise"),
+        ({"init": "dream"}, "init='dream' must be one of random, noise, kmeans"),
         ({"augmentation": "sparkle"}, "unknown augmentation 'sparkle'"),
     ],
 )

@@ -358,7 +358,7 @@ def test_dc_starts_from_noise_and_dsa_from_real_images(tiny, key):
 BAD = [
     ({"ipc": 0}, "ipc=0"),
     ({"class_batch": 0}, "class_batch=0"),
-    ({"init": "dream"}, "init='dream' must be one of real, noise"),
+    ({"init": "dream"}, "init='dream' must be one of random, noise, kmeans"),
     ({"outer": 0}, "outer=0 must be a whole number, at least 1"),
     ({"inner": 0}, "inner=0 must be"),
     ({"distance": "l1"}, "distance='l1' must be one of ours, mse, cos"),

@@ -159,9 +159,10 @@ def test_what_the_data_set_decides_is_filled_in_where_it_is_not_said():
         said = dataclasses.replace(distillers.get(name), augmentation="flip")
         assert said.for_data(lambda: pytest.fail("nobody asked")) == said
     assert [distillers.get(name).start for name in ("dm", "dc", "dsa", "mtt", "sre2l")] == [
-        "real", "noise", "real", "real", "noise",
+        "random", "noise", "random", "random", "noise",
     ]  # fmt: skip
-    assert distillers.DC(init="real").start == "real"
+    assert distillers.DC(init="real").start == "random"  # its first name
+    assert distillers.MTT(init="noise").start == distillers.SqueezeRecover().start == "noise"
 
 
 @pytest.mark.parametrize(("limit", "classes"), [(None, 1), (500, 1), (7000, 3), (1e6, 10)])

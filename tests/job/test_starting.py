@@ -1,0 +1,123 @@
+"""--init: each format of a saved set, brought into the run's value space, and what does not fit told in one line."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from metadd_jax import data, evaluation, exchange, storage, structs, zoo
+from metadd_jax.data import whitening
+from metadd_jax.job import options, prepare, runfolder, stages, starting
+
+RNG = np.random.default_rng(0)
+PICTURES = RNG.integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
+DATA = data.from_arrays("two", PICTURES, np.arange(40) % 2, PICTURES[:4], [0, 1, 0, 1], class_names=["cat", "dog"])
+COUNTS = (2, 1)
+
+
+def a_set(**fields):
+    images = RNG.normal(size=(3, 8, 8, 3)).astype(np.float32)
+    return structs.SyntheticSet(images=images, labels=np.array([0, 0, 1], np.int32), **fields)
+
+
+def facts(**changes):
+    return {**exchange.value_space(DATA), "class_names": ["cat", "dog"], **changes}
+
+
+def config(init, **changes):
+    own = dataclasses.replace(options.settings_of("dm"), init=str(init))
+    return options.DistillConfig(own=own, ipc_per_class=COUNTS, **changes)
+
+
+def write_npz(folder, one):
+    exchange.export_npz(folder / "synthetic.npz", one, facts())
+    return folder
+
+
+def write_orbax(folder, one):
+    storage.save(folder / "set", one, facts())
+    return folder / "set"
+
+
+def write_torch(folder, one):
+    torch = pytest.importorskip("torch")
+    # As MTT's line keeps them, and not sorted by class.
+    order = [2, 0, 1]
+    torch.save(torch.tensor(np.moveaxis(one.images, 3, 1)[order].copy()), folder / "images_best.pt")
+    torch.save(torch.tensor(one.labels[order].astype(np.int64)), folder / "labels_best.pt")
+    return folder / "images_best.pt"
+
+
+@pytest.mark.parametrize("write", [write_npz, write_orbax, write_torch])
+def test_every_format_gives_the_very_images_of_the_set(write, tmp_path):
+    one = a_set()
+    place = write(tmp_path, one)
+    np.testing.assert_array_equal(starting.given(config(place), DATA, COUNTS), one.images)
+    before = starting.content(str(place))
+    assert before == starting.content(str(place))
+
+
+def test_a_set_of_another_value_space_comes_through_pixels(tmp_path):
+    """Other constants by hand: pixels of the set, standardised by the run's constants."""
+    one = a_set()
+    exchange.export_npz(tmp_path / "a.npz", one, facts(mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7]))
+    pixels = one.images * np.array([0.5, 0.6, 0.7]) + np.array([0.1, 0.2, 0.3])
+    expected = (pixels - np.asarray(DATA.train.mean)) / np.asarray(DATA.train.std)
+    np.testing.assert_allclose(starting.given(config(tmp_path / "a.npz"), DATA, COUNTS), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_a_standardised_set_is_whitened_for_a_whitened_run_and_comes_back(tmp_path):
+    white, one = whitening.whiten(DATA), a_set()
+    exchange.export_npz(tmp_path / "a.npz", one, facts())
+    there = starting.given(config(tmp_path / "a.npz"), white, COUNTS)
+    pixels = (one.images * np.asarray(DATA.train.std) + np.asarray(DATA.train.mean)).reshape(3, -1).astype(np.float64)
+    np.testing.assert_allclose(
+        there.reshape(3, -1), (pixels - white.whitening.mean) @ white.whitening.matrix, rtol=1e-4, atol=1e-4
+    )
+    whitened = structs.SyntheticSet(images=there, labels=one.labels)
+    exchange.export_npz(tmp_path / "b.npz", whitened, {**exchange.value_space(white), "class_names": ["cat", "dog"]})
+    back = starting.given(config(tmp_path / "b.npz"), DATA, COUNTS)
+    np.testing.assert_allclose(back, one.images, rtol=1e-3, atol=1e-3)
+    # Between whitened runs nothing is rounded.
+    np.testing.assert_array_equal(starting.given(config(tmp_path / "b.npz"), white, COUNTS), there)
+
+
+def test_what_does_not_fit_is_told_in_one_line(tmp_path, capsys):
+    place = write_npz(tmp_path, a_set(soft_labels=np.full((3, 2), 0.5, np.float32)))
+    starting.given(config(place), DATA, COUNTS)
+    assert "soft labels play no part" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"has 2 images of class 0, but this run's sets have 3; set --ipc"):
+        starting.given(config(place), DATA, (3, 1))
+    small = data.from_arrays("small", PICTURES[:, :4, :4], np.arange(40) % 2, PICTURES[:4, :4, :4], [0, 1, 0, 1])
+    with pytest.raises(ValueError, match=r"holds \(8, 8, 3\) images, but small has \(4, 4, 3\)"):
+        starting.given(config(place), small, COUNTS)
+    with pytest.raises(ValueError, match="has 2 classes, first 'cat' in place of 'bird', but two has 2"):
+        starting.given(config(place), dataclasses.replace(DATA, class_names=("bird", "dog")), COUNTS)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty"):
+        starting.given(config(tmp_path / "empty"), DATA, COUNTS)
+
+
+def test_a_run_goes_on_from_the_same_file_alone(tmp_path):
+    for name in ("set", "run"):
+        (tmp_path / name).mkdir()
+    place, folder = write_npz(tmp_path / "set", a_set()), tmp_path / "run"
+    started = config(place, run_dir=str(folder))
+    runfolder.claim(folder, started, DATA).release()
+    runfolder.inspect(folder, started)
+    exchange.export_npz(place / "synthetic.npz", a_set(), facts(), overwrite=True)
+    with pytest.raises(ValueError, match=r"another run \(own\.init was .*SHA-256"):
+        runfolder.inspect(folder, started)
+
+
+def test_a_k_means_start_is_the_row_of_the_same_seed(tmp_path):
+    net = zoo.parse("convnet:width=4,depth=1", 2, (8, 8, 3))
+    job = prepare.Job(config("kmeans", distill_seeds=2), tmp_path, DATA, net, (), ())
+    rows = stages.baselines(job)["kmeans"]
+    for seed, row in enumerate(rows):
+        np.testing.assert_array_equal(stages.start_of(job, seed), row.images)
+        np.testing.assert_array_equal(row.images, evaluation.kmeans_real(seed, DATA, COUNTS).images)
+    # Until it is found, NaN stands for it, which no run takes for images.
+    assert np.isnan(starting.given(job.config, DATA, COUNTS)).all()
+    drawn = dataclasses.replace(job, config=config("random"))
+    assert stages.start_of(drawn, 0) is None and starting.given(drawn.config, DATA, COUNTS) is None
