@@ -57,8 +57,9 @@ class DifficultyAlignment(TrajectoryMatching):
       soft_labels: whether labels are logits that are trained. Otherwise they are the classes, and nothing trains them
         (as M-DATM has it): the control beside methods of hard labels.
       lr_labels: learning rate of the logits, whose momentum is 0.9; 0 leaves them as they start.
-      picks: real images to start from: "correct", which an expert is right on, or "random" ones, whose logits are
-        those of the first expert, right or not.
+      picks: real images to start from, where ``init`` says nothing else: "correct", which an expert is right on, or
+        "random" ones. With "random" the logits are those of the first expert, right or not, else the mean over the
+        experts that are right.
     """
 
     min_start_epoch: Annotated[int, Whole(0)] = 0
@@ -196,11 +197,13 @@ def _functions(
     def init(key: jax.Array, dataset: Dataset) -> tuple[dict, dict]:
         image_key, order_key = jax.random.split(key)
         last = experts[:, -1]
-        if settings.picks == "correct":
+        # The published start; any other that is asked for comes first, and its logits are asked for all the same.
+        if settings.picks == "correct" and settings.init is None and dataset.start is None:
             class_images.check_data(dataset, net)
             images = correct_images(image_key, net, last, dataset.train, counts, repeat=repeat)
         else:
-            images = class_images.initial(image_key, dataset, net, counts=counts, init="real", repeat=repeat)["images"]
+            start = class_images.initial(image_key, dataset, net, counts=counts, init=settings.start, repeat=repeat)
+            images = start["images"]
         synthetic = {"images": images, **first_alpha(settings.lr_teacher, raw=settings.raw_lr)}
         if settings.soft_labels:
             asked = opinions(net)(last if settings.picks == "correct" else last[:1], images)
