@@ -217,10 +217,6 @@ def start_of(job: Job, seed: int) -> Any:
     return job.dataset.start
 
 
-def judge(job: Job, sets: dict[str, list[mdd.SyntheticSet]], teacher: mdd.Auxiliary) -> list[dict[str, Any]]:
-    """Trains every network on every set and gives the rows of accuracies.
-
-
 def judge(
     job: Job, sets: dict[str, list[mdd.SyntheticSet]], teachers: Sequence[mdd.training.Trained]
 ) -> list[dict[str, Any]]:
