@@ -159,6 +159,7 @@ STUDIES["competitors"] = Study(
         "random": "random --no-wrapped",
         "k-means": "kmeans --no-wrapped",
         "DM": "--no-wrapped",
+        "DM from k-means": "--no-wrapped --init kmeans",
         "DM + ModelPool": "--no-wrapped --pool convnets",
         "DM over two backbones": "--no-wrapped --matched vgg11:width=8",
         "DM, packed 2, as stored (40 images)": "--no-wrapped --parameterisation factor2",
