@@ -15,7 +15,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from metadd_jax import ranges, registries
+import jax
+
+from metadd_jax import generators, keys, ranges, registries
 from metadd_jax.distillers.parameterisation import Parameterisation, check_parts, factor, pixels
 from metadd_jax.registries import Option
 from metadd_jax.structs import Dataset
@@ -111,6 +113,32 @@ def _factor2(dataset: Dataset) -> Parameterisation:
     return _factor(dataset, size=2)
 
 
+def _stylegan(
+    dataset: Dataset,
+    *,
+    layer: int = 2,
+    layers: int = 4,
+    channel_base: int = 512,
+    channel_max: int = 16,
+    w_dim: int = 64,
+    z_dim: int = 64,
+    seed: int = 0,
+    w_rate: float = 1e-3,
+    mean_w: bool | None = None,
+    at_once: int = 10,
+) -> Parameterisation:
+    generator = generators.Generator(
+        resolution=generators.resolution_for(dataset.image_shape), layers=layers, channel_base=channel_base,
+        channel_max=channel_max, w_dim=w_dim, z_dim=z_dim, channels=dataset.image_shape[2],
+    )  # fmt: skip
+    ranges.require("seed", seed, ranges.Whole(0, ranges.SEEDS - 1))
+    return generators.stylegan(
+        generator, generator.init(keys.named(jax.random.key(seed), "weights")), dataset, layer=layer, w_rate=w_rate,
+        mean_w=mean_w, micro_batch=at_once, weights=f"untrained, seed {seed}",
+    )  # fmt: skip
+
+
 register("pixels", _pixels)
 register("factor2", _factor2)
 register("factor", _factor)
+register("stylegan", _stylegan)

@@ -158,6 +158,23 @@ def forward_flops(net: mdd.zoo.Architecture) -> float:
     return float(cost["flops"])
 
 
+def decode_flops(job: Job) -> float:
+    """FLOPs of making the set's images once of what is stored; 0 for pixels."""
+    if not job.packs:
+        return 0.0
+    made, stored = job.parameterisation, sum(job.stored_counts)
+    images = jax.ShapeDtypeStruct((sum(job.counts), *job.dataset.image_shape), np.float32)
+    labels = [np.zeros(stored, np.int32)] if getattr(made, "takes_labels", False) else []
+    latents = jax.eval_shape(lambda x: made.init(jax.random.key(0), x, *labels), images)
+    # Of one item, since XLA counts a loop over many of them once; where the latents are not item by item, of all.
+    if all(leaf.shape[:1] == (stored,) for leaf in jax.tree.leaves(latents)):
+        latents = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), latents)
+    else:
+        stored = 1
+    cost: Any = parallel.jit(made.decode).lower(latents, made.frozen).cost_analysis()
+    return stored * float(cost["flops"])
+
+
 def step_flops(job: Job, *, wrapped: bool) -> float:
     """Counts the FLOPs of one update, by the method's formula and, under MetaDD, that of docs/scaling.md for its terms.
 
@@ -167,6 +184,9 @@ def step_flops(job: Job, *, wrapped: bool) -> float:
     """
     counts = job.counts
     own = job.config.own.flops(backbones.forward_flops(job.drawn, forward_flops), counts)
+    # 4: the images are decoded, decoded again on the way back, and a backward pass counts as two. MetaDD's terms do the
+    # same with images of their own.
+    own += 4 * (1 + wrapped) * decode_flops(job)
     if not wrapped:
         return own
     seen = min(job.config.metadd.subset or sum(counts), sum(counts))

@@ -75,6 +75,19 @@ def matching(method, net="convnet:width=4,depth=1", **settings):
     return method(net, **{"ipc": 2, "batch_size": 8, "outer": 2, "inner": 2} | settings)
 
 
+def styles(dataset, over=None, tx=TX):
+    """A GLaD-style prior over a generator of three layers and two channels, and its two learning rates."""
+    sizes = {"resolution": 8, "layers": 3, "channel_base": 16, "channel_max": 2, "w_dim": 3, "z_dim": 3, "channels": 1}
+    generator = generators.Generator(**sizes)
+    prior = generators.stylegan(generator, generator.init(jax.random.key(4)), dataset, layer=1, micro_batch=2)
+    return distillers.parameterise(over or base(), prior), distillers.with_rates(tx, prior)
+
+
+def wrapped_styles(auxiliaries, dataset):
+    method, tx = styles(dataset)
+    return wrapped(auxiliaries, over=method, kl=0.0), tx
+
+
 def wrapped(auxiliaries, over=None, **settings):
     config = invariant.InvariantConfig(**{"views": SMALL_VIEWS, "calibration_steps": 2, "kl": 1.0} | settings)
     return distillers.metadd(over or base(), auxiliaries, reference=auxiliaries[0], config=config)
@@ -138,6 +151,11 @@ MEMBERS = {
     "dc, another ipc in each class": lambda a, d: matching(distillers.dc, class_batch=2, ipc=IPC[1]),
     "dm, factor 2": lambda a, d: packed(),
     "dm, sirens": lambda a, d: nets_of_sines(ipc=IPC[0]),
+    "dm, styles": lambda a, d: styles(d),
+    "dc, styles": lambda a, d: styles(d, matching(distillers.dc)),
+    "dsa, styles": lambda a, d: styles(d, matching(distillers.dsa, augmentation=SMALL_VIEWS)),
+    "mtt, styles": lambda a, d: styles(d, trajectories(distillers.mtt), TRAJECTORY_TX),
+    "metadd over dm, styles": wrapped_styles,
     "dm, a pool": lambda a, d: base(pool()),
     "dc, a pool": lambda a, d: matching(distillers.dc, pool()),
     "dm, ModelPool": lambda a, d: base(modelpool()),
