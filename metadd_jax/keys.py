@@ -15,7 +15,7 @@ import numpy as np
 
 DOMAINS = (
     # Whole jobs, each from a seed of its own.
-    "distil", "judge", "pretrain", "experts", "random", "kmeans", "stream", "probe", "report",
+    "distil", "judge", "pretrain", "experts", "generator", "random", "kmeans", "stream", "probe", "report",
     # Inside a distillation: its start, its steps, and the parts of one step.
     "init", "latents", "run", "refresh", "sample", "loss", "metadd", "calibrate", "statistics", "network", "views",
     "matched", "frequencies",

@@ -20,6 +20,7 @@ _NOTES = (
     "steps, as PyTorch does in both lines.",
     '"scan:" lines: seconds of a step inside a scan; the ratio is to the very same steps outside, in the same process, '
     "whose memory holds both programs.",
+    '"+latents": what "parameterisation" names is trained in place of pixels, as many images as without it.',
     "PyTorch: experiments/benchmark/pytorch/torch_reference.py, written as the field's code is (eager, a Python loop "
     "over classes and seeds, its default threads); it has no MetaDD and no scan.",
     "A name alone is an auxiliary network's part of the invariant loss with the gradient to the images.",

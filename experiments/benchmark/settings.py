@@ -10,12 +10,14 @@ from metadd_jax.ranges import Whole
 _AUXILIARIES = ("resnet34", "googlenet", "vit", "vgg11")
 _TRAINED = ("mlp", "lenet", "alexnet", "vgg11", "resnet18", "resnet18_bn", "resnet34", "resnet50", "googlenet", "vit")
 _STEPS = ("dm@1", "dm@10", "dm@50", "dc@10", "dc_inner@10", "mtt@10", "sre2l@100")
+_LATENTS = ("dm@10", "mtt@10")
 _WRAPPED = ("dm@1", "dm@10", "dc@10", "mtt@10", "sre2l@100")
 _SCANNED = ("dm@10", "dc@10", "mtt@10", "sre2l@100", "train:convnet@100")
 EVERYTHING = (
     *_STEPS,
     "mtt_kept@10",
     *(f"{work}+metadd" for work in _WRAPPED),
+    *(f"{work}+latents" for work in _LATENTS),
     *(f"scan:{work}" for work in _SCANNED),
     "evaluate@10",
     *(f"train:convnet@{size}" for size in (100, 256)),
@@ -33,8 +35,11 @@ class BenchmarkConfig:
         inner training on the set), "mtt", "mtt_kept" (the activations of all student steps kept, not computed again) or
         "sre2l", at SIZE images per class (sre2l: images, all of different classes); "train:NETWORK", a training step
         at batch SIZE; "evaluate", networks trained from several seeds at once and tested; or NETWORK, an auxiliary's
-        part of the invariant loss and the gradient to the images.
+        part of the invariant loss and the gradient to the images. A step with "+latents" trains what
+        "parameterisation" names, with "+metadd" it has MetaDD around it, with "+latents+metadd" both.
       auxiliaries: networks that "+metadd" looks through.
+      parameterisation: what "+latents" trains in place of pixels, as ``--parameterisation`` of the main job takes it;
+        its start is not fitted, and weights that would be trained are random.
       backbone: network that distils and is judged.
       teacher: network of sre2l.
       image_shape: height, width and channels of the images.
@@ -67,6 +72,7 @@ class BenchmarkConfig:
 
     works: tuple[str, ...] = EVERYTHING
     auxiliaries: tuple[str, ...] = _AUXILIARIES
+    parameterisation: str = "decoder"
     backbone: str = "convnet"
     teacher: str = "resnet18_bn"
     image_shape: tuple[int, int, int] = (32, 32, 3)

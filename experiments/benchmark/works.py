@@ -18,7 +18,7 @@ from metadd_jax.training import recipes, trajectories
 from settings import BenchmarkConfig
 
 STEPS = ("dm", "dc", "dc_inner", "mtt", "mtt_kept", "sre2l")
-_SCAN, _WRAPPED, _TRAIN = "scan:", "+metadd", "train:"
+_SCAN, _WRAPPED, _LATENTS, _TRAIN = "scan:", "+metadd", "+latents", "train:"
 _EXPERT_EPOCHS = 2
 
 
@@ -31,6 +31,7 @@ class Name:
       network: of "train" and "auxiliary", as ``zoo.parse`` reads it.
       size: images per class; of sre2l the images, of "train" the batch.
       wrapped: with MetaDD.
+      latents: with latents in place of pixels.
       scanned: also inside a scan.
     """
 
@@ -38,6 +39,7 @@ class Name:
     network: str
     size: int
     wrapped: bool
+    latents: bool
     scanned: bool
 
 
@@ -61,29 +63,31 @@ class Work:
 
 
 def parse(work: str, config: BenchmarkConfig) -> Name:
-    """Reads "dm@10+metadd", "scan:sre2l@100", "train:vgg11@256", "evaluate" or the name of a network.
+    """Reads "dm@10+metadd", "mtt+latents", "scan:sre2l@100", "train:vgg11@256", "evaluate" or the name of a network.
 
     Raises:
       ValueError: if the parts do not go together, or the network is unknown.
     """
     scanned, rest = work.startswith(_SCAN), work.removeprefix(_SCAN)
     wrapped, rest = rest.endswith(_WRAPPED), rest.removesuffix(_WRAPPED)
+    latents, rest = rest.endswith(_LATENTS), rest.removesuffix(_LATENTS)
     rest, marked, digits = rest.partition("@")
     if marked and not (digits.isdecimal() and int(digits) > 0):
         raise ValueError(f"cannot read the size {digits!r} of {work!r}; write a whole number, such as dm@10")
     trained, network = rest.startswith(_TRAIN), rest.removeprefix(_TRAIN)
     known = network in (*STEPS, "evaluate") and not trained
     kind = network if known else "train" if trained else "auxiliary"
-    if (wrapped and kind not in STEPS) or (scanned and kind not in (*STEPS, "train")):
+    if ((wrapped or latents) and kind not in STEPS) or (scanned and kind not in (*STEPS, "train")):
         raise ValueError(
-            f"{work!r}: +metadd goes with {', '.join(STEPS)} and scan: also with train:NETWORK; measure {rest!r} alone"
+            f"{work!r}: +metadd and +latents go with {', '.join(STEPS)}, scan: also with train:NETWORK; measure "
+            f"{rest!r} alone"
         )
     usual = {"sre2l": config.recover_images, "train": config.train_batch}.get(kind, config.ipc)
     if not known:
         from metadd_jax.job import common
 
         common.check_names((network,))
-    return Name(kind, "" if known else network, int(digits) if marked else usual, wrapped, scanned)
+    return Name(kind, "" if known else network, int(digits) if marked else usual, wrapped, latents, scanned)
 
 
 def build(name: Name, config: BenchmarkConfig) -> Work:
@@ -136,6 +140,10 @@ def _step(name: Name, config: BenchmarkConfig) -> Work:
     data = _noise(config, classes, ipc if name.kind == "sre2l" else max(config.batch_size, ipc))
     makers = {"dm": _matching, "dc": _matching, "dc_inner": _matching, "sre2l": _recovery}
     method, tx, images = makers.get(name.kind, _trajectory)(name.kind, ipc, data, config)
+    if name.latents:
+        made: Any = mdd.distillers.parameterisations.parse(config.parameterisation, data)
+        made = getattr(made, "unfitted", made)  # what a step costs does not depend on what it shows
+        method, tx = mdd.distillers.parameterise(method, made), mdd.distillers.with_rates(tx, made)
     if name.wrapped:
         auxiliaries = [_frozen(spec, classes, config) for spec in config.auxiliaries]
         settings = {name: getattr(config, name) for name in ("checkpoint", "subset", "micro_batch")}

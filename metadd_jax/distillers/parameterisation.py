@@ -17,7 +17,6 @@ from typing import Annotated, Any, ClassVar, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from metadd_jax import keys, parallel, ranges
 from metadd_jax.distillers.contract import Distiller, check_method
@@ -33,10 +32,15 @@ class Parameterisation(Protocol):
     item holds images of two classes. ``facts`` (a mapping, by default empty) goes into the metadata of exported sets.
     ``takes_labels`` (by default False) says that ``init`` has a third argument, the labels [n] of the stored items.
     ``micro_batch`` (by default None) is what ``parameterise`` takes where it is given none. ``rates`` (by default
-    empty) gives latents that are a dict learning rates of their own, see ``with_rates``. ``stores_images`` (by default
-    False) says that the latents are pictures themselves, [n, H, W, C]. ``prepare(dataset, cache, *, progress)`` (by
-    default absent) is asked by a job before it distils: it returns the parameterisation with what long work makes, such
-    as trained weights in ``frozen``, of the shapes that are there before.
+    empty) gives latents that are a dict learning rates of their own, and ``optimiser`` (an optax transformation, by
+    default absent) updates the latents whatever updates pixels (``latents.with_rates``). ``images_for(stored)`` (else
+    ``per_stored`` times as many) says how many images take the storage of so many pictures, where a job counts by
+    storage. ``stores_images`` (by default False) says that the latents are pictures themselves, [n, H, W, C].
+    ``prepare(dataset, cache, *, progress)`` (by default absent) is asked by a job before it distils: it returns the
+    parameterisation with what long work makes, such as trained weights in ``frozen``, of the shapes that are there
+    before. For a plan: ``prepare_flops(decode, real, images, sets)``, the FLOPs of each long work by name (``decode``
+    those of decoding an image, of so many real images, images of a set, and sets), and ``unfitted``, the same with a
+    start that takes no time. ``on_fit(done, in all)`` is a field that a job sets, called while a start is fitted.
     """
 
     @property
@@ -89,7 +93,7 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
     micro_batch = getattr(parameterisation, "micro_batch", None) if micro_batch is None else micro_batch
     if micro_batch is not None:
         ranges.require("micro_batch", micro_batch, Whole(1))
-    name = _name_of(parameterisation)
+    name = name_of(parameterisation)
     per_item, takes_labels = per_stored(parameterisation), getattr(parameterisation, "takes_labels", False)
     # Compiled once here: the host decodes the set after every chunk of a run.
     decode = parallel.jit(_in_parts(parameterisation, micro_batch))
@@ -227,62 +231,14 @@ def _check_latents(latents: Any, stored: int, micro_batch: int | None) -> None:
         )
 
 
-def _name_of(parameterisation: Parameterisation) -> str | None:
+def name_of(parameterisation: Parameterisation) -> str | None:
+    """What a method's name gets; None for nothing."""
     return getattr(parameterisation, "name", type(parameterisation).__name__.lower())
 
 
 def per_stored(parameterisation: Parameterisation) -> int:
     """How many images one stored item gives: the ``ipc`` of the base method is so many times that of what is stored."""
     return getattr(parameterisation, "per_stored", 1)
-
-
-def with_rates(tx: optax.GradientTransformation, parameterisation: Parameterisation) -> optax.GradientTransformation:
-    """Gives latents that are a dict their own learning rates, as multiples of that of ``tx``.
-
-    The updates of leaf NAME are those of ``tx`` times ``rates[NAME]``, which for every optimiser is its learning rate
-    so many times as large: after a momentum or Adam's moments, not before. Without ``rates`` it is ``tx`` itself.
-
-    >>> made = stylegan(...)  # rates = {"w": 0.001}
-    >>> tx = with_rates(optax.sgd(10.0, momentum=0.5), made)  # f by 10, w by 0.01
-
-    Args:
-      tx: what updates the images, or the latents in their place.
-      parameterisation: whose latents; its ``rates`` are numbers above 0 by leaf, 1 where there is none.
-    """
-    rates = getattr(parameterisation, "rates", {})
-    if not rates:
-        return tx
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = tx.update(updates, state, params)
-        latents = {name: optax.tree.scale(rates.get(name, 1.0), tree) for name, tree in updates["latents"].items()}
-        return {**updates, "latents": latents}, state
-
-    return optax.GradientTransformation(tx.init, update)
-
-
-def budget(parameterisation: Parameterisation, latents: Any, labels: jax.Array | np.ndarray) -> dict[str, Any]:
-    """Says what a set stores, for its metadata: sets are compared fairly where they store as much.
-
-    Args:
-      parameterisation: how the images were made.
-      latents: what was trained, ``state.synthetic["latents"]``; for the bare method its images.
-      labels: [N] of the decoded images.
-
-    Returns:
-      ``parameterisation`` (its name), its own facts (``factor``), ``stored_values`` (numbers that were trained),
-      ``stored_values_per_class`` (one number, or a list where classes differ; what classes share is counted by their
-      images) and ``frozen_values`` (numbers that decoding needs besides, such as a generator's weights).
-    """
-    stored, images = (sum(np.size(leaf) for leaf in jax.tree.leaves(tree)) for tree in (latents, labels))
-    each = [int(stored * count / images) for count in np.bincount(np.asarray(labels))]
-    return {
-        "parameterisation": _name_of(parameterisation) or "pixels",
-        **getattr(parameterisation, "facts", {}),
-        "stored_values": stored,
-        "stored_values_per_class": each[0] if len(set(each)) == 1 else each,
-        "frozen_values": sum(np.size(leaf) for leaf in jax.tree.leaves(parameterisation.frozen)),
-    }
 
 
 def pixels() -> Parameterisation:

@@ -138,7 +138,47 @@ def _stylegan(
     )  # fmt: skip
 
 
+def _siren(
+    dataset: Dataset,
+    *,
+    width: int = 6,
+    depth: int = 2,
+    w0: float = 10.0,
+    w0_first: float = 30.0,
+    lr: float = 5e-5,
+    fit_steps: int = 5000,
+    fit_lr: float = 5e-4,
+    fill: bool = True,
+) -> Parameterisation:
+    return generators.Siren(
+        dataset.image_shape, width=width, depth=depth, w0=w0, w0_first=w0_first, lr=lr, fit_steps=fit_steps,
+        fit_lr=fit_lr, fill=fill,
+    )  # fmt: skip
+
+
+def _decoder(
+    dataset: Dataset,
+    *,
+    weights: str = "trained",
+    width: int = 32,
+    lr: float = 0.02,
+    fit_steps: int = 200,
+    fit_lr: float = 0.05,
+    fill: bool = False,
+    images: int = 10_000,
+    epochs: int = 10,
+    seed: int = 0,
+) -> Any:
+    training = generators.AutoDecoding(images=images, epochs=epochs, seed=seed)
+    return generators.Styles(
+        generator=generators.Decoder(dataset.image_shape, len(dataset.class_names), width=width), weights=weights,
+        training=training, lr=lr, fit_steps=fit_steps, fit_lr=fit_lr, fill=fill,
+    )  # fmt: skip
+
+
 register("pixels", _pixels)
 register("factor2", _factor2)
 register("factor", _factor)
 register("stylegan", _stylegan)
+register("siren", _siren)
+register("decoder", _decoder)

@@ -23,11 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metadd_jax import parallel, ranges
+from metadd_jax import ranges
+from metadd_jax.generators import start
 from metadd_jax.ranges import Real, Whole
 
 Net = dict[str, dict[str, jax.Array]]
-_PIECES = 20  # pieces of the fit between which progress is told
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,6 @@ class Siren:
 
     The latents are {"layer1": {"kernel": [N, 2, d], "bias": [N, d]}, ...}: net i along the first axis gives image i.
     Each starts from one image of the base method's own start, to which it is fitted by Adam on the mean squared error.
-    Published: ``optax.adam(5e-5)`` on the nets under DC and DM, 1e-4 under MTT, with the base's loss as it is.
 
     Attributes:
       image_shape: (H, W, C) of the images.
@@ -46,6 +45,7 @@ class Siren:
       w0_first: w_first, frequency of the first layer.
       fit_steps: updates of the fit to the start; 0 leaves the nets as they are drawn.
       fit_lr: learning rate of the fit.
+      lr: Adam's learning rate of the nets while they are distilled; published 5e-5 under DC and DM, 1e-4 under MTT.
       fill: whether ``ipc`` images' worth of numbers is filled with nets, as published; False has ``ipc`` nets.
       on_fit: called as (updates done, updates in all) while the nets are fitted, or None.
     """
@@ -57,6 +57,7 @@ class Siren:
     w0_first: Annotated[float, Real(0, above=True)] = 30.0
     fit_steps: Annotated[int, Whole(0)] = 5000
     fit_lr: Annotated[float, Real(0, above=True)] = 5e-4
+    lr: Annotated[float, Real(0, above=True)] = 5e-5
     fill: bool = True
     on_fit: Callable[[int, int], None] | None = dataclasses.field(default=None, compare=False, repr=False)
     frozen: tuple[()] = dataclasses.field(default=(), init=False, repr=False)
@@ -68,6 +69,21 @@ class Siren:
     def name(self) -> str:
         """What the method's name gets."""
         return f"siren{self.width}x{self.depth}"
+
+    @property
+    def unfitted(self) -> Siren:
+        """The same without the fit to the start."""
+        return dataclasses.replace(self, fit_steps=0)
+
+    def prepare_flops(self, decode: float, real: int, images: int, sets: int) -> dict[str, float]:
+        """FLOPs of fitting ``sets`` sets of ``images`` images, of ``decode`` FLOPs each, to their start."""
+        del real
+        return {"start": 3 * decode * self.fit_steps * images * sets}
+
+    @property
+    def optimiser(self) -> optax.GradientTransformation:
+        """What updates the nets, whatever updates pixels: SGD at a rate for pixels would tear them apart."""
+        return optax.adam(self.lr)
 
     @property
     def facts(self) -> Mapping[str, float]:
@@ -123,15 +139,7 @@ class Siren:
         if images.shape[1:] != self.image_shape:
             raise ValueError(f"the nets are for images {self.image_shape}, but these are {images.shape[1:]}")
         net = self.draw(key, len(images))
-        state, done = optax.adam(self.fit_lr).init(net), 0
-        # In pieces, so that the host can tell how far it is; a job that asks for shapes alone traces one of them.
-        for piece in np.diff(np.linspace(0, self.fit_steps, _PIECES + 1).round().astype(np.int32)):
-            net, state = _fit(net, state, images, piece, siren=self)
-            done += int(piece)
-            if self.on_fit is not None and not isinstance(net[_layer(0)]["bias"], jax.core.Tracer):
-                jax.block_until_ready(net)
-                self.on_fit(done, self.fit_steps)
-        return net
+        return start.fit(self, net, self.frozen, images, lr=self.fit_lr, steps=self.fit_steps, on_fit=self.on_fit)
 
     def decode(self, latents: Net, frozen: Any, /) -> jax.Array:
         """Evaluates each net at the pixels: images [N, H, W, C] in the set's value space."""
@@ -144,26 +152,6 @@ class Siren:
         """(units in, units out) of each layer."""
         sides = [2, *[self.width] * self.depth, self.image_shape[2]]
         return list(itertools.pairwise(sides))
-
-
-def _adam_steps(net: Net, state: Any, images: jax.Array, count: jax.Array, *, siren: Siren) -> tuple[Net, Any]:
-    """Fits every net to its own image by so many steps."""
-
-    def error(net: Net) -> jax.Array:
-        # Summed over the nets, not averaged: no net's gradient depends on how many others there are.
-        return jnp.mean((siren.decode(net, ()) - images) ** 2, axis=(1, 2, 3)).sum()
-
-    def step(_: jax.Array, carry: tuple[Net, Any]) -> tuple[Net, Any]:
-        net, state = carry
-        updates, state = optax.adam(siren.fit_lr).update(jax.grad(error)(net), state, net)
-        net = jax.tree.map(jnp.add, net, updates)
-        return net, state
-
-    return jax.lax.fori_loop(0, count, step, (net, state))
-
-
-# Once for all seeds and methods of a job.
-_fit = parallel.jit(_adam_steps, static_argnames=("siren",))
 
 
 def coordinates(height: int, width: int) -> jax.Array:

@@ -109,6 +109,20 @@ def bars(unit: str) -> Iterator[Callable[[str, int, int], None]]:
             each.close()
 
 
+def own_bar(what: str, unit: str) -> Callable[[int, int], None]:
+    """Gives a function ``(done, in all)`` that shows a bar from its first call until all is done, as often as asked."""
+    shown: list[Any] = []
+
+    def progress(done: int, total: int) -> None:
+        if not shown:
+            shown.append(bar(total, what, unit))
+        shown[0].update(done - shown[0].n)
+        if done == total:
+            shown.pop().close()
+
+    return progress
+
+
 def be_silent() -> None:
     """Prints nothing from here on but errors: what all processes but the first do."""
     os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which ``bar`` does

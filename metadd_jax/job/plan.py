@@ -16,6 +16,7 @@ import numpy as np
 
 import metadd_jax as mdd
 from metadd_jax import parallel
+from metadd_jax.distillers.parameterisation import per_stored
 from metadd_jax.job import backbones, recipes
 from metadd_jax.job.prepare import BASELINES, Job, make, stand_ins, wrapped
 
@@ -62,13 +63,14 @@ def estimate(job: Job) -> tuple[list[Plan], dict[str, float]]:
       ValueError: if it cannot fit, naming the option that makes the largest part smaller.
     """
     raw = dataclasses.replace(job.config.metadd, weighting="raw")  # calibration is no part of a step
-    job = dataclasses.replace(job, config=dataclasses.replace(job.config, metadd=raw))
+    asked = dataclasses.replace(job, config=dataclasses.replace(job.config, metadd=raw))
+    job = _unfitted(asked)
     variables = {net.label: _random(net) for net in job.networks}
     base, tx = make(job, job.own.stand_in(job.backbone, variables[job.backbone.label]))
     every = wrapped(job, base, stand_ins(job, variables))
     plans = [_measure(job, method, tx, wrapped=method is not base) for method in every]
     refuse_what_cannot_fit(plans)
-    return plans, _stages(job, plans)
+    return plans, _stages(asked, plans)
 
 
 def for_memory(job: Job) -> Job:
@@ -78,13 +80,18 @@ def for_memory(job: Job) -> Job:
     """
 
     def scratch(own: mdd.distillers.Method) -> float:
-        asked = dataclasses.replace(job, config=dataclasses.replace(job.config, own=own))
+        asked = _unfitted(dataclasses.replace(job, config=dataclasses.replace(job.config, own=own)))
         method, tx = make(asked, own.stand_in(job.backbone, _random(job.backbone)))
         return _compile(asked, method, tx)[0].memory_analysis().temp_size_in_bytes
 
     limit = None if jax.default_backend() == "cpu" else parallel.memory_limit()
     own = job.config.own.for_memory(scratch, limit, job.dataset.num_classes)
     return dataclasses.replace(job, config=dataclasses.replace(job.config, own=own))
+
+
+def _unfitted(job: Job) -> Job:
+    """The job whose latents start at once: what a step costs does not depend on what they show."""
+    return dataclasses.replace(job, parameterisation=getattr(job.parameterisation, "unfitted", job.parameterisation))
 
 
 def _compile(job: Job, method: mdd.distillers.Distiller, tx: Any) -> tuple[Any, tuple]:
@@ -162,7 +169,7 @@ def decode_flops(job: Job) -> float:
     """FLOPs of making the set's images once of what is stored; 0 for pixels."""
     if not job.packs:
         return 0.0
-    made, stored = job.parameterisation, sum(job.stored_counts)
+    made, stored = job.parameterisation, sum(job.counts) // per_stored(job.parameterisation)
     images = jax.ShapeDtypeStruct((sum(job.counts), *job.dataset.image_shape), np.float32)
     labels = [np.zeros(stored, np.int32)] if getattr(made, "takes_labels", False) else []
     latents = jax.eval_shape(lambda x: made.init(jax.random.key(0), x, *labels), images)
@@ -216,6 +223,9 @@ def _stages(job: Job, plans: list[Plan]) -> dict[str, float]:
         "judge": sets * config.train_seeds * config.eval_epochs * images * (total + guided + labelling) / rate,
     }
     prepared = config.own.prepare_flops(forward_flops(job.backbone), real)
+    of_latents = getattr(job.parameterisation, "prepare_flops", None)
+    if of_latents is not None:
+        prepared |= of_latents(decode_flops(job) / images, real, images, len(plans) * config.distill_seeds)
     stages |= {name: flops / rate for name, flops in prepared.items()}
     return {name: seconds / 3600 for name, seconds in stages.items()}
 

@@ -15,6 +15,7 @@ import metadd_jax as mdd
 from metadd_jax import distillers, files, parallel
 from metadd_jax.data import sampling
 from metadd_jax.distillers import starts
+from metadd_jax.distillers.latents import images_for, stored_for
 from metadd_jax.distillers.parameterisation import per_stored
 from metadd_jax.job import backbones, checks, common, recipes, runfolder, starting
 from metadd_jax.job.options import DistillConfig
@@ -77,12 +78,12 @@ class Job:
     @property
     def counts(self) -> tuple[int, ...]:
         """The images of each class of a distilled set, as networks see it."""
-        return _images_per_class(self.config, self.dataset, per_stored(self.parameterisation))
+        return _images_per_class(self.config, self.dataset, self.parameterisation)
 
     @property
     def stored_counts(self) -> tuple[int, ...]:
-        """The images of each class that are stored: ``ipc``."""
-        return tuple(count // per_stored(self.parameterisation) for count in self.counts)
+        """The images of each class that are stored, or whose storage the latents take: ``ipc``."""
+        return tuple(stored_for(self.parameterisation, count) for count in self.counts)
 
     @property
     def real_counts(self) -> tuple[int, ...]:
@@ -136,7 +137,7 @@ def open_job(config: DistillConfig, *, dataset: mdd.Dataset | None = None) -> Jo
     runfolder.inspect(directory, config)
     dataset = dataset or load_data(config)
     parameterisation = distillers.parameterisations.parse(config.parameterisation, dataset)
-    counts = _images_per_class(config, dataset, per_stored(parameterisation))
+    counts = _images_per_class(config, dataset, parameterisation)
     # With --overwrite other data may come: nothing of the old run is gone on with.
     if not config.overwrite:
         checks.check_data(directory, dataset)
@@ -178,19 +179,21 @@ def _check_space(job: Job, state_size: int) -> None:
             files.require_space(job.cache, size)
 
 
-def _images_per_class(config: DistillConfig, dataset: mdd.Dataset, each: int) -> tuple[int, ...]:
+def _images_per_class(
+    config: DistillConfig, dataset: mdd.Dataset, parameterisation: distillers.Parameterisation
+) -> tuple[int, ...]:
     """The images of each class of the set, decoded; real ones are asked for only where the set starts from them.
 
     Args:
       config: the settings of the job.
       dataset: the real data.
-      each: the images that a stored item gives.
+      parameterisation: how many images a stored one gives.
 
     Raises:
       ValueError: if ``ipc_per_class`` does not name every class, or a class is too small under "error".
     """
     stored = sampling.per_class(config.ipc_per_class or config.ipc, dataset.num_classes)
-    wanted = tuple(each * count for count in stored)
+    wanted, each = tuple(images_for(parameterisation, count) for count in stored), per_stored(parameterisation)
     # A start from noise or from a saved set reads no real image, so a class cannot be too small for it.
     if config.short_class == "error" and not starts.reads_real(config.own.start):
         return wanted
@@ -200,8 +203,8 @@ def _images_per_class(config: DistillConfig, dataset: mdd.Dataset, each: int) ->
     try:
         counts = mdd.data.images_per_class(arrays, wanted, short_class=config.short_class)
     except ValueError as error:
-        packed = f" (--parameterisation {config.parameterisation} takes {each} for each stored image)"
-        raise ValueError(f"{error}{packed if each > 1 else ''}") from error
+        packed = f" (--parameterisation {config.parameterisation} takes {max(wanted)} for {max(stored)} stored)"
+        raise ValueError(f"{error}{packed if wanted != stored else ''}") from error
     if min(counts) < each:
         raise ValueError(
             f"class {int(np.argmin(counts))} has {min(counts)} images, fewer than the {each} of a stored one; leave "

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import metadd_jax as mdd
-from metadd_jax import exchange, files, parallel, pictures
+from metadd_jax import exchange, files, keys, parallel, pictures
 from metadd_jax.evaluation import report
 from metadd_jax.job import backbones, command, labels, recipes, runfolder
 from metadd_jax.job.prepare import BASELINES, Job, seeds
@@ -97,6 +97,34 @@ def _draw_set(job: Job, folder: pathlib.Path, synthetic: mdd.SyntheticSet, seen:
     labels, shown = synthetic.labels[first], [net.name for net in job.seen]
     stack = mdd.evaluation.map_stack(seen, synthetic.images[first], labels, config=job.config.metadd.cam)
     pictures.maps(folder / "maps.png", pixels[first], labels, stack, network_names=shown, class_names=names)
+
+
+def draw_generator(directory: pathlib.Path, dataset: mdd.Dataset, parameterisation: Any) -> None:
+    """Draws ``samples.png`` of a generator that was trained for the run; of any other, and of whitened data, nothing.
+
+    Each row is a class: three training images, the same three as the generator shows them, four new images.
+
+    Args:
+      directory: the run's folder.
+      dataset: what it was trained on.
+      parameterisation: with ``generator``, and ``trained`` where it was trained.
+    """
+    trained = getattr(parameterisation, "trained", None)
+    if trained is None or dataset.whitening is not None:
+        return
+    file = directory / "samples.png"
+    try:
+        _draw_samples(file, dataset, parameterisation.generator, trained)
+    except Exception as error:  # whatever it is: a picture costs no result
+        warnings.warn(f"no {file}: {type(error).__name__}: {error}", stacklevel=1)
+
+
+def _draw_samples(
+    file: pathlib.Path, dataset: mdd.Dataset, generator: Any, trained: mdd.generators.TrainedGenerator
+) -> None:
+    images, labels = mdd.generators.samples(keys.root(0, "generator"), generator, trained, dataset)
+    pixels = exchange.to_pixels(images, exchange.value_space(dataset))
+    pictures.grid(file, pixels, labels, class_names=dataset.class_names)
 
 
 def _shows_packed(job: Job) -> bool:

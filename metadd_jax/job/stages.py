@@ -13,7 +13,7 @@ import metadd_jax as mdd
 from metadd_jax import exchange, keys, parallel
 from metadd_jax.distillers.run import compile_chunks
 from metadd_jax.evaluation import report
-from metadd_jax.job import backbones, command, common, effects, labels, recipes
+from metadd_jax.job import backbones, command, common, effects, labels, recipes, results
 from metadd_jax.job.prepare import BASELINES, Job, make, run_config, seeds, wrapped
 
 
@@ -46,11 +46,15 @@ def pretrain_all(job: Job, *, unseen: bool = True) -> dict[str, mdd.training.Tra
 
 def prepare_latents(job: Job) -> Job:
     """The job whose parameterisation is prepared, where that takes long work, such as the training of a generator."""
-    prepare = getattr(job.parameterisation, "prepare", None)
-    if prepare is None:
-        return job
-    with command.bars("latents") as progress:
-        return dataclasses.replace(job, parameterisation=prepare(job.dataset, job.cache, progress=progress))
+    made: Any = job.parameterisation
+    if hasattr(made, "prepare"):
+        with command.bars("image") as progress:
+            made = made.prepare(job.dataset, job.cache, progress=progress)
+        if parallel.is_main():
+            results.draw_generator(job.directory, job.dataset, made)
+    if hasattr(made, "on_fit"):
+        made = dataclasses.replace(made, on_fit=command.own_bar("start of the latents", "step"))
+    return dataclasses.replace(job, parameterisation=made)
 
 
 def label_teachers(job: Job, trained: dict[str, mdd.training.Trained]) -> list[mdd.training.Trained]:

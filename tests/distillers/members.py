@@ -70,6 +70,12 @@ def nets_of_sines(ipc=3):
     return distillers.parameterise(base(ipc=ipc), siren, micro_batch=2), optax.adam(5e-3)
 
 
+def decoded_styles(ipc=2):
+    decoder = generators.Decoder(SHAPE, 3, width=1, z_dim=4, w_dim=6)
+    made = generators.Styles(generator=decoder, weights="random", fit_steps=4)
+    return distillers.parameterise(base(ipc=ipc), made), optax.adam(0.02)
+
+
 def matching(method, net="convnet:width=4,depth=1", **settings):
     net = make_net(net) if isinstance(net, str) else net
     return method(net, **{"ipc": 2, "batch_size": 8, "outer": 2, "inner": 2} | settings)
@@ -156,6 +162,7 @@ MEMBERS = {
     "dsa, styles": lambda a, d: styles(d, matching(distillers.dsa, augmentation=SMALL_VIEWS)),
     "mtt, styles": lambda a, d: styles(d, trajectories(distillers.mtt), TRAJECTORY_TX),
     "metadd over dm, styles": wrapped_styles,
+    "dm, styles of a decoder": lambda a, d: decoded_styles(),
     "dm, a pool": lambda a, d: base(pool()),
     "dc, a pool": lambda a, d: matching(distillers.dc, pool()),
     "dm, ModelPool": lambda a, d: base(modelpool()),

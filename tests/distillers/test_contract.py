@@ -70,6 +70,7 @@ SLOW = (
     "dc, ModelPool",
     "metadd over dsa, ModelPool",
     "metadd over dc over two networks",
+    "dm, styles of a decoder",
 )
 PARAMS = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in members.MEMBERS]
 

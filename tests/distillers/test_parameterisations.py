@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from metadd_jax import distillers
-from metadd_jax.distillers import parameterisations
+from metadd_jax import distillers, generators
+from metadd_jax.distillers import latents, parameterisations
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +37,10 @@ def test_a_text_names_a_parameterisation_and_its_options(tiny):
     assert parameterisations.parse("pixels", tiny) == distillers.pixels()
     assert parameterisations.parse("factor2", tiny) == distillers.factor(2)
     assert parameterisations.parse("factor:size=3, pad=1", tiny) == distillers.factor(3, pad=1)
+    nets = parameterisations.parse("siren:width=5,depth=3,w0=40,fit_steps=7,fill=False", tiny)
+    assert nets == generators.Siren(members.SHAPE, width=5, depth=3, w0=40, fit_steps=7, fill=False)
+    styles = parameterisations.parse("decoder:weights=random,width=2,epochs=3", tiny)
+    assert styles.generator == generators.Decoder(members.SHAPE, 3, width=2) and styles.training.epochs == 3
     parameterisations.register("split", split)
     assert parameterisations.names()[-1] == "split"
     assert parameterisations.parse("split:rate=1,word=y,whole=False,none=7", tiny).options == (1, "y", False, 7)
@@ -116,6 +120,31 @@ def test_rates_reach_the_update_of_a_run(tiny):
     moved = {name: after.synthetic["latents"][name] - start.synthetic["latents"][name] for name in "ab"}
     assert np.abs(moved["a"]).max() > 0.04
     np.testing.assert_allclose(moved["b"], 0.5 * moved["a"], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dm", "mtt"])
+def test_latents_have_an_optimiser_of_their_own(name, tiny):
+    """Adam's first step is its rate in every number; what is trained beside them moves as it did."""
+    made, plain = members.make(name, None, tiny)
+    own = split(tiny)
+    own.optimiser = optax.adam(0.003)
+    method, tx = distillers.parameterise(made, own), distillers.with_rates(plain, own)
+    synthetic = distillers.init_state(jax.random.key(0), method, tx, tiny).synthetic
+    gradients = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 2.0), synthetic)
+    update, _ = tx.update(gradients, tx.init(synthetic), synthetic)
+    usual, _ = plain.update(gradients, plain.init(synthetic), synthetic)
+    for part in ("a", "b"):
+        np.testing.assert_allclose(update["latents"][part], -0.003, rtol=1e-5)
+    assert set(update) == set(synthetic) and len(update) == 1 + (name == "mtt")
+    jax.tree.map(np.testing.assert_array_equal, {**update, "latents": 0}, {**usual, "latents": 0})
+
+
+def test_a_set_counts_by_images_or_by_storage():
+    siren = generators.Siren((32, 32, 3))
+    for made, stored, images in ((distillers.factor(2), 3, 12), (siren, 1, 37), (siren, 10, 379), (split, 4, 4)):
+        assert latents.images_for(made, stored) == images
+        assert latents.stored_for(made, images) == stored
+    assert latents.stored_for(siren, 38) == 2
 
 
 def test_a_start_may_read_the_labels_of_what_is_stored(tiny):

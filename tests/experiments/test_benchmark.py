@@ -1,5 +1,6 @@
 """The measurements behind the benchmark's table."""
 
+import dataclasses
 import json
 
 import jax
@@ -51,8 +52,8 @@ ROW = {
 }
 
 
-def flops_of(work):
-    built = works.build(works.parse(work, TINY), TINY)
+def flops_of(work, config=TINY):
+    built = works.build(works.parse(work, config), config)
     return flops.count(built.function, *built.arguments)
 
 
@@ -117,18 +118,27 @@ def test_the_flops_of_the_steps_are_those_of_their_formulas():
     assert flops_of("dm+metadd") > flops_of("dm") + 2 * 6 * CONVOLUTION
 
 
+def test_a_step_with_latents_decodes_and_pulls_back():
+    """A net of one hidden unit; its decoder's products alone would be 2 (2 + 1) a pixel."""
+    tiny = dataclasses.replace(TINY, parameterisation="siren:width=1,depth=1")
+    built = works.build(works.parse("mtt+latents+metadd", tiny), tiny)
+    assert set(built.arguments[0].synthetic) == {"latents", "log_lr"}
+    # Forwards, again on the way back, and two products for the gradients (but none to the places).
+    assert flops_of("dm+latents", tiny) >= flops_of("dm") + 6 * 64 * 2 * (2 * 3 + 2)
+
+
 def test_names_are_read():
-    assert works.parse("scan:dm@10+metadd", TINY) == works.Name("dm", "", 10, True, True)
-    assert works.parse("train:vgg11@256", TINY) == works.Name("train", "vgg11", 256, False, False)
+    assert works.parse("scan:dm@10+metadd", TINY) == works.Name("dm", "", 10, True, False, True)
+    assert works.parse("train:vgg11@256", TINY) == works.Name("train", "vgg11", 256, False, False, False)
     assert works.parse("sre2l", TINY).size == 3 and works.parse("train:mlp", TINY).size == 4
-    assert works.parse(NET, TINY) == works.Name("auxiliary", NET, 3, False, False)
+    assert works.parse(NET, TINY) == works.Name("auxiliary", NET, 3, False, False, False)
     for work in settings.EVERYTHING:
         works.parse(work, TINY)
 
 
 @pytest.mark.parametrize("work", ["train:mlp+metadd", "scan:evaluate", "dm@ten", "dm@0", "train:dm", "mtt+meta"])
 def test_names_that_mean_nothing_are_refused(work):
-    with pytest.raises(ValueError, match=r"goes with|cannot read the size|unknown network"):
+    with pytest.raises(ValueError, match=r"go with|cannot read the size|unknown network"):
         works.parse(work, TINY)
 
 

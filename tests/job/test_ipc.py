@@ -78,7 +78,10 @@ def test_what_the_set_and_the_real_rows_hold(changes, own, real, job_of):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"ipc": 1, **PACKED, "short_class": "error"}, r"ipc is 4, .*\(--parameterisation factor2 takes 4 for each"),
+        (
+            {"ipc": 1, **PACKED, "short_class": "error"},
+            r"ipc is 4, .*\(--parameterisation factor2 takes 4 for 1 stored",
+        ),
         ({"ipc": 1, **PACKED, "short_class": "fewer"}, "class 1 has 3 images, fewer than the 4 of a stored one; leave"),
         ({"ipc": 6}, "ipc is 6, but class 1 has 3 images; lower ipc, or set short_class"),
         ({"ipc_per_class": (6, 1, 1)}, "ipc is 6, but class 0 has 5 images"),
