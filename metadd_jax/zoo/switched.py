@@ -57,7 +57,7 @@ class SwitchedConvNet(nn.Module):
         }
         most, width = max(self.widths), jnp.asarray(self.widths)[at["width"]]
         depth = jnp.asarray(self.depths)[at["depth"]]
-        present = (jnp.arange(most) < width).astype(x.dtype)
+        present = (jnp.arange(most) < width).astype(jnp.float32)
         ends = []
         for block in range(max(self.depths)):
             padding = 3 if block == 0 and layers.is_grey_28(x) else 1
@@ -80,15 +80,10 @@ class SwitchedConvNet(nn.Module):
         most, number = max(self.widths), block + 1
         side = tuple(convolution.output_side(n, 3, padding=padding) for n in shape[1:3])
         kernel, bias = Weights((3, 3, shape[3], most), 9 * shape[3], name=f"conv{number}")()
-        affine = {}
-        for kind in ("layer", "channel"):
-            # Layer norm has a scale for every place; beside another norm it has weights of its own.
-            if kind == "layer" and "layer" in self.norms:
-                affine[kind] = Affine(
-                    (*side, most), name=f"layer{number}" if len(self.norms) > 1 else f"norm{number}"
-                )()
-            elif kind == "channel" and self.norms not in (("layer",), ("batch",)):
-                affine[kind] = Affine((most,), name=f"norm{number}")()
+        channel, place = {"instance", "group"} & set(self.norms), "layer" in self.norms
+        by_channel = Affine((most,), name=f"norm{number}")() if channel else None
+        # Layer norm has a scale for every place; beside another norm it has weights of its own.
+        by_place = Affine((*side, most), name=f"{'layer' if channel else 'norm'}{number}")() if place else None
         if "instance" in self.norms and math.prod(side) == 1:
             raise layers.SizeError("instance norm over one number each makes all images alike; take fewer blocks")
         batch_norm = functools.partial(norms.norm, kind="batch", train=train, name=f"norm{number}")
@@ -99,9 +94,11 @@ class SwitchedConvNet(nn.Module):
                 x = batch_norm(x)
             else:
                 x = _standardise(x, _shared(self.norms, at["norm"], width, present))
-                kinds = [affine["layer" if name == "layer" else "channel"] for name in self.norms]
-                x = _choose(at["norm"], [lambda x, own=own: x * own[0] + own[1] for own in kinds], [x] * len(kinds))
-            x = _activate(self.activations, at["activation"], x) * present
+                own = [by_place if name == "layer" else by_channel for name in self.norms]
+                x = _choose(
+                    at["norm"], [functools.partial(_affine, weights=weights) for weights in own], [x] * len(own)
+                )
+            x = _activate(self.activations, at["activation"], x) * present.astype(x.dtype)
             pools = [functools.partial(layers.pool, kind=kind) for kind in self.poolings]
             return _choose(at["pooling"], pools, [x] * len(pools))
 
@@ -131,6 +128,11 @@ class Affine(nn.Module):
         return self.param("scale", ones, self.shape), self.param("bias", zeros, self.shape)
 
 
+def _affine(x: jax.Array, weights: Any) -> jax.Array:
+    scale, bias = weights
+    return x * scale + bias
+
+
 def _choose(which: jax.Array, functions: Sequence[Any], arguments: Sequence[jax.Array]) -> jax.Array:
     """The result of one function of its own argument; the only one that there is without a switch."""
     if len(functions) == 1:
@@ -158,10 +160,13 @@ def _shared(names: tuple[str, ...], which: jax.Array, width: jax.Array, present:
 
 def _standardise(x: jax.Array, shared: jax.Array) -> jax.Array:
     """Subtracts the mean and divides by the deviation of each channel's team of ``_shared``; in two passes."""
-    wide = layers.widen(x)
-    centred = wide - (wide.mean((1, 2)) @ shared)[:, None, None]
-    rate = jax.lax.rsqrt(jnp.square(centred).mean((1, 2)) @ shared + norms.EPSILON)
-    return (centred * rate[:, None, None]).astype(x.dtype)
+
+    def mean(x: jax.Array) -> jax.Array:
+        # In full precision: an accelerator's own product would round a mean to 10 bits.
+        return jnp.matmul(x.mean((1, 2)), shared, precision="highest")[:, None, None]
+
+    centred = layers.widen(x) - mean(layers.widen(x))
+    return (centred * jax.lax.rsqrt(mean(jnp.square(centred)) + norms.EPSILON)).astype(x.dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
