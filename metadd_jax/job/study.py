@@ -15,10 +15,13 @@ import re
 import shlex
 import shutil
 import time
+import warnings
 from typing import Annotated, Any
 
+import numpy as np
+
 import metadd_jax as mdd
-from metadd_jax import files, storage
+from metadd_jax import exchange, files, pictures, storage
 from metadd_jax.evaluation import report
 from metadd_jax.job import cells, checks, common, memory, parsing, plugins, prepare, studies, study_plan, study_table
 from metadd_jax.job.cells import Cell
@@ -90,6 +93,8 @@ def run(arguments: list[str], *, program: str = "metadd study") -> None:
     print(work.write_table())
     print("\n".join(left))
     print(f"Sets and table lie in {work.folder}")
+    if work.failed:
+        raise ValueError(f"{len(work.failed)} cell(s) failed: {next(iter(work.failed.values()))}")
 
 
 def seconds_of(text: str) -> float:
@@ -116,6 +121,7 @@ class Work:
       only: rows to work on; all if there are none.
       words: of each row, for the main job's command line.
       known: what was read of finished cells.
+      failed: what went wrong with cells that were tried.
     """
 
     study: studies.Study
@@ -125,6 +131,7 @@ class Work:
     only: tuple[str, ...]
     words: dict[str, list[str]]
     known: dict[pathlib.Path, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    failed: dict[pathlib.Path, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def open(cls, study: studies.Study, config: StudyConfig) -> Work:
@@ -182,7 +189,7 @@ class Work:
         Returns:
           What is left and why, in lines.
         """
-        failed: dict[pathlib.Path, str] = {}
+        failed = self.failed
         held: dict[pathlib.Path, str] = {}
         while True:
             todo = [(cell, folder) for cell, folder in self.wanted() if folder not in failed and folder not in held]
@@ -201,7 +208,7 @@ class Work:
             except Exception as error:  # one cell that cannot be costs the others nothing
                 failed[folder] = in_one_line(error)
                 print(f"{cell.row}, seed {cell.seed}: {failed[folder]}")
-        return self._left(failed, held)
+        return self._left(held)
 
     def _do(self, cell: Cell, folder: pathlib.Path, deadline: float | None) -> None:
         number, done = len(self.cells), sum(self.result(place) is not None for _, place in self.cells)
@@ -228,10 +235,10 @@ class Work:
                 lines.append(f"{cell.row}: {error}")
         return lines
 
-    def _left(self, failed: dict[pathlib.Path, str], held: dict[pathlib.Path, str]) -> list[str]:
+    def _left(self, held: dict[pathlib.Path, str]) -> list[str]:
         lines = []
         for cell, folder in self.wanted():
-            why = failed.get(folder) or held.get(folder)
+            why = self.failed.get(folder) or held.get(folder)
             lines.append(f"- {cell.row}, seed {cell.seed}{f': {why}' if why else ''}")
         seconds = study_plan.by_row(list(self.study.rows), self.times)
         hours = f", about {_clock(sum(seconds[cell.row] for cell, _ in self.wanted()))}" if seconds else ""
@@ -301,7 +308,26 @@ class Work:
             text = study_table.markdown(table)
             files.write_json(self.folder / "study.json", table)
             files.write_text(self.folder / "study.md", text)
+            try:
+                self._draw()
+            except (OSError, ValueError) as error:  # a picture costs no result
+                warnings.warn(f"no study.png: {error}", stacklevel=1)
         return text
+
+    def _draw(self) -> None:
+        """Draws ``study.png``: the first image of each class of each row's first set."""
+        rows: dict[str, np.ndarray] = {}
+        for cell, folder in self.cells:
+            if (found := self.result(folder)) and cell.row not in rows:
+                synthetic, facts = exchange.load_npz(folder / found["set"] / f"seed{cell.seed}" / "synthetic.npz")
+                first = np.unique(synthetic.labels, return_index=True)[1]
+                rows[cell.row] = exchange.to_pixels(np.asarray(synthetic.images)[first], facts)
+        shapes = {images.shape[1:] for images in rows.values()}
+        if len(shapes) != 1:  # rows of other data have pictures of their own
+            return
+        labels = np.repeat(np.arange(len(rows)), [len(images) for images in rows.values()])
+        images = np.concatenate(list(rows.values()))
+        pictures.grid(self.folder / "study.png", images, labels, class_names=list(rows))
 
 
 def _load(configs: dict[str, Any]) -> dict[str, mdd.Dataset]:
