@@ -126,6 +126,13 @@ def _dc(data: str, ipc: int) -> DistillConfig:
     return dataclasses.replace(config, eval_augmentation=words, eval_epochs=1000 if augmented else 300)
 
 
+def _modelpool(ipc: int) -> DistillConfig:
+    """ModelPool's table at 1000 iterations with both of its halves, by its paper: pool (depth 3) and distillation."""
+    # At 1 image a class its loops are (1, 10), and the 10 are never reached: training is left out after the last step.
+    config = dataclasses.replace(_dc("cifar10", ipc), pool=("convnets",), eval_kd=True)
+    return dataclasses.replace(config, pool_warmup=501)  # the program counts from 0 to 500 inclusive
+
+
 def _trajectory(
     data: str,
     ipc: int,
@@ -221,6 +228,7 @@ PRESETS: dict[str, DistillConfig] = {
     **{f"dm/{data}/{ipc}": _dm(data, ipc) for data in _SMALL for ipc in _SMALL_IPC},
     **{f"dm/cifar10/{ipc}": _dm("cifar10", ipc) for ipc in _DM_LARGE},
     **{f"dc/{data}/{ipc}": _dc(data, ipc) for data in _SMALL for ipc in _SMALL_IPC},
+    **{f"modelpool/cifar10/{ipc}": _modelpool(ipc) for ipc in (1, 10)},
     **{f"dsa/{data}/{ipc}": _gradient(data, ipc, "dsa", distillers.DSA()) for data in _SMALL for ipc in _SMALL_IPC},
     **{
         f"mtt/{data}/{ipc}": _trajectory(data, ipc, row, "mtt", distillers.MTT, steps=5000, train_seeds=5)

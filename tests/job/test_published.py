@@ -39,7 +39,7 @@ def shrunk(config):
         "sre2l": {"squeeze": "short", "squeeze_epochs": 1, "weights": None},
     }
     own = dataclasses.replace(config.own, **small[config.method])
-    return dataclasses.replace(config, ipc=ipc, steps=2, own=own)
+    return dataclasses.replace(config, ipc=ipc, steps=2, own=own, pool_warmup=0 if config.pool else None)
 
 
 def distilled(name, tmp_path):
