@@ -121,6 +121,23 @@ class Dataset:
 
 
 @struct.dataclass
+class RealSide:
+    """What a frozen network makes of the real training images: what terms compare with that look at both.
+
+    Attributes:
+      counts: [K] float32, real images of each class.
+      means: [K, D] float32, mean embedding of each class.
+      directions: [K, D] float32, mean of the embeddings of each class, each scaled to length 1.
+      spread: [] float32, root of the mean squared distance of an embedding from the mean of all.
+    """
+
+    counts: Array
+    means: Array
+    directions: Array
+    spread: Array
+
+
+@struct.dataclass
 class Auxiliary:
     """A frozen network that looks at the synthetic images.
 
@@ -132,12 +149,16 @@ class Auxiliary:
       net: a ``zoo.Architecture`` (static, hashable).
       preprocess: hashable differentiable function from the set's value space and size to the network's, or
         None where they are the same (static).
+      real: what it makes of the real images; None where no term asks (``invariant.equip`` adds it).
+      untrained: the same network with random weights, an ``Auxiliary``; None likewise.
     """
 
     variables: Any
     map_eps: Mapping[str, Array]
     net: Any = struct.field(pytree_node=False)
     preprocess: Any = struct.field(pytree_node=False, default=None)
+    real: RealSide | None = None
+    untrained: Any = None
 
 
 class Split(NamedTuple):

@@ -66,6 +66,8 @@ class Method:
         ranges.check(self)
         if self.init is not None:
             starts.check(self.init)
+            if not self.trains:
+                raise ValueError(f"init={self.init!r}: a set that is not trained starts from nothing; leave it out")
 
     @property
     def start(self) -> str:

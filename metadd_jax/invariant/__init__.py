@@ -1,5 +1,7 @@
 """The architecture-invariant loss: its terms, their settings, and their weighted sum."""
 
+from metadd_jax.invariant.controls import CONTROLS
+from metadd_jax.invariant.equipment import equip, stand_in
 from metadd_jax.invariant.loss import check_networks, invariant_loss, invariant_terms, look
 from metadd_jax.invariant.settings import WEIGHTING, InvariantConfig
 from metadd_jax.invariant.terms import (
@@ -20,6 +22,7 @@ from metadd_jax.invariant.terms import (
 )
 
 __all__ = [
+    "CONTROLS",
     "POSITIVITY",
     "TERMS",
     "WEIGHTING",
@@ -31,6 +34,7 @@ __all__ = [
     "check_networks",
     "cross_entropy",
     "divergence",
+    "equip",
     "invariant_loss",
     "invariant_terms",
     "l_ai",
@@ -39,5 +43,6 @@ __all__ = [
     "look",
     "positivity",
     "register",
+    "stand_in",
     "variance",
 ]

@@ -17,12 +17,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from metadd_jax import augment, features, parallel, parts, split
+from metadd_jax import augment, features, keys, parallel, parts, split
 from metadd_jax.invariant.settings import InvariantConfig
 from metadd_jax.invariant.terms import Seen, Term
 from metadd_jax.structs import Auxiliary
 
 _CPU_PART = 10
+_EQUIPMENT = {"real": "the real embeddings", "untrained": "the random weights"}
 
 
 def invariant_loss(
@@ -64,8 +65,9 @@ def invariant_loss(
     check_weights(terms, w)
     check_networks(terms, auxiliaries, reference)
 
-    def weighted_sum(images: jax.Array, labels: jax.Array, shares: jax.Array, w: dict, networks: tuple) -> tuple:
-        seen = look(images, labels, *networks, terms=terms, config=config)
+    def weighted_sum(images: jax.Array, items: tuple, shares: jax.Array, w: dict, networks: tuple) -> tuple:
+        labels, draws = items
+        seen = look(images, labels, *networks, terms=terms, config=config, draws=draws)
         L, facts = values_of(terms, seen)  # {t: L_t of each image [B]}
         # Each image has its share of the mean, 1 / B, so that the images can pass the networks in parts.
         loss = sum((w[t] * (L[t] @ shares) for t in terms), start=jnp.zeros(()))
@@ -75,7 +77,8 @@ def invariant_loss(
     w = {t: jnp.asarray(w[t], jnp.float32) for t in terms}
     # An argument of the parts and not closed over: there the engine makes constants of the networks.
     networks = (tuple(auxiliaries), reference)
-    (loss,), facts = parts.means(weighted_sum, images, labels, w, networks, size=_part_size(images, config))
+    items, size = (labels, _draws(key, labels, terms)), _part_size(images, config, terms)
+    (loss,), facts = parts.means(weighted_sum, images, items, w, networks, size=size)
     return loss, _metrics(facts)
 
 
@@ -111,14 +114,16 @@ def invariant_terms(
     terms = config.terms if terms is None else terms
     check_networks(terms, auxiliaries, reference)
 
-    def one_by_one(images: jax.Array, labels: jax.Array, shares: jax.Array, _: Any, networks: tuple) -> tuple:
-        seen = look(images, labels, *networks, terms=terms, config=config)
+    def one_by_one(images: jax.Array, items: tuple, shares: jax.Array, _: Any, networks: tuple) -> tuple:
+        labels, draws = items
+        seen = look(images, labels, *networks, terms=terms, config=config, draws=draws)
         L, facts = values_of(terms, seen)
         return jnp.stack([L[t] @ shares for t in terms]) if terms else jnp.zeros(0), facts
 
     images, labels = shared_view(key, images, labels, config)
     networks = (tuple(auxiliaries), reference)
-    means, facts = parts.means(one_by_one, images, labels, (), networks, size=_part_size(images, config))
+    items, size = (labels, _draws(key, labels, terms)), _part_size(images, config, terms)
+    means, facts = parts.means(one_by_one, images, items, (), networks, size=size)
     # The means are the terms themselves here, and those have gradients.
     own = {name: fact for name, fact in _metrics(facts).items() if name.removeprefix("loss_") not in terms}
     return dict(zip(terms, means, strict=True)), own
@@ -143,6 +148,14 @@ def check_networks(terms: Mapping[str, Term], auxiliaries: Sequence[Auxiliary], 
             raise ValueError(f"an auxiliary or reference is a {type(one).__name__}; give what features.freeze returns")
     if not auxiliaries:
         raise ValueError("the invariant loss needs at least 1 auxiliary network, got 0")
+    for word, how in _EQUIPMENT.items():
+        lacking = [one.net.name for one in auxiliaries if getattr(one, word) is None]
+        asking = [name for name, term in terms.items() if word in (term.needs or ())]
+        if asking and lacking:
+            raise ValueError(
+                f"L_{asking[0]} needs {how} of {lacking[0]}; give what invariant.equip(auxiliaries, dataset, terms) "
+                "returns"
+            )
     compare = [f"L_{name}" for name, term in terms.items() if term.compares]
     if compare and len(auxiliaries) < 2:
         raise ValueError(
@@ -178,6 +191,7 @@ def look(
     *,
     terms: Mapping[str, Term],
     config: InvariantConfig,
+    draws: jax.Array | None = None,
 ) -> Seen:
     """Shows images to every network, and keeps what the terms need of it.
 
@@ -188,6 +202,7 @@ def look(
       reference: the frozen main network, or None.
       terms: those that will read what is seen.
       config: its ``cam`` and ``checkpoint`` count.
+      draws: [B] uint32, see ``Seen``.
 
     Raises:
       ValueError: see ``features.observe``.
@@ -196,12 +211,16 @@ def look(
     if any(term.needs is None for term in terms.values()):
         # Whatever there is: a compiled program drops what its terms do not read.
         asked |= {"reference", "maps"} if all(_has_map(one, config) for one in auxiliaries) else {"reference"}
+        asked |= {word for word in _EQUIPMENT if all(getattr(one, word) is not None for one in auxiliaries)}
 
     def observe(auxiliary: Auxiliary, images: jax.Array) -> features.Sight:
         return features.observe(auxiliary, images, labels, maps="maps" in asked, config=config.cam)
 
+    def observe_untrained(twin: Auxiliary, images: jax.Array) -> Any:
+        return features.observe(twin, images, labels, config=config.cam).maps
+
     if config.checkpoint:  # one network at a time: its activations are made anew on the way back
-        observe = jax.checkpoint(observe)
+        observe, observe_untrained = jax.checkpoint(observe), jax.checkpoint(observe_untrained)
     sights = [observe(auxiliary, images) for auxiliary in auxiliaries]
     main = None
     if reference is not None and "reference" in asked:
@@ -213,6 +232,11 @@ def look(
         maps=jnp.stack([sight.maps for sight in sights if sight.maps is not None]) if "maps" in asked else None,
         embeddings=tuple(sight.embedding for sight in sights),
         reference=main,
+        real=tuple(one.real for one in auxiliaries if one.real is not None) if "real" in asked else None,
+        untrained=jnp.stack([observe_untrained(one.untrained, images) for one in auxiliaries])
+        if "untrained" in asked
+        else None,
+        draws=draws,
     )
 
 
@@ -284,7 +308,21 @@ def shared_view(
     return augment.transform(view_key, images, augment.strategy(config.views), siamese=True), labels
 
 
-def _part_size(images: jax.Array, config: InvariantConfig) -> int:
+def _draws(key: jax.Array, labels: jax.Array, terms: Mapping[str, Term]) -> jax.Array | None:
+    """A random number of each image [B] where a term asks: a key would be one for all images of a part."""
+    if not any("draws" in (term.needs or ()) for term in terms.values()):
+        return None
+    return jax.random.bits(keys.named(key, "control"), labels.shape)
+
+
+def _part_size(images: jax.Array, config: InvariantConfig, terms: Mapping[str, Term]) -> int:
+    if joint := [name for name, term in terms.items() if term.joint]:
+        # Of all images together: a ratio of sums or a class mean is no mean of what parts give.
+        if config.micro_batch and config.micro_batch < len(images):
+            raise ValueError(
+                f"L_{joint[0]} looks at all {len(images)} images at once; leave micro_batch={config.micro_batch} out"
+            )
+        return len(images)
     # On a CPU what passes from layer to layer of ten images stays in its caches (docs/costs.md).
     return config.micro_batch or (_CPU_PART if jax.default_backend() == "cpu" else len(images))
 

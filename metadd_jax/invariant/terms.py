@@ -19,9 +19,11 @@ import jax
 import jax.numpy as jnp
 
 from metadd_jax import registries
-from metadd_jax.ranges import nearest
+from metadd_jax.ranges import listed, nearest
+from metadd_jax.structs import RealSide
 
 POSITIVITY = ("jaccard", "soft_ratio", "hinge")
+NEEDS = ("maps", "reference", "real", "untrained", "draws")
 
 
 class Seen(NamedTuple):
@@ -34,6 +36,9 @@ class Seen(NamedTuple):
       maps: [M, B, H, W] class activation maps in [0, 1]; None where no term needs them or a network can make none.
       embeddings: M arrays [B, D_m], what each network's last linear layer sees.
       reference: [B, K] logits of the main network; None where there is none.
+      real: M records of what each network makes of the real images; None where they have none (``equip``).
+      untrained: [M, B, H, W] maps of the same networks with random weights; None where no term needs them.
+      draws: [B] uint32, a random number of each image and step; None where no term needs them.
     """
 
     images: jax.Array
@@ -42,6 +47,9 @@ class Seen(NamedTuple):
     maps: jax.Array | None
     embeddings: tuple[jax.Array, ...]
     reference: jax.Array | None
+    real: tuple[RealSide, ...] | None = None
+    untrained: jax.Array | None = None
+    draws: jax.Array | None = None
 
 
 Values = jax.Array | tuple[jax.Array, dict[str, jax.Array]]
@@ -55,14 +63,17 @@ class Term:
     Attributes:
       name: what weights and metrics call it.
       value: ``Seen -> [B]``, one value an image, or ``([B], facts)`` (see ``Values``).
-      needs: what of "maps" and "reference" it cannot do without; None: it is given whatever the networks can make.
+      needs: what of ``NEEDS`` it cannot do without; None: it is given whatever the networks can make.
       compares: whether it compares networks, so that one alone says nothing.
+      joint: whether it is no mean of what each image gives alone, so that all images must pass the networks at once;
+        it then gives each image the value of them all.
     """
 
     name: str
     value: Callable[[Seen], Values]
     needs: tuple[str, ...] | None = None
     compares: bool = False
+    joint: bool = False
 
 
 def l_ai(
@@ -206,28 +217,35 @@ _OWN: dict[str, Callable[[Seen], Values]] = {}
 
 
 def register(
-    name: str, value: Callable[[Seen], Values], *, needs: Sequence[str] | None = None, compares: bool = False
+    name: str,
+    value: Callable[[Seen], Values],
+    *,
+    needs: Sequence[str] | None = None,
+    compares: bool = False,
+    joint: bool = False,
 ) -> None:
     """Gives an own term a name, under which settings, scripts and ``distillers.penalise`` know it.
 
     Args:
       name: what weights and metrics shall call it.
       value: pure function ``Seen -> [B]``, one value an image (see ``Values``); its mean over the images is the term.
-      needs: what of "maps" and "reference" it cannot do without: a network that cannot give it is then refused, and
-        with "maps" their facts (meta ratio, dead maps) are logged. None: it is given whatever the networks can make.
+      needs: what of "maps", "reference", "real", "untrained" and "draws" (see ``Seen``) it cannot do without: a network
+        that cannot give it is then refused, and with "maps" their facts (meta ratio, dead maps) are logged. None: it is
+        given whatever the networks can make.
       compares: whether it wants at least two networks.
+      joint: whether it wants all images at once, see ``Term``.
 
     What is defined again under its name replaces itself, as when the cell of a notebook is run once more.
 
     Raises:
       ValueError: if the name is no word or taken by another term, or ``needs`` names something else.
     """
-    if wrong := [word for word in needs or () if word not in ("maps", "reference")]:
-        raise ValueError(f"the term {name!r} needs {wrong[0]!r}; a term can ask for maps and reference alone")
+    if wrong := [word for word in needs or () if word not in NEEDS]:
+        raise ValueError(f"the term {name!r} needs {wrong[0]!r}; a term can ask for {listed(NEEDS)} alone")
     # The function is entered, not the term: a registry compares where things were defined.
     # "base" and "metadd" are the gradients of the base method and of all terms together.
-    registries.claim(_OWN, name, value, kind="term", taken=("ai", "pos", "var", "base", "metadd"))
-    TERMS[name] = Term(name, value, None if needs is None else tuple(needs), compares)
+    registries.claim(_OWN, name, value, kind="term", taken=("base", "metadd", *(TERMS.keys() - _OWN.keys())))
+    TERMS[name] = Term(name, value, None if needs is None else tuple(needs), compares, joint)
 
 
 def as_term(term: str | Term | Callable[[Seen], Values]) -> Term:

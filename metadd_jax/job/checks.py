@@ -86,6 +86,12 @@ def check_settings(config: DistillConfig, settings: Mapping[str, InvariantConfig
     for name, setting in settings.items():
         of = f" in --variants {name[1:]}" if name else ""
         augment.strategy(recipes.augmentation(config, setting.views))
+        joint = [name for name, term in setting.terms.items() if term.joint]
+        if joint and setting.micro_batch:
+            raise ValueError(
+                f"--metadd.micro-batch {setting.micro_batch}{of} shows images in parts, and {joint[0]} compares all of "
+                "them at once; leave one of the two out"
+            )
         own = {name for name, _ in setting.extra}
         compared = {
             f"--metadd.extra {name}" if name in own else f"--metadd.{name}": setting.strengths[name]

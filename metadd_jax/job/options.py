@@ -121,7 +121,8 @@ class DistillConfig:
       own: the method's own settings.
       metadd: the switches of the architecture-invariant loss.
       variants: further settings of that loss to distil and judge beside it, as changes to ``metadd``: "ai=0.3,kl=0";
-        "paper" is the paper's own reading (``InvariantConfig.paper``), "paper,kl=0" changes that.
+        "paper" is the paper's own reading (``InvariantConfig.paper``), "paper,kl=0" changes that;
+        "only,ce=3" has that term alone (controls: docs/methods.md).
       chunk: updates per dispatch.
       save_every: updates between checkpoints.
       device_mode: "auto" (pmap on more than one device), "jit", "pmap" or "sharded" (docs/devices.md).

@@ -275,16 +275,21 @@ def wrapped(
     seen, reference = [auxiliaries[net.label] for net in job.seen], auxiliaries[job.backbone.label]
     # One base for all: the bare set and those under MetaDD draw the same keys and batches, so they are matched pairs.
     every = [base]
+    equipped: dict[frozenset[str], list[mdd.Auxiliary]] = {}
     for name, setting in settings(config).items():
         invariant = dataclasses.replace(setting, views=recipes.augmentation(config, setting.views))
-        method = mdd.distillers.metadd(base, seen, reference=reference, config=invariant)
+        # Controls may compare with all real images, which pass the networks here: once, and only if one asks.
+        asked = frozenset(need for term in invariant.terms.values() for need in term.needs or ())
+        if asked not in equipped:
+            equipped[asked] = mdd.invariant.equip(seen, job.dataset, invariant.terms.values())
+        method = mdd.distillers.metadd(base, equipped[asked], reference=reference, config=invariant)
         every.append(method._replace(name=method.name + name))
     return every
 
 
 def stand_ins(job: Job, variables: dict[str, Any]) -> dict[str, mdd.Auxiliary]:
     """The job's networks, by label, as if they were trained and frozen; ``variables`` are any of theirs."""
-    return {
+    found = {
         net.label: mdd.Auxiliary(
             variables=variables[net.label],
             map_eps=dict.fromkeys(mdd.features.map_kinds(net), jnp.float32(1e-3)),
@@ -292,6 +297,8 @@ def stand_ins(job: Job, variables: dict[str, Any]) -> dict[str, mdd.Auxiliary]:
         )
         for net in job.networks
     }
+    terms = [term for setting in settings(job.config).values() for term in setting.terms.values()]
+    return found | {net.label: mdd.invariant.stand_in(found[net.label], terms) for net in job.seen}
 
 
 def trace(job: Job) -> None:

@@ -12,6 +12,7 @@ from metadd_jax.job import published
 from metadd_jax.job.options import DistillConfig
 
 PAPER = "paper"  # a variant: the paper's reading of the loss
+ONLY = "only"  # of a variant: no terms but those that it names
 PRESETS: dict[str, DistillConfig] = {
     "mnist5k": DistillConfig(),
     "smoke": DistillConfig(
@@ -78,7 +79,8 @@ def variant(config: InvariantConfig, changes: str) -> InvariantConfig:
 
     A term of ``invariant.register`` is a name too ("sharpness=0.1"), its value a strength. Changes that begin with the
     word "paper" are to ``InvariantConfig.paper()``, which keeps of ``config`` what is no part of the paper's loss:
-    views, and how many images pass the networks at once.
+    views, and how many images pass the networks at once. After the word "only" there are no terms but those that are
+    named: "only,ce=3" is a control.
 
     Raises:
       ValueError: for a setting that does not exist or a value that it cannot take.
@@ -89,6 +91,11 @@ def variant(config: InvariantConfig, changes: str) -> InvariantConfig:
         config = InvariantConfig.paper(**kept)
         if not rest:
             return config
+        changes = rest
+    if first.strip() == ONLY:
+        config = dataclasses.replace(config, ai=0.0, pos=0.0, var=0.0, extra=())
+        if not rest:
+            raise ValueError(f"variant {changes!r} leaves no term; name those that shall stay: {ONLY},ce=3")
         changes = rest
     own: dict[str, Any] = {}
     cam: dict[str, Any] = {}
@@ -104,9 +111,9 @@ def variant(config: InvariantConfig, changes: str) -> InvariantConfig:
             extra[name] = _read(text, (float,), item)
         else:
             known = [*kinds, *(f"cam.{name}" for name in of_cam), *(name for name in TERMS if name not in kinds)]
-            hint = ranges.nearest(name, [PAPER, *known])
+            hint = ranges.nearest(name, [PAPER, ONLY, *known])
             raise ValueError(
-                f"cannot read {item!r} in variant {changes!r}{hint}; write {PAPER}, or NAME=VALUE with "
+                f"cannot read {item!r} in variant {changes!r}{hint}; write {PAPER} or {ONLY}, or NAME=VALUE with "
                 f"{', '.join(known)}"
             )
     try:

@@ -1,0 +1,222 @@
+"""The controls against NumPy in float64, a stored vector of CCLoM, and hand-made maps; what they need, or a refusal."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metadd_jax import data, features, invariant, zoo
+from metadd_jax.invariant import controls, equipment
+from metadd_jax.structs import RealSide
+
+SHAPE, K = (8, 8, 1), 3
+LABELS = jnp.array([0, 0, 1, 1, 2, 2])
+RNG = np.random.default_rng(0)
+
+
+def tiny():
+    labels = np.repeat(np.arange(K), (11, 5, 8))
+    images = (RNG.integers(0, 120, (len(labels), *SHAPE)) + 60 * labels[:, None, None, None]).astype(np.uint8)
+    return data.from_arrays("tiny", images, labels, images[:4], labels[:4])
+
+
+DATA = tiny()
+
+
+@pytest.fixture(scope="module")
+def auxiliaries():
+    nets = [zoo.parse(spec, K, SHAPE) for spec in ("convnet:width=4,depth=1", "convnet_bn:width=6,depth=1")]
+    return [features.freeze(net, net.init(jax.random.key(seed)), DATA) for seed, net in enumerate(nets)]
+
+
+@pytest.fixture(scope="module")
+def equipped(auxiliaries):
+    return invariant.equip(auxiliaries, DATA, invariant.CONTROLS.values())
+
+
+def seen_of(embeddings=None, real=None, logits=None, maps=None, labels=LABELS, draws=None):
+    count = len(labels)
+    logits = jnp.zeros((2, count, K)) if logits is None else logits
+    return invariant.Seen(jnp.zeros((count, *SHAPE)), labels, logits, maps, embeddings, None, real, None, draws)
+
+
+def side(embeddings, labels):
+    """What ``real_side`` measures, in NumPy."""
+    h, own = np.asarray(embeddings, np.float64), np.eye(labels.max() + 1)[labels]
+    counts = own.sum(0)
+    unit = h / np.linalg.norm(h, axis=1, keepdims=True)
+    spread = np.sqrt(((h - h.mean(0)) ** 2).sum(1).mean())
+    return RealSide(counts, own.T @ h / counts[:, None], own.T @ unit / counts[:, None], spread)
+
+
+def test_cos_gives_the_stored_vector_of_cclom():
+    """Synthetic [1, 0], [1, 1]; real [2, 0] of class 0, [0, 1] and [-1, 0] of class 1: 0.377865 (notes 12.7)."""
+    real = side([[2, 0], [0, 1], [-1, 0]], np.array([0, 1, 1]))
+    seen = seen_of((jnp.array([[1.0, 0.0], [1.0, 1.0]]),), (real,), jnp.zeros((1, 2, 2)), labels=jnp.array([0, 1]))
+    np.testing.assert_allclose(controls.cos(seen), [0.377865, 0.377865], atol=1e-6)
+
+
+def test_cos_over_all_pairs_equals_the_sums_that_it_is_made_of():
+    h, real = RNG.normal(size=(6, 5)), RNG.normal(size=(9, 5))
+    labels = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2])
+    D = 1 - (h / np.linalg.norm(h, axis=1)[:, None]) @ (real / np.linalg.norm(real, axis=1)[:, None]).T
+    M = np.asarray(LABELS)[:, None] == labels
+    seen = seen_of((jnp.asarray(h, jnp.float32),), (side(real, labels),), jnp.zeros((1, 6, K)))
+    np.testing.assert_allclose(controls.cos(seen), np.full(6, (D * M).sum() / D.sum()), rtol=1e-5)
+
+
+def test_logits_and_cross_entropy_against_numpy():
+    logits = RNG.normal(size=(2, 6, K))
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    seen = seen_of(logits=jnp.asarray(logits, jnp.float32))
+    expected = -np.log(p)[:, np.arange(6), np.asarray(LABELS)].sum(0)
+    np.testing.assert_allclose(controls.ce(seen), expected, rtol=1e-5)
+    np.testing.assert_allclose(controls.ce(seen), invariant.l_ai(seen)[0], rtol=1e-6)
+    z = logits - logits.mean(-1, keepdims=True)
+    expected = (((z[0] - z[1]) / 2) ** 2).mean(-1)  # the variance of two numbers
+    np.testing.assert_allclose(controls.logit_var(seen), expected, rtol=1e-5)
+    # What a softmax does not see, this does not see either.
+    np.testing.assert_allclose(
+        controls.logit_var(seen_of(logits=jnp.asarray(logits + RNG.normal(size=(2, 6, 1)), jnp.float32))),
+        expected,
+        rtol=1e-4,
+    )
+
+
+def test_embeddings_of_other_widths_are_compared_by_class_directions():
+    labels = np.repeat(np.arange(K), 4)
+    real = [RNG.normal(size=(12, width)) + 2 for width in (5, 7)]
+    h = [RNG.normal(size=(6, width)) + 2 for width in (5, 7)]
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    r, distance = [], []
+    for own, all_real in zip(h, real, strict=True):
+        means = np.stack([all_real[labels == k].mean(0) for k in range(K)])
+        centre = all_real.mean(0)
+        r.append(unit(own - centre) @ unit(means - centre).T)
+        spread = ((all_real - centre) ** 2).sum(1).mean()
+        mine = np.stack([own[np.asarray(LABELS) == k].mean(0) for k in range(K)])
+        distance.append(((mine - means) ** 2).sum(1).mean() / spread)
+    seen = seen_of(tuple(jnp.asarray(x, jnp.float32) for x in h), tuple(side(x, labels) for x in real))
+    np.testing.assert_allclose(controls.embedding_var(seen), np.var(r, axis=0).mean(-1), rtol=1e-4)
+    np.testing.assert_allclose(controls.class_mean(seen), np.full(6, np.mean(distance)), rtol=1e-4)
+    # A network turned, scaled and moved in its own space is the same network.
+    turn = np.linalg.qr(RNG.normal(size=(5, 5)))[0]
+    moved = seen_of(
+        (jnp.asarray(3 * h[0] @ turn + 1, jnp.float32), seen.embeddings[1]),
+        (side(3 * real[0] @ turn + 1, labels), side(real[1], labels)),
+    )
+    np.testing.assert_allclose(controls.embedding_var(moved), controls.embedding_var(seen), rtol=1e-3)
+    np.testing.assert_allclose(controls.class_mean(moved), controls.class_mean(seen), rtol=1e-3)
+    # A class that no image of the step has is left out.
+    two = seen_of(tuple(x[:4] for x in seen.embeddings), seen.real, jnp.zeros((2, 4, K)), labels=LABELS[:4])
+    assert np.isfinite(controls.class_mean(two)).all()
+
+
+def test_shuffled_maps_are_those_of_other_images_and_of_no_others():
+    maps = np.zeros((3, 6, 2, 2), np.float32)
+    maps += np.arange(6)[None, :, None, None]  # each image's map is its number, in every network
+    seen = seen_of(maps=jnp.asarray(maps), draws=jnp.arange(6, dtype=jnp.uint32))
+    assert invariant.l_var(seen).max() == 0 and controls.var_shuffled(seen).max() > 0
+    shuffled = np.asarray(controls._shuffled(seen))[:, :, 0, 0]
+    np.testing.assert_array_equal(shuffled[0], np.arange(6))
+    for row in shuffled[1:]:
+        assert sorted(row) == list(range(6)) and (row != np.arange(6)).any()
+    np.testing.assert_allclose(controls.var_shuffled(seen), shuffled.var(0), rtol=1e-5)
+    np.testing.assert_allclose(
+        controls.pos_shuffled(seen), 1 - shuffled.min(0) / (shuffled.max(0) + 1e-6), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_mask_has_a_maps_area_and_shape_at_another_place():
+    maps = np.zeros((2, 200, 8, 8), np.float32)
+    maps[:, :, 2:4, 1:4] = 0.9  # six pixels of 64
+    maps[0, :, 2, 1] = 0.8
+    seen = seen_of(maps=jnp.asarray(maps), labels=jnp.zeros(200, int), draws=jnp.arange(200, dtype=jnp.uint32))
+    value = np.asarray(controls.mask(seen))
+    # Where it does not meet the map: six pixels of (1 - 0)^2 and six of the map's own squares.
+    apart = (6 + np.mean([5 * 0.81 + 0.64, 6 * 0.81])) / 64
+    assert value.max() == pytest.approx(apart, rel=1e-5) and value.min() < apart
+    # A shift of 64 brings 6 + 6 pixels together nowhere in 29 of 64 cases: chance of fewer than 60 in 200 under 1e-5.
+    assert np.isclose(value, apart, rtol=1e-5).sum() > 60
+    gradient = jax.grad(lambda m: controls.mask(seen._replace(maps=m)).sum())(seen.maps)
+    assert (np.asarray(gradient) != 0).any(axis=(0, 2, 3)).all()
+
+
+def test_the_real_side_is_that_of_all_training_images(equipped):
+    images = (DATA.train.images / 255 - np.asarray(DATA.train.mean)) / np.asarray(DATA.train.std)
+    labels = np.asarray(DATA.train.labels)
+    for one in equipped:
+        h = one.net.apply(one.variables, jnp.asarray(images, jnp.float32))[1]["embedding"]
+        expected = side(h, labels)
+        for name in ("counts", "means", "directions", "spread"):
+            np.testing.assert_allclose(getattr(one.real, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
+        assert one.untrained.net is one.net and one.untrained.map_eps
+
+
+def test_the_real_side_in_parts_is_that_of_one(equipped, auxiliaries, monkeypatch):
+    monkeypatch.setattr(equipment, "_PART", 7)  # 24 images: the last part is filled up
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        equipment.real_side(auxiliaries[0], DATA),
+        equipped[0].real,
+    )
+
+
+def test_each_has_a_gradient_in_every_image(equipped):
+    images = jax.random.normal(jax.random.key(9), (6, *SHAPE))
+    config = invariant.InvariantConfig(ai=0, pos=0, var=0, extra=tuple((name, 1.0) for name in invariant.CONTROLS))
+    config = dataclasses.replace(config, views="none")
+
+    def terms(images):
+        found, _ = invariant.invariant_terms(jax.random.key(1), images, LABELS, equipped, config=config)
+        return found, found
+
+    gradients, values = jax.jit(jax.jacrev(terms, has_aux=True))(images)
+    assert set(values) == set(invariant.CONTROLS)
+    for name, value in values.items():
+        assert np.isfinite(value) and np.isfinite(gradients[name]).all(), name
+        assert (np.abs(gradients[name]).max(axis=(1, 2, 3)) > 0).all(), name
+
+
+@pytest.mark.parametrize("name", ["cos", "class_mean", "embedding_var", "logit_var", "ce"])
+def test_the_gradient_agrees_with_finite_differences(name):
+    labels = np.repeat(np.arange(K), 4)
+    real = [RNG.normal(size=(12, width)) + 2 for width in (5, 7)]
+    with jax.enable_x64():
+        sides = tuple(jax.tree.map(jnp.asarray, side(x, labels)) for x in real)
+        h = tuple(jnp.asarray(RNG.normal(size=(6, width))) for width in (5, 7))
+        logits = jnp.asarray(RNG.normal(size=(2, 6, K)))
+
+        def value(point):
+            return controls.CONTROLS[name].value(seen_of(point[0], sides, point[1])).mean()
+
+        along = jax.tree.map(lambda x: jnp.asarray(RNG.normal(size=x.shape)), (h, logits))
+        there, back = (jax.tree.map(lambda x, a, s=sign: x + s * 1e-6 * a, (h, logits), along) for sign in (1, -1))
+        slope = sum(jax.tree.leaves(jax.tree.map(lambda g, a: (g * a).sum(), jax.grad(value)((h, logits)), along)))
+        assert slope == pytest.approx(float(value(there) - value(back)) / 2e-6, rel=1e-6)
+
+
+def test_what_a_control_lacks_is_told_in_one_line(auxiliaries, equipped):
+    images, config = jnp.zeros((6, *SHAPE)), invariant.InvariantConfig(ai=0, pos=0, var=0, extra=(("cos", 1.0),))
+
+    def look(networks, **changes):
+        changed = dataclasses.replace(config, **changes)
+        return invariant.invariant_loss(jax.random.key(0), images, LABELS, networks, config=changed)
+
+    with pytest.raises(ValueError, match=r"L_cos needs the real embeddings of convnet; give what invariant\.equip"):
+        look(auxiliaries)
+    with pytest.raises(ValueError, match=r"L_var_untrained needs the random weights"):
+        look(auxiliaries, extra=(("var_untrained", 1.0),))
+    with pytest.raises(ValueError, match=r"L_cos looks at all 6 images at once; leave micro_batch=2 out"):
+        look(equipped, micro_batch=2)
+    with pytest.raises(ValueError, match="L_embedding_var compare"):
+        look(equipped[:1], extra=(("embedding_var", 1.0),))
+    with pytest.raises(ValueError, match="ask for maps, reference, real, untrained and draws alone"):
+        invariant.register("mine", controls.ce, needs=("map",))
+    with pytest.raises(ValueError, match="term 'cos'"):
+        invariant.register("cos", controls.ce)
