@@ -158,6 +158,15 @@ def test_the_real_side_is_that_of_all_training_images(equipped):
         assert one.untrained.net is one.net and one.untrained.map_eps
 
 
+def test_a_stand_in_has_the_shapes_of_what_is_measured(auxiliaries, equipped):
+    def shapes(one):
+        return jax.tree.map(lambda leaf: (jnp.shape(leaf), str(jnp.result_type(leaf))), one)
+
+    for bare, full in zip(auxiliaries, equipped, strict=True):
+        assert shapes(invariant.stand_in(bare, invariant.CONTROLS.values())) == shapes(full)
+    assert invariant.equip(auxiliaries, DATA, [invariant.TERMS["ai"]]) == auxiliaries
+
+
 def test_the_real_side_in_parts_is_that_of_one(equipped, auxiliaries, monkeypatch):
     monkeypatch.setattr(equipment, "_PART", 7)  # 24 images: the last part is filled up
     jax.tree.map(

@@ -99,6 +99,13 @@ def wrapped(auxiliaries, over=None, **settings):
     return distillers.metadd(over or base(), auxiliaries, reference=auxiliaries[0], config=config)
 
 
+def controlled(auxiliaries, dataset):
+    """Terms that draw, that see all images at once, that compare with the real side and with untrained twins."""
+    terms = {"cos": 0.1, "class_mean": 0.1, "var_shuffled": 0.1, "var_untrained": 0.1, "mask": 0.1}
+    equipped = invariant.equip(auxiliaries, dataset, [invariant.TERMS[name] for name in terms])
+    return distillers.penalise(base(), equipped, terms, views=SMALL_VIEWS, calibration_steps=2)
+
+
 def recover(**settings):
     teacher = make_net("convnet_bn:width=4,depth=1")
     settings = {"ipc": 2, "roll": (0, 2), "group_size": 2} | settings
@@ -176,6 +183,7 @@ MEMBERS = {
     ),
     "metadd over dm, factor 2": lambda a, d: wrapped(a, over=packed()),
     "metadd calibrated, in parts": lambda a, d: wrapped(a, weighting="calibrated", micro_batch=4),
+    "controls over dm": controlled,
     "metadd per step": lambda a, d: wrapped(a, weighting="per_step", kl=0.0, ai=0.0),
     "metadd raw, attention, subset": with_vit,
     "dc": lambda a, d: matching(distillers.dc, class_batch=2),

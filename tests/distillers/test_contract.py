@@ -53,6 +53,7 @@ class Member:
 
 # What differs from a quick member in one switch, or puts together two that are quick.
 SLOW = (
+    "controls over dm",
     "metadd per step",
     "metadd over dsa",
     "dc, running statistics",

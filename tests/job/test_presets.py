@@ -26,6 +26,14 @@ def test_none_and_a_registered_term_can_be_said(monkeypatch):
     assert presets.variant(changed, "bright=2").strengths["bright"] == 2
 
 
+def test_only_leaves_the_terms_that_are_named():
+    config = InvariantConfig(views="auto", subset=5, extra=(("cos", 1.0),))
+    assert presets.variant(config, "only,ce=3") == InvariantConfig(
+        views="auto", subset=5, ai=0, pos=0, var=0, extra=(("ce", 3.0),)
+    )
+    assert presets.variant(config, "only,ai=0.5,cos=2").strengths == {"ai": 0.5, "cos": 2.0}
+
+
 def test_the_papers_reading_is_a_word_that_keeps_views_and_memory_settings():
     config = InvariantConfig(views="auto", subset=5, ai=3.0, kl=0.5, kl_cap=2.0)
     paper = presets.variant(config, "paper")
@@ -34,7 +42,7 @@ def test_the_papers_reading_is_a_word_that_keeps_views_and_memory_settings():
     assert presets.variant(config, "paper, kl=0,cam.low_confidence=hard") == dataclasses.replace(
         paper, kl=0.0, cam=dataclasses.replace(paper.cam, low_confidence="hard")
     )
-    with pytest.raises(ValueError, match=r"cannot read 'paper' .*write paper, or NAME=VALUE"):
+    with pytest.raises(ValueError, match=r"cannot read 'paper' .*write paper or only, or NAME=VALUE"):
         presets.variant(config, "kl=0,paper")
 
 
@@ -51,7 +59,7 @@ def test_a_paper_preset_is_the_same_run_with_the_papers_loss_beside_ours(name):
     ("text", "message"),
     [
         ("ai", "or NAME=VALUE"),
-        ("papers", "write paper, or"),
+        ("papers", "write paper or only, or"),
         ("aj=1", "cannot read 'aj=1'.*cam.low_confidence"),
         ("cam=1", "cannot read"),
         ("strengths=1", "cannot read"),
@@ -61,6 +69,7 @@ def test_a_paper_preset_is_the_same_run_with_the_papers_loss_beside_ours(name):
         ("extra=1", "cannot read"),
         ("kl_reverse=yes", "True or False"),
         ("kl=-1", "kl_cap"),
+        ("only", "leaves no term; name those that shall stay: only,ce=3"),
     ],
 )
 def test_a_variant_that_cannot_be_read_is_one_clear_line(text, message):
