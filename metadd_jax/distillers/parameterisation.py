@@ -30,6 +30,7 @@ class Parameterisation(Protocol):
     ``name`` (a str; by default the class's, in small letters) is added to the method's name, None adds nothing.
     ``per_stored`` (an int, by default 1) says how many images one stored item gives, one after the other, so that no
     item holds images of two classes. ``facts`` (a mapping, by default empty) goes into the metadata of exported sets.
+    ``follows_start`` (by default True) says whether ``init`` reads the images, so that another start is another set.
     ``takes_labels`` (by default False) says that ``init`` has a third argument, the labels [n] of the stored items.
     ``micro_batch`` (by default None) is what ``parameterise`` takes where it is given none. ``rates`` (by default
     empty) gives latents that are a dict learning rates of their own, and ``optimiser`` (an optax transformation, by

@@ -40,6 +40,7 @@ class Latents:
     mean_w: bool | None
     micro_batch: Annotated[int | None, Whole(1)]
     takes_labels: ClassVar[bool] = True
+    follows_start: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         ranges.check(self)

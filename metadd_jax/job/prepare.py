@@ -137,6 +137,11 @@ def open_job(config: DistillConfig, *, dataset: mdd.Dataset | None = None) -> Jo
     runfolder.inspect(directory, config)
     dataset = dataset or load_data(config)
     parameterisation = distillers.parameterisations.parse(config.parameterisation, dataset)
+    if config.own.init is not None and not getattr(parameterisation, "follows_start", True):
+        raise ValueError(
+            f"--parameterisation {config.parameterisation} draws its latents and looks at no image, so --init "
+            f"{config.own.init} would change nothing; leave it out"
+        )
     counts = _images_per_class(config, dataset, parameterisation)
     # With --overwrite other data may come: nothing of the old run is gone on with.
     if not config.overwrite:
