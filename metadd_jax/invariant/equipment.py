@@ -31,10 +31,10 @@ def equip(auxiliaries: Sequence[Auxiliary], dataset: Dataset, terms: Iterable[Te
     asked = {need for term in terms for need in term.needs or ()}
     found = list(auxiliaries)
     if "real" in asked:
-        found = [one if one.real else one.replace(real=real_side(one, dataset)) for one in found]
+        found = [one if one.real else dataclasses.replace(one, real=real_side(one, dataset)) for one in found]
     if "untrained" in asked:
         found = [
-            one if one.untrained else one.replace(untrained=untrained(one, dataset, number))
+            one if one.untrained else dataclasses.replace(one, untrained=untrained(one, dataset, number))
             for number, one in enumerate(found)
         ]
     return found
@@ -101,7 +101,7 @@ def stand_in(auxiliary: Auxiliary, terms: Iterable[Term]) -> Auxiliary:
         image = jax.ShapeDtypeStruct((1, *net.image_shape), jnp.float32)
         width = jax.eval_shape(net.apply, auxiliary.variables, image)[1]["embedding"].shape[-1]
         means = jnp.ones((net.num_classes, width))
-        auxiliary = auxiliary.replace(real=RealSide(jnp.ones(net.num_classes), means, means, jnp.ones(())))
+        auxiliary = dataclasses.replace(auxiliary, real=RealSide(jnp.ones(net.num_classes), means, means, jnp.ones(())))
     if "untrained" in asked:
-        auxiliary = auxiliary.replace(untrained=dataclasses.replace(auxiliary, real=None))
+        auxiliary = dataclasses.replace(auxiliary, untrained=dataclasses.replace(auxiliary, real=None))
     return auxiliary
