@@ -116,6 +116,7 @@ def _factor2(dataset: Dataset) -> Parameterisation:
 def _stylegan(
     dataset: Dataset,
     *,
+    weights: str = "random",
     layer: int = 2,
     layers: int = 4,
     channel_base: int = 512,
@@ -126,15 +127,28 @@ def _stylegan(
     w_rate: float = 1e-3,
     mean_w: bool | None = None,
     at_once: int = 10,
-) -> Parameterisation:
+    conditional: bool | None = None,
+    images: int = 10_000,
+    epochs: int = 10,
+) -> Any:
+    is_trained = weights == "trained"
+    knows = is_trained if conditional is None else conditional
     generator = generators.Generator(
         resolution=generators.resolution_for(dataset.image_shape), layers=layers, channel_base=channel_base,
         channel_max=channel_max, w_dim=w_dim, z_dim=z_dim, channels=dataset.image_shape[2],
+        num_classes=dataset.num_classes if knows else 0,
     )  # fmt: skip
     ranges.require("seed", seed, ranges.Whole(0, ranges.SEEDS - 1))
+    key = keys.named(jax.random.key(seed), "weights")
+    if weights in ("random", "trained"):
+        # Of the same shapes, they stand in until the training.
+        variables, source = generator.init(key), f"{'trained' if is_trained else 'untrained'}, seed {seed}"
+    else:
+        variables, source = generators.load(weights, jax.eval_shape(generator.init, key), name="stylegan"), weights
+    training = generators.AutoDecoding(images=images, epochs=epochs, seed=seed, lr=0.01) if is_trained else None
     return generators.stylegan(
-        generator, generator.init(keys.named(jax.random.key(seed), "weights")), dataset, layer=layer, w_rate=w_rate,
-        mean_w=mean_w, micro_batch=at_once, weights=f"untrained, seed {seed}",
+        generator, variables, dataset, layer=layer, w_rate=w_rate, mean_w=mean_w, micro_batch=at_once, weights=source,
+        training=training,
     )  # fmt: skip
 
 

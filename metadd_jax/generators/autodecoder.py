@@ -79,13 +79,15 @@ class TrainedGenerator(NamedTuple):
     """A generator's weights, and the training images as it shows them.
 
     Attributes:
-      weights: what ``generate`` takes.
+      generator: what was trained.
+      weights: what its ``generate`` takes.
       codes: [n, z_dim], one for each image that it was trained on.
       rows: [n] int32, where these images stand in the training split, in ascending order.
       explained: share of the images' variance over their mean image that reconstructions have, at most 1.
       cached: whether it came from the cache.
     """
 
+    generator: Any
     weights: Any
     codes: jax.Array
     rows: jax.Array
@@ -157,7 +159,7 @@ def train_generator(
     if folder is not None:
         # Also just after the training: another run may have stored its own first, and the next start takes that one.
         kept = storage.restore_tree(folder, like)
-    return TrainedGenerator(kept["weights"], kept["codes"], kept["rows"], float(kept["explained"]), cached)
+    return TrainedGenerator(generator, kept["weights"], kept["codes"], kept["rows"], float(kept["explained"]), cached)
 
 
 def _start(key: jax.Array, generator: Generator, count: int) -> dict[str, Any]:

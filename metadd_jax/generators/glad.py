@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metadd_jax import parallel, ranges
+from metadd_jax.generators.autodecoder import AutoDecoding, TrainedGenerator, train_generator
 from metadd_jax.generators.synthesis import Generator
 from metadd_jax.ranges import Real, Whole
 from metadd_jax.structs import Dataset
@@ -39,6 +41,8 @@ class Latents:
     w_rate: Annotated[float, Real(0, above=True)]
     mean_w: bool | None
     micro_batch: Annotated[int | None, Whole(1)]
+    training: AutoDecoding | None = None
+    trained: TrainedGenerator | None = None
     takes_labels: ClassVar[bool] = True
     follows_start: ClassVar[bool] = False
 
@@ -53,7 +57,9 @@ class Latents:
     @property
     def name(self) -> str:
         """What the method's name gets."""
-        return f"stylegan_f{self.layer}"
+        # The arms of a comparison have names of their own.
+        source = self.weights.partition(",")[0]
+        return f"stylegan_f{self.layer}" + ("" if source == "untrained" else f"_{pathlib.Path(source).stem}")
 
     @property
     def rates(self) -> Mapping[str, float]:
@@ -68,7 +74,33 @@ class Latents:
             "generator_sizes": dataclasses.asdict(self.generator),
             "layer": self.layer,
             "w_rate": self.w_rate,
+            **({} if self.trained is None else {"generator_explained": self.trained.explained}),
         }
+
+    def prepare(
+        self, dataset: Dataset, cache: pathlib.Path | None, *, progress: Callable[[str, int, int], None]
+    ) -> Latents:
+        """Trains the generator on the training split, where there is a ``training``; see ``train_generator``.
+
+        Args:
+          dataset: the real data.
+          cache: the folder of what need not be made twice.
+          progress: called as (what, done, in all).
+
+        Raises:
+          ValueError: if the data are whitened, or as ``train_generator``.
+        """
+        if self.training is None:
+            return self
+        if dataset.whitening is not None:
+            raise ValueError(
+                "a generator is trained on pixels, and the data are whitened: leave out zca or the training"
+            )
+        mean, std = (tuple(np.asarray(values).tolist()) for values in (dataset.train.mean, dataset.train.std))
+        shown = Trainable(self.generator, self.image_shape, mean, std)
+        made = train_generator(shown, dataset, self.training, cache_dir=cache, progress=progress)
+        frozen = {**self.frozen, "synthesis": made.weights["synthesis"]}
+        return dataclasses.replace(self, frozen=frozen, mapping=made.weights["mapping"], trained=made)
 
     def init(self, key: jax.Array, images: jax.Array, labels: Any = None, /) -> dict[str, jax.Array]:
         """Draws the latents: {"w": [N, N_w - n - 1, w_dim], "f": [N, size, size, C]}.
@@ -126,6 +158,55 @@ class Latents:
         return w
 
 
+@dataclasses.dataclass(frozen=True)
+class Trainable:
+    """A generator as ``train_generator`` takes it: one style in all its layers, images in the set's value space.
+
+    Frequencies, phases and running magnitudes stay as they are drawn: an auto-decoder needs none of them to move.
+
+    Attributes:
+      generator: the sizes.
+      image_shape: (H, W, C) of the data.
+      mean: one number a channel, of pixels in [0, 1].
+      std: one number a channel.
+    """
+
+    generator: Generator
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """A word for folders."""
+        return f"stylegan{self.generator.layers}x{self.generator.channel_max}"
+
+    @property
+    def z_dim(self) -> int:
+        """Numbers of a code."""
+        return self.generator.z_dim
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        """Draws the variables of both networks."""
+        return self.generator.init(key)
+
+    def generate(self, variables: Any, z: jax.Array, labels: jax.Array) -> jax.Array:
+        """Makes images [B, H, W, C] of codes [B, z_dim] and labels [B].
+
+        Args:
+          variables: of both networks.
+          z: codes.
+          labels: classes, which a generator of one class leaves out.
+        """
+        synthesis = {
+            part: values if part == "params" else jax.lax.stop_gradient(values)
+            for part, values in variables["synthesis"].items()
+        }
+        w: Any = self.generator.mapping.apply(variables["mapping"], z, labels if self.generator.num_classes else None)
+        made: Any = self.generator.synthesis.apply(synthesis, jnp.repeat(w[:, None], self.generator.num_ws, axis=1))
+        return (_centre((made + 1) / 2, self.image_shape) - jnp.array(self.mean)) / jnp.array(self.std)
+
+
 def stylegan(
     generator: Generator,
     variables: Mapping[str, Any],
@@ -136,6 +217,7 @@ def stylegan(
     mean_w: bool | None = None,
     micro_batch: int | None = 10,
     weights: str = "untrained",
+    training: AutoDecoding | None = None,
 ) -> Latents:
     """GLaD-style latents of a generator as a parameterisation (``distillers.parameterise``).
 
@@ -157,6 +239,7 @@ def stylegan(
       mean_w: whether images start from their class's mean style; None, where they are alone in their class.
       micro_batch: images that are decoded at once; None takes all.
       weights: where the variables come from, for the metadata.
+      training: how they are trained before anything is distilled (``Latents.prepare``); None leaves them.
 
     Raises:
       ValueError: if the generator's images are too small for the data or have other channels, if it was made for other
@@ -179,7 +262,7 @@ def stylegan(
         frozen["whitening"] = (jnp.asarray(dataset.whitening.mean), jnp.asarray(dataset.whitening.matrix))
     return Latents(
         generator=generator, mapping=variables["mapping"], frozen=frozen, image_shape=dataset.image_shape,
-        weights=weights, layer=layer, w_rate=w_rate, mean_w=mean_w, micro_batch=micro_batch,
+        weights=weights, layer=layer, w_rate=w_rate, mean_w=mean_w, micro_batch=micro_batch, training=training,
     )  # fmt: skip
 
 

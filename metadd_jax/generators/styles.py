@@ -149,13 +149,12 @@ class Styles:
 
 
 def samples(
-    key: jax.Array, generator: Generator, trained: TrainedGenerator, dataset: Dataset, *, each: int = 3, new: int = 4
+    key: jax.Array, trained: TrainedGenerator, dataset: Dataset, *, each: int = 3, new: int = 4
 ) -> tuple[jax.Array, np.ndarray]:
     """Shows what a trained generator learned, class by class: training images, the same as it shows them, new ones.
 
     Args:
       key: draws the new codes.
-      generator: what was trained.
       trained: what the training gave.
       dataset: the data that it was trained on.
       each: training images of a class, the first that it was trained on; fewer where there are fewer.
@@ -165,7 +164,7 @@ def samples(
       Images [n, H, W, C] in the set's value space and their labels [n]: first all training images, then all
       reconstructions, then all new images, so that within a class they stand in this order.
     """
-    train, rows = dataset.train, np.asarray(trained.rows)
+    train, rows, generator = dataset.train, np.asarray(trained.rows), trained.generator
     labels = np.asarray(train.labels)[rows]
     chosen = np.concatenate([np.flatnonzero(labels == label)[:each] for label in range(len(dataset.class_names))])
     real = sampling.standardise(np.asarray(train.images)[rows[chosen]], train.mean, train.std)

@@ -107,22 +107,20 @@ def draw_generator(directory: pathlib.Path, dataset: mdd.Dataset, parameterisati
     Args:
       directory: the run's folder.
       dataset: what it was trained on.
-      parameterisation: with ``generator``, and ``trained`` where it was trained.
+      parameterisation: with ``trained``, what its training gave, where there was one.
     """
     trained = getattr(parameterisation, "trained", None)
     if trained is None or dataset.whitening is not None:
         return
     file = directory / "samples.png"
     try:
-        _draw_samples(file, dataset, parameterisation.generator, trained)
+        _draw_samples(file, dataset, trained)
     except Exception as error:  # whatever it is: a picture costs no result
         warnings.warn(f"no {file}: {type(error).__name__}: {error}", stacklevel=1)
 
 
-def _draw_samples(
-    file: pathlib.Path, dataset: mdd.Dataset, generator: Any, trained: mdd.generators.TrainedGenerator
-) -> None:
-    images, labels = mdd.generators.samples(keys.root(0, "generator"), generator, trained, dataset)
+def _draw_samples(file: pathlib.Path, dataset: mdd.Dataset, trained: mdd.generators.TrainedGenerator) -> None:
+    images, labels = mdd.generators.samples(keys.root(0, "generator"), trained, dataset)
     pixels = exchange.to_pixels(images, exchange.value_space(dataset))
     pictures.grid(file, pixels, labels, class_names=dataset.class_names)
 

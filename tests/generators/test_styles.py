@@ -70,7 +70,7 @@ def test_what_is_stored_are_styles_and_a_budget_may_be_filled_with_them():
 
 def test_samples_are_images_their_reconstructions_and_new_ones(key, prepared):
     (made, _), toy = prepared, dataset()
-    images, labels = samples(key, DECODER, made.trained, toy, each=2, new=3)
+    images, labels = samples(key, made.trained, toy, each=2, new=3)
     assert images.shape == (14, *SHAPE)
     np.testing.assert_array_equal(labels, [0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 1, 1, 1])
     rows = np.asarray(made.trained.rows)
