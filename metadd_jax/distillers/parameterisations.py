@@ -139,9 +139,9 @@ def _stylegan(
         num_classes=dataset.num_classes if knows else 0,
     )  # fmt: skip
     ranges.require("seed", seed, ranges.Whole(0, ranges.SEEDS - 1))
-    key = keys.named(jax.random.key(seed), "weights")
+    # What stands in until the training is what the training starts from.
+    key = keys.named(keys.root(seed, "generator") if is_trained else jax.random.key(seed), "weights")
     if weights in ("random", "trained"):
-        # Of the same shapes, they stand in until the training.
         variables, source = generator.init(key), f"{'trained' if is_trained else 'untrained'}, seed {seed}"
     else:
         variables, source = generators.load(weights, jax.eval_shape(generator.init, key), name="stylegan"), weights

@@ -40,7 +40,7 @@ def dump(weights: Any, file: str | os.PathLike) -> None:
     if os.path.lexists(file):
         raise ValueError(f"{file} exists already; choose another path or move it away")
     with files.atomic_path(file) as temporary:
-        library.save_file({name: np.ascontiguousarray(leaf, np.float32) for name, leaf in _named(weights)}, temporary)
+        library.save_file({name: np.array(leaf, np.float32, order="C") for name, leaf in _named(weights)}, temporary)
 
 
 def load(file: str | os.PathLike, like: Any, *, name: str = "the generator") -> Any:

@@ -34,9 +34,9 @@ def test_a_training_moves_weights_and_neither_waves_nor_magnitudes(prepared, tin
     assert (before.name, after.name) == ("stylegan_f1_trained", "stylegan_f1_trained")
     kept, moved = before.frozen["synthesis"], after.frozen["synthesis"]
     for part in ("buffers", "magnitudes"):
-        jax.tree.map(np.testing.assert_array_equal, kept[part], moved[part])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), kept[part], moved[part])
     changes = jax.tree.map(lambda a, b: np.abs(a - b).max(), kept["params"], moved["params"])
-    assert min(jax.tree.leaves(changes)) > 0
+    assert min(jax.tree.leaves(changes)) > 1e-3
     assert jax.tree.map(np.shape, kept) == jax.tree.map(np.shape, moved)
     assert after.facts["generator"] == "StyleGAN3-type, trained, seed 0 (GLaD-style)"
     assert after.facts["generator_explained"] == after.trained.explained
