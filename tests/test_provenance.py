@@ -171,3 +171,16 @@ def test_the_list_holds_every_file_that_training_runs():
     # They read, write and refuse; no number comes from them.
     assert found - listed <= {PACKAGE / f"{name}.py" for name in ("files", "provenance", "ranges", "registries")}
     assert all((PACKAGE / place).exists() for place in provenance.TRAINING)
+
+
+def test_the_training_of_generators_runs_no_other_file():
+    listed = {
+        file
+        for place in (*provenance.TRAINING, "generators")
+        for file in [PACKAGE / place, *(PACKAGE / place).rglob("*.py")]
+    }
+    found = reached(PACKAGE / "generators" / "glad.py", reached(PACKAGE / "generators" / "decoder.py", set()))
+    assert PACKAGE / "generators" / "autodecoder.py" in found
+    # They keep and refuse; no number comes from them.
+    quiet = [PACKAGE / f"{name}.py" for name in ("files", "provenance", "ranges", "registries")]
+    assert found - listed <= {*quiet, *(PACKAGE / "storage").rglob("*.py"), PACKAGE / "data" / "cache.py"}
