@@ -84,3 +84,21 @@ def test_a_plan_counts_the_training_and_the_start_and_does_neither(job_of, monke
     assert hours["start"] * 3600 == pytest.approx(3 * plan.decode_flops(job) * 20 / rate)
     styles = job_of(plan=True, parameterisation="decoder:width=1,epochs=2,fit_steps=5").parameterisation
     assert styles.prepare_flops(10.0, 27, 3, 4) == {"generator": 3 * 10 * 2 * 27, "start": 3 * 10 * 5 * 3 * 4}
+
+
+def test_glad_style_latents_are_distilled_and_exported(job_of, tmp_path):
+    text = "stylegan:layer=1,layers=3,channel_base=16,channel_max=2,w_dim=3,z_dim=3,w_rate=0.5"
+    job = job_of(parameterisation=text, ipc=2)
+    method, tx = prepare.make(job, None)
+    stages.distil_all(job, [method], tx, effects.Stopwatch())
+    job.lock.release()
+    folder = tmp_path / "run" / "dm+stylegan_f1" / "seed0"
+    latents, facts = exchange.load_latents(folder / "latents.npz")
+    assert jax.tree.map(np.shape, latents) == {"w": (6, 3, 3), "f": (6, 28, 28, 2)}
+    assert facts["stored_values_per_class"] == 2 * (9 + 1568) and facts["layer"] == 1
+    assert facts["generator"] == "StyleGAN3-type, untrained, seed 0 (GLaD-style)"
+    made = job.parameterisation.decode(latents, job.parameterisation.frozen)
+    np.testing.assert_allclose(made, exchange.load_npz(folder / "synthetic.npz")[0].images, atol=1e-5)
+    # Two products of every weight of the layers above at every place, and the filters on top.
+    least = 2 * 6 * 9 * 4 * (30**2 + 30**2)
+    assert least < plan.decode_flops(job) < 40 * least
