@@ -83,7 +83,8 @@ class DistillConfig:
         noise, which read no real images, they give as many as there are.
       parameterisation: what is trained: "pixels"; "factor2": each stored image holds four of one class, at half the
         resolution, and networks see those four ("factor:size=3": nine); "siren": each image is a small network of
-        sines, as many as the numbers of ipc images hold; "decoder": styles of a small generator trained on the data,
+        sines, as many as the numbers of ipc images hold; "stylegan": styles and a feature
+        of a StyleGAN3-type generator (GLaD); "decoder": styles of a small generator trained on the data,
         "decoder:weights=random" of an untrained one; or one of a plugin, with its options as
         "name:option=value,option=value" (docs/methods.md).
       method: the base method (tesla_code is TESLA's published program), or one of a plugin.
