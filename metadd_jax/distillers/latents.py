@@ -42,12 +42,13 @@ def with_rates(tx: optax.GradientTransformation, parameterisation: Parameterisat
     if not rates:
         return tx
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = tx.update(updates, state, params)
+    def update(updates: Any, state: Any, params: Any = None, **facts: Any) -> tuple[Any, Any]:
+        # Facts such as the loss are for those that ask for them.
+        updates, state = optax.with_extra_args_support(tx).update(updates, state, params, **facts)
         latents = {name: optax.tree.scale(rates.get(name, 1.0), tree) for name, tree in updates["latents"].items()}
         return {**updates, "latents": latents}, state
 
-    return optax.GradientTransformation(tx.init, update)
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def _beside(tx: optax.GradientTransformation, own: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -60,13 +61,13 @@ def _beside(tx: optax.GradientTransformation, own: optax.GradientTransformation)
         rest, latents = apart(params)
         return tx.init(rest), own.init(latents)
 
-    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None, **facts: Any) -> tuple[Any, Any]:
         (rest, latents), (others, values) = apart(updates), apart(params)
-        rest, first = tx.update(rest, state[0], others)
-        latents, second = own.update(latents, state[1], values)
+        rest, first = optax.with_extra_args_support(tx).update(rest, state[0], others, **facts)
+        latents, second = optax.with_extra_args_support(own).update(latents, state[1], values, **facts)
         return {**rest, "latents": latents}, (first, second)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def budget(parameterisation: Parameterisation, latents: Any, labels: jax.Array | np.ndarray) -> dict[str, Any]:

@@ -245,7 +245,8 @@ def recover_optimiser(
 ) -> optax.GradientTransformation:
     """SRe2L's optimiser: Adam (betas .5 and .9, eps 1e-8), cosine from ``learning_rate`` to 0 over ``steps`` updates.
 
-    After each update every pixel is clipped to what a picture can hold, [-mean / std, (1 - mean) / std].
+    After each update every pixel is clipped to what a picture can hold, [-mean / std, (1 - mean) / std]; latents that
+    are no images ([n, H, W, C] with the data's C) are not.
 
     Args:
       mean, std: [C], the constants that the set is standardised by.
@@ -263,11 +264,14 @@ def recover_optimiser(
 
 
 def _stay_within(low: jax.Array, high: jax.Array) -> optax.GradientTransformation:
-    """Changes updates so that the updated parameters lie in [low, high]."""
+    """Changes updates so that updated images lie in [low, high]; latents that are no images have no such range."""
+
+    def within(u: jax.Array, p: jax.Array) -> jax.Array:
+        # An update that ends on the border, for optax adds updates and cannot clip parameters.
+        return jnp.clip(p + u, low, high) - p if p.ndim == 4 and p.shape[-1] == len(low) else u
 
     def update(updates: Any, params: Any) -> Any:
-        # An update that ends on the border, for optax adds updates and cannot clip parameters.
-        return jax.tree.map(lambda u, p: jnp.clip(p + u, low, high) - p, updates, params)
+        return jax.tree.map(within, updates, params)
 
     return optax.stateless(update)
 

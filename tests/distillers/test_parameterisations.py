@@ -147,6 +147,18 @@ def test_a_set_counts_by_images_or_by_storage():
     assert latents.stored_for(siren, 38) == 2
 
 
+def test_the_loss_reaches_an_optimiser_that_asks_for_it(tiny):
+    told = []
+    inner = optax.GradientTransformationExtraArgs(
+        lambda params: (), lambda updates, state, params=None, *, value: (told.append(value), (updates, state))[1]
+    )
+    params = {"latents": {"a": jnp.ones(2), "b": jnp.ones(2)}, "log_lr": jnp.ones(())}
+    for made in (split(tiny), types.SimpleNamespace(optimiser=optax.sgd(1.0))):
+        tx = distillers.with_rates(inner, made)
+        tx.update(params, tx.init(params), params, value=3.0)
+    assert told == [3.0, 3.0]
+
+
 def test_a_start_may_read_the_labels_of_what_is_stored(tiny):
     seen = []
     made = types.SimpleNamespace(

@@ -210,10 +210,13 @@ def test_the_optimiser_is_adam_with_a_cosine_to_zero():
 
 def test_pixels_stay_in_the_range_of_a_picture():
     tx = distillers.recover_optimiser(1.0, 10, [0.4, 0.5], [0.2, 0.25])
-    x = {"images": jnp.array([[9.0, -9.0], [2.9, -1.9], [0.0, 0.0]])}
-    updates, _ = tx.update({"images": jnp.array([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0]])}, tx.init(x), x)
-    moved = optax.apply_updates(x, updates)["images"]
-    np.testing.assert_allclose(moved, [[3.0, -2.0], [3.0, -2.0], [-1.0, 1.0]], rtol=1e-5)
+    x = jnp.array([[9.0, -9.0], [2.9, -1.9], [0.0, 0.0]])[:, None, None]
+    x = {"images": x, "latents": {"style": jnp.full((3, 2), 50.0)}}
+    slope = jnp.array([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0]])[:, None, None]
+    updates, _ = tx.update({"images": slope, "latents": {"style": jnp.ones((3, 2))}}, tx.init(x), x)
+    moved = optax.apply_updates(x, updates)
+    np.testing.assert_allclose(moved["images"][:, 0, 0], [[3.0, -2.0], [3.0, -2.0], [-1.0, 1.0]], rtol=1e-5)
+    np.testing.assert_allclose(moved["latents"]["style"], 49.0, rtol=1e-5)  # no picture, so no range
 
 
 def test_the_start_is_noise_of_the_right_shape(tiny, key):
