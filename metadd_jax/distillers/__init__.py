@@ -10,7 +10,8 @@ from metadd_jax.distillers.distribution_matching import DM, dm
 from metadd_jax.distillers.gradient_matching import DC, DSA, GradientMatching, dc, dsa
 from metadd_jax.distillers.latents import budget, with_rates
 from metadd_jax.distillers.meta import metadd
-from metadd_jax.distillers.parameterisation import Parameterisation, factor, parameterise, pixels
+from metadd_jax.distillers.packing import factor
+from metadd_jax.distillers.parameterisation import Parameterisation, parameterise, pixels
 from metadd_jax.distillers.penalty import penalise
 from metadd_jax.distillers.pixel_updates import ncfm_optimiser
 from metadd_jax.distillers.pulling import pulls

@@ -1,18 +1,15 @@
-"""What is trained in place of pixels: images packed small, a generator's latents, under any method.
+"""What is trained in place of pixels: images packed small (``packing``), a generator's latents, under any method.
 
 ``parameterise(base, parameterisation)`` trains latents and shows the base method the images decoded from them, so the
 update's gradient is that of the base in the pixels, pulled back through the decoder. The decoder is computed again on
 the way back: the memory is that of the base method, and then that of decoding ``micro_batch`` items.
-
-``factor`` packs several images into one, each at a lower resolution (Kim et al., "Dataset Condensation via Efficient
-Synthetic-Data Parameterization", ICML 2022, there called multi-formation, type "single").
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +17,7 @@ import numpy as np
 
 from metadd_jax import keys, parallel, ranges
 from metadd_jax.distillers.contract import Distiller, check_method
-from metadd_jax.ranges import Real, Whole
+from metadd_jax.ranges import Whole
 from metadd_jax.structs import Dataset, SyntheticSet
 
 
@@ -259,85 +256,3 @@ class _Pixels:
     def decode(self, latents: jax.Array, frozen: Any, /) -> jax.Array:
         del frozen
         return latents
-
-
-def factor(size: int, *, pad: float | tuple[float, ...] = 0.0) -> Parameterisation:
-    """Packs ``size``^2 images of one class into each stored image, which keeps the shape [H, W, C].
-
-    A stored image is cut into ``size`` x ``size`` cells of ceil(H / size) x ceil(W / size) pixels, and each is
-    enlarged to H x W: bilinear, half-pixel centres (``align_corners=False``), no antialiasing. Cell k (row by row: top
-    left, top right, ...) of stored image i is image i ``size``^2 + k, so sets stay class-major. IDC's files have all
-    images' cell 0 first, then all cells 1; within a class that is the same set in another order.
-
-    The start is the base method's images, each reduced (bilinear, antialiased) into its cell.
-
-    Args:
-      size: at least 1; 1 changes nothing.
-      pad: where ``size`` does not divide a side, the stored image is enlarged by this value at the bottom and at the
-        right: one number, or one a channel, in the set's value space (0 = the data's mean colour; IDC has 0.5 of a
-        pixel in [0, 1], which is (0.5 - mean) / std).
-
-    Raises:
-      ValueError: if ``size`` is no whole number from 1, or (in ``init``) does not suit the images.
-    """
-    return _Factor(size, pad)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Factor:
-    """See ``factor``."""
-
-    size: Annotated[int, Whole(1)]
-    pad: float | tuple[float, ...] = 0.0
-    frozen: tuple[()] = ()
-    stores_images: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        ranges.check(self)
-        numbers = self.pad if isinstance(self.pad, tuple) else (self.pad,)
-        if not all(map(Real().holds, numbers)):
-            raise ValueError(f"pad={self.pad!r} must be a number, or a tuple of one a channel")
-
-    @property
-    def name(self) -> str:
-        return f"factor{self.size}"
-
-    @property
-    def per_stored(self) -> int:
-        return self.size**2
-
-    @property
-    def facts(self) -> Mapping[str, int]:
-        return {"factor": self.size}
-
-    def init(self, key: jax.Array, images: jax.Array, /) -> jax.Array:
-        """Puts images [N, H, W, C] into the cells of stored ones [N / size^2, H, W, C]."""
-        del key
-        count, height, width, channels = images.shape
-        if count % self.per_stored or self.size > min(height, width):
-            raise ValueError(
-                f"factor {self.size} needs a multiple of {self.per_stored} images of at least {self.size} pixels a "
-                f"side; got {count} of {height} x {width}"
-            )
-        if isinstance(self.pad, tuple) and len(self.pad) != channels:
-            raise ValueError(f"pad={self.pad} has {len(self.pad)} numbers for {channels} channels; give one each")
-        rows, columns = -(-height // self.size), -(-width // self.size)
-        # Antialiased, which ``resize`` is by default: a smaller image without it would fold high frequencies.
-        cells = jax.image.resize(images, (count, rows, columns, channels), "bilinear")
-        cells = cells.reshape(-1, self.size, self.size, rows, columns, channels)
-        stored = cells.swapaxes(2, 3).reshape(-1, self.size * rows, self.size * columns, channels)
-        return stored[:, :height, :width]
-
-    def decode(self, latents: jax.Array, frozen: Any, /) -> jax.Array:
-        """Cuts stored images [n, H, W, C] into cells and enlarges each: [n size^2, H, W, C]."""
-        del frozen
-        count, height, width, channels = latents.shape
-        rows, columns = -(-height // self.size), -(-width // self.size)
-        # Padded at the bottom and the right, as IDC does.
-        canvas = jnp.broadcast_to(
-            jnp.asarray(self.pad, latents.dtype), (count, self.size * rows, self.size * columns, channels)
-        )
-        canvas = canvas.at[:, :height, :width].set(latents)
-        cells = canvas.reshape(count, self.size, rows, self.size, columns, channels).swapaxes(2, 3)
-        cells = cells.reshape(-1, rows, columns, channels)
-        return jax.image.resize(cells, (len(cells), height, width, channels), "bilinear", antialias=False)

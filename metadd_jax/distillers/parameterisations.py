@@ -18,7 +18,8 @@ from typing import Any
 import jax
 
 from metadd_jax import generators, keys, ranges, registries
-from metadd_jax.distillers.parameterisation import Parameterisation, check_parts, factor, pixels
+from metadd_jax.distillers.packing import factor, grey
+from metadd_jax.distillers.parameterisation import Parameterisation, check_parts, pixels
 from metadd_jax.registries import Option
 from metadd_jax.structs import Dataset
 
@@ -104,9 +105,8 @@ def _pixels(dataset: Dataset) -> Parameterisation:
     return pixels()
 
 
-def _factor(dataset: Dataset, *, size: int = 2, pad: float = 0.0) -> Parameterisation:
-    del dataset
-    return factor(size, pad=pad)
+def _factor(dataset: Dataset, *, size: int = 2, pad: float | None = None, kind: str = "single") -> Parameterisation:
+    return factor(size, pad=grey(dataset) if pad is None else pad, kind=kind)
 
 
 def _factor2(dataset: Dataset) -> Parameterisation:

@@ -6,17 +6,22 @@ from metadd_jax.exchange.checks import check_set
 from metadd_jax.exchange.latents import export_latents, load_latents
 from metadd_jax.exchange.pixels import export_png_folder, to_pixels, to_value_space, value_space
 from metadd_jax.exchange.pytorch import export_torch, load_torch
+from metadd_jax.exchange.tensors import cells_first, export_packed, export_tensors, load_packed
 
 __all__ = [
+    "cells_first",
     "check_belongs",
     "check_set",
     "export_latents",
     "export_npz",
+    "export_packed",
     "export_png_folder",
+    "export_tensors",
     "export_torch",
     "is_set_file",
     "load_latents",
     "load_npz",
+    "load_packed",
     "load_torch",
     "to_pixels",
     "to_value_space",

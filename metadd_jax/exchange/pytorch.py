@@ -14,6 +14,7 @@ import types
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -41,7 +42,7 @@ def export_torch(
     Raises:
       ValueError: if a file exists that may not be replaced, torch is missing, or the set or its metadata are unfit.
     """
-    torch = _torch()
+    torch = require_torch()
     file = pathlib.Path(file).expanduser().absolute()
     checks.refuse_existing(file, overwrite=overwrite, is_ours=_is_ours)
     checks.check_set("the set", synthetic, metadata)
@@ -73,6 +74,7 @@ def load_torch(
     mean: Sequence[float],
     std: Sequence[float],
     class_names: Sequence[str],
+    logits: bool = False,
 ) -> tuple[structs.SyntheticSet, dict[str, Any]]:
     """Reads a peer's file; only tensors, NumPy's numbers and plain containers are unpickled (``weights_only=True``).
 
@@ -82,6 +84,7 @@ def load_torch(
         whitened: then update the metadata by ``pixels.value_space`` of the whitened data set. A file of
         ``export_torch`` says both, and what it says must agree.
       class_names: K names in label order.
+      logits: whether labels [N, K] are logits, as in DATM's ``labels_best.pt``; their softmax is then taken.
 
     Returns:
       The set, sorted by class, and its metadata, whose ``constants`` say whether they stand in the "file" or are the
@@ -93,7 +96,7 @@ def load_torch(
     """
     file = pathlib.Path(file).expanduser().absolute()
     # The DC family writes one dictionary, MTT's line bare tensors in two files; the content tells, not the name.
-    content, extra = _read(file), {}
+    content, extra = read(file), {}
     if isinstance(content, dict):
         try:
             images, labels = content["data"][-1]
@@ -101,7 +104,7 @@ def load_torch(
             raise ValueError(f"{file} has no data list of [images, labels]; give a DC-family file") from error
         extra = content
     else:
-        images, labels = content, _read(file.with_name(file.name.replace("images", "labels", 1)))
+        images, labels = content, read(file.with_name(file.name.replace("images", "labels", 1)))
     # What the caller says stands, and is checked against whatever the file says itself.
     metadata: dict[str, Any] = {
         "value_space": "standardised",
@@ -112,12 +115,15 @@ def load_torch(
         "constants": "file" if {"mean", "std"} <= extra.keys() else "caller",
     }
     _check_said(file, extra, metadata)
-    fields = {name: _to_numpy(extra[name]) for name in ("soft_labels", "learning_rate") if name in extra}
-    synthetic = from_channels_first(file, _to_numpy(images), _to_numpy(labels), **fields)
+    fields = {name: to_numpy(extra[name]) for name in ("soft_labels", "learning_rate") if name in extra}
+    labels = to_numpy(labels)
+    if logits and labels.ndim == 2:
+        labels = np.asarray(jax.nn.softmax(labels.astype(np.float32)))
+    synthetic = from_channels_first(file, to_numpy(images), labels, **fields)
     if "zca_inverse" in extra:
         height, width, channels = synthetic.images.shape[1:]
         order = np.argsort(_channels_first_order((height, width, channels)))  # argsort inverts a permutation
-        zca_mean, zca_inverse = _to_numpy(extra["zca_mean"]), _to_numpy(extra["zca_inverse"])
+        zca_mean, zca_inverse = to_numpy(extra["zca_mean"]), to_numpy(extra["zca_inverse"])
         if zca_mean.shape != order.shape or zca_inverse.shape != 2 * order.shape:
             raise ValueError(
                 f"{file} has zca_inverse {zca_inverse.shape}, not ({order.size}, {order.size}); restore it"
@@ -199,23 +205,24 @@ def _channels_first_order(shape: tuple[int, int, int]) -> np.ndarray:
 def _is_ours(file: pathlib.Path) -> bool:
     """Whether ``export_torch`` wrote ``file``: a peer's file lacks the constants."""
     try:
-        content = _read(file)
+        content = read(file)
     except ValueError:
         return False
     return isinstance(content, dict) and {"data", "accs_all_exps", "mean", "std", "class_names"} <= content.keys()
 
 
-def _to_numpy(value: Any) -> np.ndarray:
+def to_numpy(value: Any) -> np.ndarray:
     """A tensor (also one that requires a gradient, or of half precision) or anything NumPy takes."""
-    if isinstance(value, _torch().Tensor):
+    if isinstance(value, require_torch().Tensor):
         # NumPy refuses tensors with a gradient, which MTT's line saves, and has no bfloat16.
         value = value.detach()
         value = value.float() if value.is_floating_point() else value
     return np.asarray(value)
 
 
-def _read(file: pathlib.Path) -> Any:
-    torch = _torch()
+def read(file: pathlib.Path) -> Any:
+    """Reads tensors, numbers and plain containers; a ValueError for a file that holds more or is damaged."""
+    torch = require_torch()
     if not file.is_file():
         raise ValueError(f"no file at {file}; check the path")
     try:
@@ -242,7 +249,8 @@ def _numbers() -> list[Any]:
     return [*((scalar, name) for name in names), np.dtype, *kinds]
 
 
-def _torch() -> types.ModuleType:
+def require_torch() -> types.ModuleType:
+    """Gives the module ``torch``, or says in a ValueError how to get it."""
     try:
         import torch
     except ImportError as error:

@@ -129,10 +129,8 @@ def with_vit(auxiliaries, dataset):
 def trajectories(method, **settings):
     net = make_net("mlp:width=8")
     walk = np.cumsum(np.random.default_rng(0).normal(0, 0.1, (3, 4, net.num_params())), axis=1)
-    return method(
-        net, walk.astype(np.float32), ipc=2, syn_steps=3, expert_epochs=2, max_start_epoch=2, batch_syn=4,
-        augmentation=SMALL_VIEWS, **settings,
-    )  # fmt: skip
+    settings = {"ipc": 2, "syn_steps": 3, "expert_epochs": 2, "max_start_epoch": 2, "batch_syn": 4} | settings
+    return method(net, walk.astype(np.float32), augmentation=SMALL_VIEWS, **settings)
 
 
 TRAJECTORY_TX = distillers.trajectory_optimiser(1.0, 1e-5, lr_teacher=0.01)
