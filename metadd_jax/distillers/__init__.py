@@ -8,6 +8,7 @@ from metadd_jax.distillers.difficulty_alignment import DATM, DATMTesla, datm
 from metadd_jax.distillers.distances import gradient_distance
 from metadd_jax.distillers.distribution_matching import DM, dm
 from metadd_jax.distillers.gradient_matching import DC, DSA, GradientMatching, dc, dsa
+from metadd_jax.distillers.idc import IDC, idc, idc_optimiser
 from metadd_jax.distillers.latents import budget, with_rates
 from metadd_jax.distillers.meta import metadd
 from metadd_jax.distillers.packing import factor
@@ -29,6 +30,7 @@ __all__ = [
     "DC",
     "DM",
     "DSA",
+    "IDC",
     "MTT",
     "NCFM",
     "RDED",
@@ -56,6 +58,8 @@ __all__ = [
     "factor",
     "get",
     "gradient_distance",
+    "idc",
+    "idc_optimiser",
     "init_state",
     "make_update",
     "match_all",

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-DISTANCES = ("ours", "mse", "cos")
+DISTANCES = ("ours", "mse", "cos", "l1")
 # As published, added to the product of the norms: a dead unit counts 1 and not NaN.
 _TINY = 1e-6
 
@@ -21,7 +21,8 @@ def gradient_distance(real: Any, synthetic: Any, *, kind: str = "ours") -> jax.A
       kind: "ours" (the DC paper's): 1 - cosine of each output unit's weights, summed over units and tensors. A unit
         is an index of the last axis: an output channel of a convolution [k, k, C, O], an output of a Linear layer
         [D, O], a channel of a layer norm [H, W, C]. Tensors of one axis (biases, scales) contribute nothing.
-        "mse": squared distance of the two as flat vectors; "cos": 1 - cosine of them; both with biases and scales.
+        "mse": squared distance of the two as flat vectors; "cos": 1 - cosine of them; "l1": the sum of absolute
+        differences (IDC); all three with biases and scales.
 
     Returns:
       [] at least 0; "ours" at most twice the number of units, "cos" at most 2. A cosine with a zero vector is 0.
@@ -38,6 +39,8 @@ def gradient_distance(real: Any, synthetic: Any, *, kind: str = "ours") -> jax.A
         return sum((_one_minus_cosine(a, b).sum() for a, b in units), start=jnp.zeros(()))
     # One vector of the whole network, biases included: the published alternatives leave nothing out.
     a, b = (jnp.concatenate([x.ravel() for x in side]) for side in zip(*pairs, strict=True))
+    if kind == "l1":
+        return jnp.sum(jnp.abs(a - b))
     return jnp.sum((a - b) ** 2) if kind == "mse" else _one_minus_cosine(a, b)
 
 

@@ -51,7 +51,7 @@ class GradientMatching(class_images.ClassWise):
     Attributes:
       outer: steps (matchings) from one new network to the next; None for ``loops(ipc)``.
       inner: epochs that the network trains on the set between two steps; None for ``loops(ipc)``.
-      distance: D: "ours" (the DC paper's, row-wise cosine), "mse" or "cos", see ``gradient_distance``.
+      distance: D: "ours" (the DC paper's, row-wise cosine), "mse", "cos" or "l1", see ``gradient_distance``.
       batch_norm: where the running statistics under which a batch-norm network is matched come from: 16 real images
         a class (all of a smaller class), drawn anew at every step, in one pass as one batch. "published": that pass
         moves the statistics by a tenth (momentum 0.1), so they stay mostly those of the start or of the inner training.
@@ -254,7 +254,7 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
                 def summed_gradient(part: tuple) -> Any:
                     images, weights = part
                     seen = settings.view(w, sampling.standardise(images, mean, std))
-                    return _gradient(net, variables, seen, label, weights)
+                    return class_gradient(net, variables, seen, label, weights)
 
                 # A gradient is a sum over images, so parts of a class and shares of devices add up to it exactly.
                 total = parts.add_up(summed_gradient, (real, weights), size=settings.micro_batch)
@@ -263,7 +263,7 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
                 target = jax.lax.stop_gradient(jax.tree.map(lambda x: x / count, total))
                 # Each class has its own number of images; the mean is over those alone.
                 share = jnp.full(len(own), 1 / len(own)) if share is None else share
-                gradient = _gradient(net, variables, settings.view(w, own), label, share)
+                gradient = class_gradient(net, variables, settings.view(w, own), label, share)
                 return gradient_distance(target, gradient, kind=settings.distance)
 
             own, share = class_images.by_class(synthetic["images"], counts), class_images.shares(counts)
@@ -291,8 +291,18 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
     )
 
 
-def _gradient(net: zoo.Architecture, variables: Any, images: jax.Array, label: jax.Array, weights: jax.Array) -> Any:
-    """Gradient in theta of the weighted sum of the cross-entropies, all images being of class ``label``."""
+def class_gradient(
+    net: zoo.Architecture, variables: Any, images: jax.Array, label: jax.Array, weights: jax.Array
+) -> Any:
+    """Takes the gradient in theta of the weighted sum of the cross-entropies of one class: a tree like ``params``.
+
+    Args:
+      net: the architecture.
+      variables: ``params`` (+ ``batch_stats``, which stand still).
+      images: [n, H, W, C] as the network takes them.
+      label: [] int, the class of all of them.
+      weights: [n], what each adds.
+    """
 
     def total(params: Any) -> jax.Array:
         logits, _ = net.apply({**variables, "params": params}, images)

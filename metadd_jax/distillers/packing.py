@@ -17,14 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from metadd_jax import ranges
-from metadd_jax.distillers.parameterisation import Parameterisation
 from metadd_jax.ranges import OneOf, Real, Whole
 from metadd_jax.structs import Dataset
 
 KINDS = ("single", "multi")
 
 
-def factor(size: int, *, pad: float | tuple[float, ...] = 0.0, kind: str = "single") -> Parameterisation:
+def factor(size: int, *, pad: float | tuple[float, ...] = 0.0, kind: str = "single") -> Factor:
     """Packs ``size``^2 images of one class into each stored image, which keeps the shape [H, W, C].
 
     The images of stored image i follow each other, cell by cell, row by row (top left, top right, ...), so sets stay
@@ -44,7 +43,7 @@ def factor(size: int, *, pad: float | tuple[float, ...] = 0.0, kind: str = "sing
       ValueError: if ``size`` is no whole number from 1, for another kind, or (in ``init``) if it does not suit the
         images.
     """
-    return _Factor(size, pad, kind)
+    return Factor(size, pad, kind)
 
 
 def grey(dataset: Dataset) -> float | tuple[float, ...]:
@@ -59,7 +58,7 @@ def grey(dataset: Dataset) -> float | tuple[float, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Factor:
+class Factor:
     """See ``factor``."""
 
     size: Annotated[int, Whole(1)]
@@ -91,6 +90,10 @@ class _Factor:
         # What decoding needs to know; the usual is left unsaid.
         kind = {"factor_kind": self.kind} if self.kind != "single" else {}
         return {"factor": self.size} | kind | ({"factor_pad": self.pad} if self.pad else {})
+
+    def has_border(self, dataset: Dataset) -> bool:
+        """Whether a factor does not divide a side of the images of ``dataset``, so that ``pad`` is seen."""
+        return any(side % size for side in dataset.image_shape[:2] for size in self._factors)
 
     def init(self, key: jax.Array, images: jax.Array, /) -> jax.Array:
         """Puts images [N, H, W, C] into the cells of stored ones [N / ``per_stored``, H, W, C]."""

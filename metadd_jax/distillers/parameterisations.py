@@ -106,7 +106,9 @@ def _pixels(dataset: Dataset) -> Parameterisation:
 
 
 def _factor(dataset: Dataset, *, size: int = 2, pad: float | None = None, kind: str = "single") -> Parameterisation:
-    return factor(size, pad=grey(dataset) if pad is None else pad, kind=kind)
+    made = factor(size, pad=0.0 if pad is None else pad, kind=kind)
+    # Only where there is a border: what is written beside a set says then what decoding needs.
+    return factor(size, pad=grey(dataset), kind=kind) if pad is None and made.has_border(dataset) else made
 
 
 def _factor2(dataset: Dataset) -> Parameterisation:

@@ -133,6 +133,20 @@ def trajectories(method, **settings):
     return method(net, walk.astype(np.float32), augmentation=SMALL_VIEWS, **settings)
 
 
+def idc(auxiliaries, dataset, **settings):
+    net = make_net("convnet:width=4,depth=1")
+    settings = {
+        "batch_size": 8,
+        "inner": 3,
+        "real_images": 12,
+        "augmentation": SMALL_VIEWS,
+        "distance": "l1",
+    } | settings
+    record = distillers.IDC(**{name: value for name, value in settings.items() if name != "ipc"})
+    method = distillers.idc(net, ipc=settings.get("ipc", 2), settings=record)
+    return method, record.optimiser(0.05, 0.5, 1, dataset)
+
+
 TRAJECTORY_TX = distillers.trajectory_optimiser(1.0, 1e-5, lr_teacher=0.01)
 
 
@@ -187,6 +201,8 @@ MEMBERS = {
     "dc": lambda a, d: matching(distillers.dc, class_batch=2),
     "dc, running statistics": lambda a, d: matching(distillers.dc, "convnet_bn:width=4,depth=1"),
     "dsa": lambda a, d: matching(distillers.dsa, augmentation=SMALL_VIEWS),
+    "idc": idc,
+    "metadd over idc, factor 2": lambda a, d: (wrapped(a, over=packed(idc(a, d, ipc=PACKED)[0]), kl=0.0), idc(a, d)[1]),
     "metadd over dsa": lambda a, d: wrapped(a, over=matching(distillers.dsa, augmentation=SMALL_VIEWS), kl=0.0),
     "mtt": lambda a, d: (trajectories(distillers.mtt), TRAJECTORY_TX),
     "tesla, soft labels, raw rate": lambda a, d: (

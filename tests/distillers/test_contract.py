@@ -62,6 +62,7 @@ SLOW = (
     "metadd around sre2l",
     "datm_tesla, hard labels",
     "metadd over datm",
+    "metadd over idc, factor 2",
     "metadd over dm, factor 2",
     "dc, a pool",
     "dc, styles",

@@ -235,7 +235,7 @@ def test_what_cannot_be_packed_is_refused_with_the_numbers(key, tiny):
         packed(micro_batch=0)
     with pytest.raises(ValueError, match="has init, decode and frozen, and <function factor"):
         distillers.parameterise(members.base(), distillers.factor)
-    with pytest.raises(ValueError, match="base is a _Factor; give a method"):
+    with pytest.raises(ValueError, match="base is a Factor; give a method"):
         distillers.parameterise(distillers.factor(2), members.base())
     made = generator()
     made.decode = lambda latents, frozen: latents["style"]

@@ -67,7 +67,7 @@ def our_step():
 
 
 def torch_program():
-    """The student in PyTorch: weights in its layout, and (images, targets, alpha) -> the loss, by its own layers."""
+    """PyTorch, our weights in its layout, the network of its own layers, and (images, targets, alpha) -> MTT's loss."""
     torch = pytest.importorskip("torch")
     F = torch.nn.functional
 
@@ -97,12 +97,12 @@ def torch_program():
         near = sum(((p - t) ** 2).sum() for p, t in zip(start, target, strict=True))
         return far / near
 
-    return torch, matched
+    return torch, turned, network, matched
 
 
 def torch_step():
     """The same by PyTorch's own layers, layouts and automatic differentiation."""
-    torch, matched = torch_program()
+    torch, _, _, matched = torch_program()
     images = torch.tensor(IMAGES.transpose(0, 3, 1, 2), requires_grad=True)
     alpha = torch.tensor(ALPHA, requires_grad=True)
     loss = matched(images, lambda: torch.tensor(LABELS), alpha)
@@ -163,7 +163,7 @@ def our_updates():
 
 def torch_updates():
     """The same by PyTorch, with three of its optimisers."""
-    torch, matched = torch_program()
+    torch, _, _, matched = torch_program()
     images = torch.tensor(IMAGES.transpose(0, 3, 1, 2), requires_grad=True)
     alpha, logits = torch.tensor(ALPHA, requires_grad=True), torch.tensor(FIRST_LOGITS, requires_grad=True)
     optimisers = [
