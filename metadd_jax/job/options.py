@@ -31,6 +31,7 @@ GROUPS = {
     ),
     "how they are judged": (
         "unseen", "train_seeds", "eval_recipe", "eval_labels", "eval_epochs", "eval_augmentation", "eval_kd",
+        "eval_same_compute",
         "pretrain_epochs",
         "pretrain_augmentation", "at_once",
     ),
@@ -114,6 +115,8 @@ class DistillConfig:
       eval_labels: what every row learns from: "hard", "own" (the set's), "teacher" (the method's), "teacher:NET+NET"
         (one or several, trained on the real data; further forms: docs/methods.md); None: as the recipe's paper.
       eval_epochs: passes over a distilled set when it is judged ("dc", "datm": 300, or 1000 with DSA).
+      eval_same_compute: pass so many times less often over a packed set as its stored images give images, as IDC's
+        "same compute": every row of the table then trains on as many images.
       eval_augmentation: DSA tokens for the judged trainings, "none", "auto", or "dc_" and DC's own tokens; the sre2l
         recipes have views of their own.
       eval_kd: judged networks learn from the labels and from the backbone, which trains on the same set first
@@ -171,6 +174,7 @@ class DistillConfig:
     eval_recipe: Annotated[str, OneOf(tuple(recipes.EVALUATIONS))] = "short"
     eval_labels: Annotated[str | None, Text("labels.read")] = None
     eval_epochs: Annotated[int, Whole(1)] = 100
+    eval_same_compute: bool = False
     eval_augmentation: Annotated[str, Text("recipes.evaluation")] = "auto"
     eval_kd: bool = False
     at_once: Annotated[int, Whole(1)] = 12

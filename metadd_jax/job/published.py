@@ -1,6 +1,6 @@
 """The published settings of every base method as presets METHOD/DATA/IPC, each bare and under MetaDD.
 
-Sources: the methods' papers and programs (DC, DSA, DM, MTT, TESLA, DATM, SRe2L). What they judge on one architecture is
+Sources: the methods' papers and programs (DC, DSA, DM, IDC, MTT, TESLA, DATM, SRe2L). What they judge on one architecture is
 judged here on MetaDD's seen and unseen ones too. ``--no-wrapped`` leaves the bare method. The tables name what differs
 between rows; everything else stands in the functions below them.
 """
@@ -41,6 +41,9 @@ _TESLA = {
     ("cifar100_mtt", 50): (80, 2, 40, 1e3, 1e-5, 0.01, 125, True),
     ("imagenet", 1): (10, 3, 10, 1e4, 1e-4, 0.01, 100, False),
 }
+# IDC's data, and the rate of its images at 10 a class and 32 pixels a side. Without MNIST, whose judged networks see no
+# CutMix there, and without ImageNet, whose ResNet has batch norm and warms up on real images.
+_IDC = {("cifar10", (1, 10, 50)): 5e-3, ("cifar100", (10, 20)): 5e-3, ("svhn", (1, 10, 50)): 5e-3}
 # data, ipc: syn_steps, expert_epochs, image_lr, lr_labels, batch_syn (None: all), min, current, max, end, lr_lr
 # Of the configuration files; where they differ from the paper's table its authors follow the latter.
 _DATM = {
@@ -203,6 +206,22 @@ def _datm(data: str, ipc: int, row: tuple) -> DistillConfig:
     )
 
 
+def _idc(data: str, ipc: int, rate: float) -> DistillConfig:
+    """Packed by 2 as published; IDC-I is the same with ``--parameterisation pixels``."""
+    own = distillers.IDC(class_batch=None)
+    return dataclasses.replace(
+        _common(data, ipc, "idc", own),
+        parameterisation="factor2",
+        image_lr=rate * ipc / 10,
+        # 2000 networks of 100 sweeps.
+        steps=2000 * own.inner,
+        distill_seeds=1,
+        train_seeds=3,
+        eval_recipe="idc",
+        save_every=2000,
+    )
+
+
 def _squeeze(data: str, ipc: int, row: tuple) -> DistillConfig:
     image_lr, steps, r_bn, views, roll = row
     recipe = _SRE2L_RECIPES[data]
@@ -238,6 +257,7 @@ PRESETS: dict[str, DistillConfig] = {
         f"tesla/{data}/{ipc}": _trajectory(data, ipc, row, "tesla", distillers.TESLA, steps=10_000, train_seeds=3)
         for (data, ipc), row in _TESLA.items()
     },
+    **{f"idc/{data}/{ipc}": _idc(data, ipc, rate) for (data, ipcs), rate in _IDC.items() for ipc in ipcs},
     **{f"datm/{data}/{ipc}": _datm(data, ipc, row) for (data, ipc), row in _DATM.items()},
     **{f"sre2l/{data}/{ipc}": _squeeze(data, ipc, row) for (data, ipc), row in _SRE2L.items()},
 }

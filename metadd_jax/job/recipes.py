@@ -24,11 +24,18 @@ def backbone(config: DistillConfig) -> Recipe:
     return config.own.backbone_recipe(pretraining(config))
 
 
-def evaluation(config: DistillConfig) -> Recipe:
-    """How judged networks train."""
+def evaluation(config: DistillConfig, *, per_stored: int = 1) -> Recipe:
+    """How judged networks train.
+
+    Args:
+      config: the job's settings.
+      per_stored: images that one stored image of the set gives; under ``--eval-same-compute`` it is passed over so many
+        times less often.
+    """
     # Resolved here, by data set: digits are not flipped.
     words = augmentation(config, config.eval_augmentation)
-    return recipes.EVALUATIONS[config.eval_recipe](config.eval_epochs, augmentation=words)
+    epochs = max(1, config.eval_epochs // per_stored) if config.eval_same_compute else config.eval_epochs
+    return recipes.EVALUATIONS[config.eval_recipe](epochs, augmentation=words)
 
 
 def labels(config: DistillConfig) -> Labels:

@@ -254,7 +254,7 @@ def judge(
                 job.dataset,
                 job.networks,
                 seeds=config.train_seeds,
-                recipe=recipes.evaluation(config),
+                recipe=recipes.evaluation(config, per_stored=max(1, size // sum(job.stored_counts))),
                 draws=[seed for _, seed, _ in alike],
                 split=config.evaluate_on,
                 labels="hard" if chosen.rule == "hard" else "own",

@@ -23,7 +23,8 @@ def stand_in(channels):
 
 def shrunk(config):
     """The preset on a stand-in: 3 classes, 8x8 pixels, tiny networks and counts; its rates and switches stay."""
-    ipc, words = min(config.ipc, 2), {"augmentation": "flip_crop"}
+    # A stored image of a packed set stands for four of the six real ones.
+    ipc, words = min(config.ipc, 2 if config.parameterisation == "pixels" else 1), {"augmentation": "flip_crop"}
     batch = getattr(config.own, "batch_syn", None)
     trajectories = {
         "experts": 2, "epochs": 2, "at_once": 2, "syn_steps": 2, "expert_epochs": 1, "max_start_epoch": 2,
@@ -33,6 +34,7 @@ def shrunk(config):
         "dm": {"batch_size": 4, "class_batch": 2, **words},
         "dc": {"batch_size": 4, "class_batch": 2, "inner": 1},
         "dsa": {"batch_size": 4, "class_batch": 2, "inner": 1, **words},
+        "idc": {"batch_size": 4, "real_images": 8, **words},
         "mtt": trajectories,
         "tesla": trajectories,
         "datm": trajectories | {"min_start_epoch": 0, "first_upper": None},
@@ -51,7 +53,8 @@ def distilled(name, tmp_path):
         dataset = data.whiten(dataset)
     spec = "convnet_bn:width=4,depth=1" if config.own.teaches else "convnet:width=4,depth=1"
     net = mdd.zoo.parse(spec, dataset.num_classes, dataset.image_shape)
-    job = prepare.Job(config, tmp_path, dataset, net, (), ())
+    made = distillers.parameterisations.parse(config.parameterisation, dataset)
+    job = prepare.Job(config, tmp_path, dataset, net, (), (), made)
     trained = mdd.training.pretrain(net, dataset, recipes.backbone(config))
     base, tx = prepare.make(job, job.own.prepare(net, dataset, trained, tmp_path, progress=lambda *facts: None))
     auxiliaries = [features.freeze(net, net.init(jax.random.key(seed)), dataset) for seed in (1, 2)]
@@ -111,6 +114,24 @@ def test_rows_read_as_published():
     assert (
         presets.preset("tesla/imagenet/1").own.soft_labels and presets.preset("tesla/cifar10/1").own.batch_syn is None
     )
+
+
+def test_idcs_rows_have_its_learning_rates():
+    """newer_methods.md 12.4: CIFAR at 1, 10 and 50 images a class."""
+    rows = [presets.preset(f"idc/cifar10/{ipc}") for ipc in (1, 10, 50)]
+    assert [row.image_lr for row in rows] == pytest.approx([5e-4, 0.005, 0.025])
+    assert {(row.parameterisation, row.steps, row.image_momentum, row.zca) for row in rows} == {
+        ("factor2", 200_000, 0.5, False)
+    }
+    own = rows[0].own
+    assert (own.batch_size, own.inner, own.most, own.real_images, own.distance) == (64, 100, 128, 2000, "mse")
+    recipe = recipes.evaluation(rows[1])
+    assert (recipe.epochs, recipe.batch_size, recipe.learning_rate, recipe.momentum) == (1000, 64, 0.01, 0.9)
+    assert (recipe.schedule, recipe.drop_factor, recipe.mix, recipe.mix_probability) == ("drops", 0.2, "cutmix", 0.5)
+    assert recipe.drops == pytest.approx((2 / 3, 5 / 6))
+    less = dataclasses.replace(rows[1], eval_same_compute=True)
+    assert recipes.evaluation(less, per_stored=4).epochs == 250 and recipes.evaluation(less).epochs == 1000
+    assert recipes.evaluation(rows[1], per_stored=4).epochs == 1000
 
 
 def test_datms_rows_read_as_published():
