@@ -52,6 +52,8 @@ def labels(config: DistillConfig) -> Labels:
 def describe_evaluation(config: DistillConfig) -> str:
     """What judged networks see, in a few words."""
     guided = ", guided by the backbone trained on the same set (--eval-kd)" if config.eval_kd else ""
+    if config.eval_same_compute:
+        guided += ", fewer epochs on a packed set: at the same compute"
     if config.eval_recipe in recipes.RELABELLING:
         return f"with views of its own{guided}"
     return f"augmentation {augmentation(config, config.eval_augmentation)}{guided}"

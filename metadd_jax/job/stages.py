@@ -179,7 +179,9 @@ def metadata(job: Job, method: str, seed: int) -> dict[str, Any]:
         "init": job.config.own.start,
         "backbone": job.backbone.label,
         **backbones.facts(job.drawn, job.config),
+        # Both counts: what is stored is what a budget is compared with, and a network trains on what is decoded.
         "ipc": job.stored_counts[0] if len(set(job.stored_counts)) == 1 else list(job.stored_counts),
+        "images_per_class": job.counts[0] if len(set(job.counts)) == 1 else list(job.counts),
         "seed": seed,
         "steps": job.config.steps,
         # What its run judged it under; whether it holds soft labels of its own, its arrays say.
