@@ -212,7 +212,7 @@ def _stages(job: Job, plans: list[Plan]) -> dict[str, float]:
     # Beside each judged network its guide passes, forwards alone; the guide itself trains as the backbone's row.
     guided = forward_flops(job.backbone) * (len(costs) - 1) if config.eval_kd else 0.0
     sets = (len(BASELINES) + len(plans)) * config.distill_seeds
-    images = sum(job.counts)
+    images = sum(job.stored_counts if config.eval_same_compute else job.counts)
     # Who labels sees every batch that a judged network sees, and passes it once.
     labelling = sum(forward_flops(net) for net in _label_teachers(job)) * len(job.networks)
     known = {net.label for net in job.networks}

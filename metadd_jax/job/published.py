@@ -1,8 +1,8 @@
 """The published settings of every base method as presets METHOD/DATA/IPC, each bare and under MetaDD.
 
 Sources: the methods' papers and programs (DC, DSA, DM, IDC, MTT, TESLA, DATM, SRe2L). What they judge on one
-architecture is judged here on MetaDD's seen and unseen ones too. ``--no-wrapped`` leaves the bare method. The tables name what differs
-between rows; everything else stands in the functions below them.
+architecture is judged here on MetaDD's seen and unseen ones too. ``--no-wrapped`` leaves the bare method. The tables
+name what differs between rows; everything else stands in the functions below them.
 """
 
 from __future__ import annotations
