@@ -103,6 +103,22 @@ def test_export_to_npz_and_png(made, capsys):
         export.run([str(made), "--out", str(made / "copy.npz")])
 
 
+def test_export_to_the_folders_of_mtt_and_idc(made):
+    torch = pytest.importorskip("torch")
+    export.run([str(made), "--out", str(made / "tensors"), "--format", "mtt"])
+    assert torch.load(made / "tensors" / "images_best.pt").shape[0] == 10
+    with pytest.raises(ValueError, match=r"latents\.npz is missing, so the set is not packed; distil with --param"):
+        export.run([str(made), "--out", str(made / "packed"), "--format", "idc"])
+    held, facts = mdd.exchange.load_npz(made / "synthetic.npz")
+    images = np.asarray(held.images)
+    # The ten images as ten cells of ten stored ones: factor 1.
+    budget = mdd.distillers.budget(mdd.distillers.factor(1), images, held.labels)
+    mdd.exchange.export_latents(made / "latents.npz", images, facts | budget)
+    export.run([str(made), "--out", str(made / "packed"), "--format", "idc"])
+    packed, labels = torch.load(made / "packed" / "data.pt")
+    assert packed.shape[0] == 10 and labels.tolist() == list(range(10))
+
+
 def test_a_wrong_path_is_refused(made):
     with pytest.raises(ValueError, match="nowhere"):
         evaluate.run([str(made / "nowhere.npz"), "--networks", "mlp"])
