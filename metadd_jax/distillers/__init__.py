@@ -8,7 +8,6 @@ from metadd_jax.distillers.difficulty_alignment import DATM, DATMTesla, datm
 from metadd_jax.distillers.distances import gradient_distance
 from metadd_jax.distillers.distribution_matching import DM, dm
 from metadd_jax.distillers.gradient_matching import DC, DSA, GradientMatching, dc, dsa
-from metadd_jax.distillers.idc import IDC, idc, idc_optimiser
 from metadd_jax.distillers.latents import budget, with_rates
 from metadd_jax.distillers.meta import metadd
 from metadd_jax.distillers.packing import factor
@@ -16,6 +15,7 @@ from metadd_jax.distillers.parameterisation import Parameterisation, parameteris
 from metadd_jax.distillers.penalty import penalise
 from metadd_jax.distillers.pixel_updates import ncfm_optimiser
 from metadd_jax.distillers.pulling import pulls
+from metadd_jax.distillers.real_training import IDC, idc, idc_optimiser
 from metadd_jax.distillers.realism_selection import RDED, rded
 from metadd_jax.distillers.registry import Method, get, names, register
 from metadd_jax.distillers.run import NotFiniteError, RunConfig, compile_chunks, distil

@@ -11,7 +11,7 @@ import pytest
 from test_trajectory_torch import START, torch_program, wave
 
 from metadd_jax import distillers, structs, zoo
-from metadd_jax.distillers import idc as module
+from metadd_jax.distillers import real_training
 
 KEY = jax.random.key(0)
 NET = zoo.parse("convnet:width=3,depth=1", 2, (8, 8, 2))
@@ -161,13 +161,13 @@ def test_the_network_trains_on_real_images_and_is_new_after_its_steps(tiny):
 def test_a_large_class_is_seen_by_a_random_subset():
     own = jnp.arange(2 * 5.0).reshape(2, 5, 1, 1, 1)
     counts = (5, 2)  # the last three of class 1 fill it up
-    draws = [module._subset(jax.random.key(seed), own, None, counts, 3) for seed in range(30)]
+    draws = [real_training._subset(jax.random.key(seed), own, None, counts, 3) for seed in range(30)]
     first = np.array([np.sort(images[0].ravel()) for images, _ in draws])
     assert all(len(set(row)) == 3 for row in first) and set(first.ravel()) == set(range(5))
     for images, share in draws:
         assert set(np.asarray(images[1, :2]).ravel()) == {5, 6}
         np.testing.assert_allclose(share, [[1 / 3] * 3, [1 / 2, 1 / 2, 0]])
-    same, share = module._subset(KEY, own, None, counts, 5)
+    same, share = real_training._subset(KEY, own, None, counts, 5)
     assert same is own and share is None
 
 
