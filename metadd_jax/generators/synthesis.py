@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from metadd_jax import ranges
+from metadd_jax import parallel, ranges
 from metadd_jax.generators import filters
 from metadd_jax.ranges import Whole
 from metadd_jax.zoo import convolution
@@ -101,13 +101,7 @@ class Generator:
         Args:
           key: typed PRNG key.
         """
-        synthesis_key, mapping_key = jax.random.split(key)
-        w = jnp.zeros((1, self.num_ws, self.w_dim))
-        labels = jnp.zeros(1, jnp.int32) if self.num_classes else None
-        return {
-            "synthesis": self.synthesis.init(synthesis_key, w),
-            "mapping": self.mapping.init(mapping_key, jnp.zeros((1, self.z_dim)), labels),
-        }
+        return _draw(key, settings=self)
 
     def schedule(self) -> list[Level]:
         """The N layers and the one that makes colours."""
@@ -283,6 +277,20 @@ class Mapping(nn.Module):
             # Its rate is a hundredth of that of other weights, which a larger draw and a smaller use amount to.
             x = _leaky_relu(affine(x, self.settings.w_dim, bias=0.0, multiplier=0.01, name=f"layer{number}"))
         return x
+
+
+def _variables(key: jax.Array, *, settings: Generator) -> dict[str, Any]:
+    synthesis_key, mapping_key = jax.random.split(key)
+    w, z = jnp.zeros((1, settings.num_ws, settings.w_dim)), jnp.zeros((1, settings.z_dim))
+    labels = jnp.zeros(1, jnp.int32) if settings.num_classes else None
+    return {
+        "synthesis": settings.synthesis.init(synthesis_key, w),
+        "mapping": settings.mapping.init(mapping_key, z, labels),
+    }
+
+
+# Compiled, so that the images that Flax makes on the way, and nobody reads, are left out.
+_draw = parallel.jit(_variables, static_argnames=("settings",))
 
 
 def modulated_convolution(
