@@ -184,3 +184,32 @@ def test_the_training_of_generators_runs_no_other_file():
     # They keep and refuse; no number comes from them.
     quiet = [PACKAGE / f"{name}.py" for name in ("files", "provenance", "ranges", "registries")]
     assert found - listed <= {*quiet, *(PACKAGE / "storage").rglob("*.py"), PACKAGE / "data" / "cache.py"}
+
+
+def test_what_a_module_reaches_is_what_it_imports(tmp_path, monkeypatch):
+    files = {
+        "one.py": "from metadd_jax import two\nfrom metadd_jax.room import shown\nimport numpy\n",
+        "two.py": "def f():\n    import metadd_jax.room.inner\n",
+        "room/__init__.py": "from metadd_jax.room.shown_file import shown\n",
+        "room/inner.py": "import metadd_jax\n",
+        "room/shown_file.py": "shown = 1\n",
+        "room/other.py": "",
+        "__init__.py": "from metadd_jax.room import other\n",
+    }
+    package = tmp_path / "metadd_jax"
+    for name, text in files.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+    provenance.reached.cache_clear()
+    # Within functions too; the package's own face is none of what it is asked for.
+    everything = ("one.py", "room/__init__.py", "room/inner.py", "room/shown_file.py", "two.py")
+    assert provenance.reached("metadd_jax.one") == everything
+    assert provenance.reached("metadd_jax.two", "numpy") == ("room/inner.py", "two.py")
+    provenance.reached.cache_clear()
+
+
+def test_a_method_reaches_its_own_code_and_not_that_of_another():
+    found = provenance.reached("metadd_jax.distillers.distribution_matching")
+    assert {"parts.py", "distillers/contract.py", "distillers/class_images.py"} <= set(found)
+    assert not {"distillers/gradient_matching.py", "distillers/__init__.py", "job/stages.py"} & set(found)

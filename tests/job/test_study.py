@@ -10,7 +10,7 @@ from scipy import stats
 
 from metadd_jax import files, storage
 from metadd_jax.evaluation import report, statistics
-from metadd_jax.job import cells, options, plan, prepare, studies, study, study_plan, study_table
+from metadd_jax.job import cells, memory, options, plan, prepare, studies, study, study_plan, study_table
 
 ROWS = {"random": "random", "dm": "", "dm at 2": "--ipc 2"}
 TINY = studies.Study(
@@ -352,8 +352,58 @@ def test_holm_by_hand():
     assert np.isnan(statistics.holm([0.9, float("nan")])[1]) and statistics.holm([]).shape == (0,)
 
 
+def test_the_command_prints_the_table_and_fails_where_a_cell_failed(opened, done, cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(studies.STUDIES, "tiny", TINY)
+    words = ["tiny", "--run-dir", str(tmp_path / "one"), "--cache-dir", str(cache), "--seeds", "1"]
+    study.run([*words, "--only", "random"])
+    text = capsys.readouterr().out
+    assert "| random | 1 | 25.0 |" in text and "2 of 3 cells are left" not in text and "1 of 3 cells are done" in text
+
+    def run(*args, **options):
+        raise ValueError("no numbers")
+
+    monkeypatch.setattr(cells, "run", run)
+    with pytest.raises(ValueError, match=r"^2 cell\(s\) failed: .*no numbers"):
+        study.run([*words, "--budget", "10m"])
+    text = capsys.readouterr().out
+    assert "| random | 1 | 25.0 |" in text and "2 of 3 cells are left" in text
+
+
+def test_times_of_a_start_that_goes_on_leave_out_its_compilation(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(cells.effects.time, "perf_counter", lambda: now[0])
+
+    def start(*moments):
+        watch = cells._Watch(tmp_path, None)
+        watch.start()
+        for done, now[0] in moments:
+            watch.lap("dm", done)
+        return watch.median()
+
+    assert start((2, 30.0), (4, 34.0)) == 2  # 30 s of compilation, then 2 s a step
+    (tmp_path / "dm" / "seed0" / "checkpoints" / "step_4").mkdir(parents=True)
+    assert start((4, 1.0), (6, 31.0), (8, 39.0)) == 3  # 15 s a step are left out: the median of 2 and 4
+    assert start((8, 50.0)) == 3
+
+
+def test_a_deadline_stops_at_the_end_of_a_chunk(tmp_path):
+    watch = cells._Watch(tmp_path, cells.time.monotonic() - 1)
+    with pytest.raises(cells.OutOfTimeError):
+        watch.lap("dm", 2)
+
+
 class KilledError(BaseException):
     """Stands for kill -9: nothing of ours catches it."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not memory.can_measure(), reason="the kernel tells no peak that can be set back")
+def test_memory_is_that_of_a_fresh_process(cache):
+    found = memory.measure([*TINY.words("dm"), f"--cache-dir={cache}"], 0)
+    # More than Python and JAX alone, and within what such a process can take.
+    assert 100 < found["idle_mib"] <= found["peak_mib"] < 3000
+    with pytest.raises(ValueError, match=r"the process that measures memory failed .*--ipc"):
+        memory.measure([*TINY.words("dm"), f"--cache-dir={cache}", "--ipc", "0"], 0)
 
 
 def test_killed_while_it_distils_and_while_it_judges_a_cell_ends_in_the_same_numbers(opened, monkeypatch):
