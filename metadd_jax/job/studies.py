@@ -167,6 +167,8 @@ STUDIES["competitors"] = Study(
         "DM + CE only": "--metadd.pos 0 --metadd.var 0",
         "DM + MetaDD (paper)": "--variants paper",
         "DM + GLaD-style, untrained StyleGAN3-type": "--no-wrapped --parameterisation stylegan --image-lr 10",
+        "DM + GLaD-style, StyleGAN3-type trained by us": "--no-wrapped --parameterisation stylegan:weights=trained "
+        "--image-lr 10",
         "DM + GLaD-style, untrained decoder": "--no-wrapped --parameterisation decoder:weights=random",
         "DM + GLaD-style, decoder trained by us": "--no-wrapped --parameterisation decoder",
         "DM + ModelPool": "--no-wrapped --pool convnets",
