@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from metadd_jax.evaluation import statistics
 
@@ -101,3 +102,16 @@ def test_paired_refuses_what_is_no_pair_of_accuracies():
     ):
         with pytest.raises(ValueError, match=text):
             statistics.paired(first, second)
+
+
+def test_the_t_test_is_scipys():
+    values = np.random.default_rng(0).normal(0.3, 1, 7)
+    assert statistics.t_test(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=1e-12)
+    assert np.isnan(statistics.t_test([0.3])) and statistics.t_test([0, 0]) == 1 and statistics.t_test([1, 1]) == 0
+
+
+def test_holm_by_hand():
+    # Sorted 0.01, 0.02, 0.03, 0.2 times 4, 3, 2, 1, and never less than one before.
+    assert statistics.holm([0.03, 0.01, 0.2, 0.02]) == pytest.approx([0.06, 0.04, 0.2, 0.06])
+    assert statistics.holm([0.9, float("nan"), 0.6])[[0, 2]] == pytest.approx([1, 1])
+    assert np.isnan(statistics.holm([0.9, float("nan")])[1]) and statistics.holm([]).shape == (0,)

@@ -4,12 +4,10 @@ import dataclasses
 import json
 import pathlib
 
-import numpy as np
 import pytest
-from scipy import stats
 
 from metadd_jax import files, storage
-from metadd_jax.evaluation import report, statistics
+from metadd_jax.evaluation import report
 from metadd_jax.job import cells, memory, options, plan, prepare, studies, study, study_plan, study_table
 
 ROWS = {"random": "random", "dm": "", "dm at 2": "--ipc 2"}
@@ -294,62 +292,6 @@ def test_a_study_of_equal_rows_is_refused(opened):
 def test_a_mistake_in_a_row_is_one_line_before_any_work(opened, row, words):
     with pytest.raises(ValueError, match=words):
         opened(tiny=dataclasses.replace(TINY, rows={"x": row}, references=()))
-
-
-def test_a_file_holds_a_study(tmp_path):
-    file = tmp_path / "mine.toml"
-    file.write_text(
-        'preset = "smoke"\nseeds = 4\nreferences = ["dm"]\n[rows]\nrandom = "random"\ndm = "--no-wrapped"\n'
-    )
-    mine = studies.get(str(file))
-    assert (mine.name, mine.seeds, mine.references, mine.preset) == ("mine", 4, ("dm",), "smoke")
-    assert mine.real("random") == "random" and mine.real("dm") is None
-    assert mine.words("random") == ["smoke"] and mine.words("dm") == ["smoke", "--no-wrapped"]
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("rows = 3", "rows of .* is 3; docs/studies.md shows"),
-        ("sedes = 3", "says 'sedes'.*did you mean 'seeds'"),
-        ("seeds = 3", "has no \\[rows\\]"),
-        ("[rows]\nx = 3", "rows of .* shows what stands there"),
-        ("[rows]\nx = ", "is no TOML file"),
-        ('references = ["y"]\n[rows]\nx = ""', "has no row 'y'.*use 'x'"),
-        ("[rows]", "has no rows"),
-    ],
-)
-def test_a_file_that_holds_none_is_refused(tmp_path, text, words):
-    file = tmp_path / "mine.toml"
-    file.write_text(text)
-    with pytest.raises(ValueError, match=words):
-        studies.get(str(file))
-
-
-def test_an_unknown_study_is_one_line():
-    with pytest.raises(ValueError, match=r"unknown study 'competitor'.*did you mean 'competitors'"):
-        studies.get("competitor")
-    with pytest.raises(ValueError, match=r"cannot read the study .*gone.toml \(No such file"):
-        studies.get("gone.toml")
-
-
-@pytest.mark.parametrize("name", studies.STUDIES)
-def test_the_studies_of_the_package_can_be_read(name):
-    found = studies.configs(studies.STUDIES[name], [])
-    assert list(found) == list(studies.STUDIES[name].rows)
-
-
-def test_the_t_test_is_scipys():
-    values = np.random.default_rng(0).normal(0.3, 1, 7)
-    assert statistics.t_test(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=1e-12)
-    assert np.isnan(statistics.t_test([0.3])) and statistics.t_test([0, 0]) == 1 and statistics.t_test([1, 1]) == 0
-
-
-def test_holm_by_hand():
-    # Sorted 0.01, 0.02, 0.03, 0.2 times 4, 3, 2, 1, and never less than one before.
-    assert statistics.holm([0.03, 0.01, 0.2, 0.02]) == pytest.approx([0.06, 0.04, 0.2, 0.06])
-    assert statistics.holm([0.9, float("nan"), 0.6])[[0, 2]] == pytest.approx([1, 1])
-    assert np.isnan(statistics.holm([0.9, float("nan")])[1]) and statistics.holm([]).shape == (0,)
 
 
 def test_the_command_prints_the_table_and_fails_where_a_cell_failed(opened, done, cache, tmp_path, monkeypatch, capsys):
