@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metadd_jax import keys, ranges
+from metadd_jax import keys, parallel, ranges
 from metadd_jax.data import sampling
 from metadd_jax.generators import start, weights
 from metadd_jax.generators.autodecoder import AutoDecoding, Generator, TrainedGenerator, train_generator
@@ -140,7 +140,7 @@ class Styles:
     def init(self, key: jax.Array, images: jax.Array, labels: jax.Array | np.ndarray, /) -> dict[str, jax.Array]:
         """Draws a style of each label [N] and fits it to images [N, H, W, C]."""
         z = jax.random.normal(key, (len(images), self.generator.z_dim))
-        latents = {"w": self.generator.styles(self.frozen, z, jnp.asarray(labels))}
+        latents = {"w": parallel.jit(self.generator.styles)(self.frozen, z, jnp.asarray(labels))}
         return start.fit(self, latents, self.frozen, images, lr=self.fit_lr, steps=self.fit_steps, on_fit=self.on_fit)
 
     def decode(self, latents: dict[str, jax.Array], frozen: Any, /) -> jax.Array:
@@ -168,8 +168,8 @@ def samples(
     labels = np.asarray(train.labels)[rows]
     chosen = np.concatenate([np.flatnonzero(labels == label)[:each] for label in range(len(dataset.class_names))])
     real = sampling.standardise(np.asarray(train.images)[rows[chosen]], train.mean, train.std)
-    shown = generator.generate(trained.weights, trained.codes[chosen], jnp.asarray(labels[chosen]))
     drawn = np.repeat(np.arange(len(dataset.class_names)), new)
-    codes = jax.random.normal(key, (len(drawn), generator.z_dim))
-    made = generator.generate(trained.weights, codes, jnp.asarray(drawn))
-    return jnp.concatenate([real, shown, made]), np.concatenate([labels[chosen], labels[chosen], drawn])
+    codes = jnp.concatenate([trained.codes[chosen], jax.random.normal(key, (len(drawn), generator.z_dim))])
+    told = np.concatenate([labels[chosen], drawn])
+    made = parallel.jit(generator.generate)(trained.weights, codes, told)
+    return jnp.concatenate([real, made]), np.concatenate([labels[chosen], told])

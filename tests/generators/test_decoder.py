@@ -31,7 +31,7 @@ def test_an_image_equals_the_formula_in_numpy(key):
         h = leaky(h).repeat(2, axis=0).repeat(2, axis=1)[:rows, :columns]
         h = correlate(h, **parts[f"conv{level}"])
     image = correlate(leaky(h), **parts["image"])
-    made = decoder.generate(jax.tree.map(np.float32, weights), z[None].astype(np.float32), np.array([label]))
+    made = jax.jit(decoder.generate)(jax.tree.map(np.float32, weights), z[None].astype(np.float32), np.array([label]))
     np.testing.assert_allclose(made[0], image, rtol=1e-4, atol=1e-5)
 
 

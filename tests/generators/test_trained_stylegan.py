@@ -23,8 +23,8 @@ def test_one_style_in_all_layers_is_what_is_trained(tiny):  # noqa: F811
     shown = glad.Trainable(TINY, (8, 6, 1), mean, std)
     z = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
     made = np.asarray(jax.jit(shown.generate)(VARIABLES, z, np.array([0, 1])))
-    w = TINY.mapping.apply(VARIABLES["mapping"], z)
-    whole = TINY.synthesis.apply(VARIABLES["synthesis"], np.repeat(np.asarray(w)[:, None], 5, axis=1))
+    w = np.repeat(np.asarray(TINY.mapping.apply(VARIABLES["mapping"], z))[:, None], 5, axis=1)
+    whole = jax.jit(TINY.synthesis.apply)(VARIABLES["synthesis"], w)
     pixels = (np.asarray(whole)[:, :, 1:7] + 1) / 2
     np.testing.assert_allclose(made, (pixels - mean) / std, rtol=1e-4, atol=1e-5)
 
@@ -44,8 +44,6 @@ def test_a_training_moves_weights_and_neither_waves_nor_magnitudes(prepared, tin
     latents = start(after, [0, 1, 2])
     assert np.abs(np.diff(latents["w"][:, 0], axis=0)).max() > 0
     assert np.abs(np.asarray(decoded(after, latents)) - decoded(before, latents)).max() > 1e-4
-    images, labels = generators.samples(jax.random.key(0), after.trained, tiny, each=1, new=1)
-    assert images.shape == (9, 8, 6, 1) and list(labels) == [0, 1, 2] * 3
 
 
 def test_weights_of_a_file_are_the_generators(prepared, tiny, tmp_path):  # noqa: F811
