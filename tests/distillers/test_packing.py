@@ -91,7 +91,11 @@ def shape_of_update(method, tx, dataset):
     return jax.eval_shape(step)
 
 
-@pytest.mark.parametrize("name", ["dm", "dc", "dsa", "mtt", "tesla", "datm", "sre2l"])
+# DSA and TESLA differ from DC and MTT in what packing does not see.
+ALIKE = [pytest.param(name, marks=pytest.mark.slow) for name in ("dsa", "tesla")]
+
+
+@pytest.mark.parametrize("name", ["dm", "dc", "mtt", "datm", "sre2l", *ALIKE])
 def test_every_method_of_pixels_takes_a_packed_set_bare_and_under_metadd(name, tiny, auxiliaries):
     base, tx = pixel_methods(auxiliaries)[name]
     packed = members.packed(base)

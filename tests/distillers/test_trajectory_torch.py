@@ -4,6 +4,8 @@ ConvNet of one block with 3 channels, 8x8x2 images, 2 classes with 2 images each
 augmentation. Weights and images are sines, so that the stored numbers need no random generator.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,6 +144,7 @@ STORED_DATM = {
 }
 
 
+@functools.cache  # compiled once for both tests
 def our_updates():
     """(losses of two updates, logits, alpha, images) after two updates of DATM and its optimiser."""
     experts = np.stack([flatten(START), flatten(TARGET)])[None]
