@@ -85,7 +85,7 @@ def _draw_set(job: Job, folder: pathlib.Path, synthetic: mdd.SyntheticSet, seen:
     names = job.dataset.class_names
     pixels = exchange.to_pixels(synthetic.images, exchange.value_space(job.dataset))
     pictures.grid(folder / "synthetic.png", pixels, synthetic.labels, class_names=names)
-    if _shows_packed(job) and (folder / "latents.npz").exists():  # real images store none
+    if (folder / "latents.npz").exists() and _shows_packed(job):  # real images store none
         stored = exchange.to_pixels(exchange.load_latents(folder / "latents.npz")[0], exchange.value_space(job.dataset))
         # Class-major, and no stored image holds two classes: every k-th label is that of a stored one.
         labels = synthetic.labels[:: len(synthetic.labels) // len(stored)]
