@@ -141,6 +141,7 @@ def idc(auxiliaries, dataset, **settings):
         "real_images": 12,
         "augmentation": SMALL_VIEWS,
         "distance": "l1",
+        "real_augmentation": "none",
     } | settings
     record = distillers.IDC(**{name: value for name, value in settings.items() if name != "ipc"})
     method = distillers.idc(net, ipc=settings.get("ipc", 2), settings=record)
