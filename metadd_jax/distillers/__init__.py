@@ -13,14 +13,14 @@ from metadd_jax.distillers.meta import metadd
 from metadd_jax.distillers.packing import factor
 from metadd_jax.distillers.parameterisation import Parameterisation, parameterise, pixels
 from metadd_jax.distillers.penalty import penalise
-from metadd_jax.distillers.pixel_updates import ncfm_optimiser
+from metadd_jax.distillers.pixel_updates import ncfm_optimiser, recover_optimiser
 from metadd_jax.distillers.pulling import pulls
 from metadd_jax.distillers.real_training import IDC, idc, idc_optimiser
 from metadd_jax.distillers.realism_selection import RDED, rded
 from metadd_jax.distillers.registry import Method, get, names, register
 from metadd_jax.distillers.run import NotFiniteError, RunConfig, compile_chunks, distil
 from metadd_jax.distillers.several import match_all
-from metadd_jax.distillers.squeeze_recover import SqueezeRecover, recover_optimiser, sre2l
+from metadd_jax.distillers.squeeze_recover import SqueezeRecover, sre2l
 from metadd_jax.distillers.starts import start_from
 from metadd_jax.distillers.student import TrajectoryMatching, trajectory_optimiser
 from metadd_jax.distillers.trajectory_matching import MTT, TESLA, mtt, tesla

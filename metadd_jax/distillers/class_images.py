@@ -247,3 +247,29 @@ def draw(
     # Along the images and not the classes: classes may pass one by one, and every device then has work.
     images, weights = parallel.divide((images, weights), axis=1)
     return {"images": images, "weights": weights, "mean": data.mean, "std": data.std}
+
+
+def groups(counts: Counts, group_size: int, group_ipc: int) -> list[tuple[int, np.ndarray]]:
+    """The images whose statistics are taken together.
+
+    A pass takes the next ``group_ipc`` images of every class that has images left.
+
+    Args:
+      counts: images of each class of the set, class-major.
+      group_size: most images of a group.
+      group_ipc: images of one class in a group.
+
+    Returns:
+      For each size b of a group a number of its own, and the places in the set of its groups' images, [G, b].
+    """
+    classes, together = len(counts), group_ipc
+    # The set is class-major, a group is not: it has one image of each class (``group_ipc``), by their places.
+    size, offsets = min(group_size // together, classes), np.cumsum(counts) - counts
+    found: dict[int, list] = {}
+    for first in range(0, max(counts), together):
+        left = np.flatnonzero(np.array(counts) > first)
+        for start in range(0, len(left), size):
+            places = offsets[left[start : start + size]] + np.arange(first, first + together)[:, None]
+            found.setdefault(places.shape[1], []).append(places.ravel())
+    # The number enters the key of the groups' views.
+    return [(0 if width == size else classes - width, np.array(places)) for width, places in found.items()]

@@ -1,4 +1,4 @@
-"""NCFM's optimiser: steps in pixels of [0, 1], whatever space the images are stored in."""
+"""Optimisers of pixels that stay within what a picture can hold: NCFM's, whose steps are in [0, 1], and SRe2L's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 
 from metadd_jax import ranges
-from metadd_jax.ranges import OneOf, Real
+from metadd_jax.ranges import OneOf, Real, Whole
 
 UPDATES = ("adamw", "sgd")
 
@@ -75,3 +75,39 @@ def _halving(patience: int) -> optax.GradientTransformation:
         return plain.init(params)._replace(best_value=jnp.finfo(jnp.float32).max * jnp.ones(()))
 
     return optax.GradientTransformationExtraArgs(init, plain.update)
+
+
+def recover_optimiser(
+    learning_rate: float, steps: int, mean: ArrayLike, std: ArrayLike
+) -> optax.GradientTransformation:
+    """SRe2L's optimiser: Adam (betas .5 and .9, eps 1e-8), cosine from ``learning_rate`` to 0 over ``steps`` updates.
+
+    After each update every pixel is clipped to what a picture can hold, [-mean / std, (1 - mean) / std]; latents that
+    are no images ([n, H, W, C] with the data's C) are not.
+
+    Args:
+      mean, std: [C], the constants that the set is standardised by.
+
+    Raises:
+      ValueError: if the rate is not above 0 or there is no step.
+    """
+    ranges.require("learning_rate", learning_rate, Real(0, above=True))
+    ranges.require("steps", steps, Whole(1))
+    mean, std = jnp.asarray(mean), jnp.asarray(std)
+    # To 0, not to half the rate as in RDED's schedule of the same name; and without warm-up.
+    adam = optax.adam(optax.cosine_decay_schedule(learning_rate, steps), b1=0.5, b2=0.9, eps=1e-8)
+    # After Adam: the clip belongs to the pixel and must not enter the moments.
+    return optax.chain(adam, _stay_within(-mean / std, (1 - mean) / std))
+
+
+def _stay_within(low: jax.Array, high: jax.Array) -> optax.GradientTransformation:
+    """Changes updates so that updated images lie in [low, high]; latents that are no images have no such range."""
+
+    def within(u: jax.Array, p: jax.Array) -> jax.Array:
+        # An update that ends on the border, for optax adds updates and cannot clip parameters.
+        return jnp.clip(p + u, low, high) - p if p.ndim == 4 and p.shape[-1] == len(low) else u
+
+    def update(updates: Any, params: Any) -> Any:
+        return jax.tree.map(within, updates, params)
+
+    return optax.stateless(update)

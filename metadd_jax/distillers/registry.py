@@ -200,6 +200,16 @@ class Method:
         del net, dataset, cache
         return ()
 
+    def passes(self, net: zoo.Architecture) -> tuple[tuple[zoo.Architecture, float], ...]:
+        """The networks that an image passes in an update, each with how often: here the backbone, once.
+
+        Those after the first are trained by ``prepare`` as the backbone is.
+
+        Args:
+          net: the backbone.
+        """
+        return ((net, 1.0),)
+
     def flops(self, forward: float, counts: tuple[int, ...]) -> float:
         """FLOPs of one update, a backward pass counted as two forward passes: here one gradient of the set.
 

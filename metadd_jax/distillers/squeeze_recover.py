@@ -8,13 +8,15 @@ the loss
         + tv TV(x) + l2 mean_i |x_i|_2,
 
 with the statistics at the input of every batch norm l of the teacher in evaluation mode, w_1 = ``first_multiplier`` and
-all others 1. Squeeze is the training of the teacher (``training.recipes.sre2l_squeeze``, or published weights);
-relabelling and post-training are ``fit`` and ``cross_architecture`` with ``teacher=``.
+all others 1; ``committee`` says what it is with several teachers. Squeeze is the training of the teacher
+(``training.recipes.sre2l_squeeze``, or published weights); relabelling and post-training are ``fit`` and
+``cross_architecture`` with ``teacher=``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
@@ -22,17 +24,17 @@ from typing import Annotated, Any, ClassVar
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.typing import ArrayLike
 
-from metadd_jax import augment, parallel, parts, ranges, training, transforms, zoo
+from metadd_jax import augment, parallel, parts, training, transforms, zoo
 from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images, networks, registry
+from metadd_jax.distillers import committee as committees
 from metadd_jax.distillers.contract import Distiller
 from metadd_jax.distillers.distances import norm
+from metadd_jax.distillers.pixel_updates import recover_optimiser
 from metadd_jax.distillers.registry import Method, Progress
-from metadd_jax.ranges import OneOf, Ordered, Real, Text, Whole
+from metadd_jax.ranges import Each, OneOf, Ordered, Real, Text, Whole
 from metadd_jax.structs import Dataset
 from metadd_jax.training import recipes
 
@@ -67,6 +69,9 @@ class SqueezeRecover(Method):
       weights: a file of torchvision's weights (.safetensors or .pth) for the teacher; None trains it.
       squeeze: how the teacher is trained: "cifar" or "tiny" (published), or "short" (as the auxiliaries).
       squeeze_epochs: passes over the real data; None for the published number ("short": that of the auxiliaries).
+      committee: further teachers beside the backbone, trained as it is ("vgg11_bn:width=8").
+      weighting: how their losses are put together: "mean", "prior" or "round_robin" (one teacher an update, in turn).
+      priors: for "prior" one number a teacher, the backbone's first: weights softmax(prior / 5), as CV-DD's.
     """
 
     # ImageNet's column of the table; the released argparse defaults differ (tv 1e-4), and its scripts override them.
@@ -82,6 +87,9 @@ class SqueezeRecover(Method):
     weights: Annotated[str | None, Text("zoo.torchvision.load")] = None
     squeeze: Annotated[str, OneOf(SQUEEZES)] = "cifar"
     squeeze_epochs: Annotated[int | None, Whole(1)] = None
+    committee: Annotated[tuple[str, ...], Text("zoo.check")] = ()
+    weighting: Annotated[str, OneOf(committees.WEIGHTINGS)] = "mean"
+    priors: Annotated[tuple[float, ...], Each(Real())] = ()
 
     group: ClassVar[str] = "sre2l"
     published_init: ClassVar[str] = "noise"
@@ -94,6 +102,9 @@ class SqueezeRecover(Method):
         super().__post_init__()
         if self.group_ipc > self.group_size:
             raise ValueError(f"group_ipc={self.group_ipc} must be at most group_size={self.group_size}")
+        committees.check(self.committee, self.weighting, self.priors)
+        if self.committee and self.weights:
+            raise ValueError(f"weights={self.weights} are of the backbone alone; leave them or committee out")
 
     def make(
         self, net: zoo.Architecture, counts: class_images.Counts, given: Any = None, *, repeat: bool = False
@@ -103,21 +114,26 @@ class SqueezeRecover(Method):
         Args:
           net: the teacher's network, with batch norm.
           counts: images of each of the K classes of the set.
-          given: the teacher's ``params`` and ``batch_stats``.
+          given: the teacher's ``params`` and ``batch_stats``; of a committee a tuple of them, the backbone's first.
           repeat: whether a class with fewer real images than it starts from gives them again and again.
 
         Raises:
           ValueError: for a teacher without batch norm, or a ``group_ipc`` that does not divide an ipc.
         """
         self.check_network(net)
-        # A teacher from elsewhere may lack them; without them the loss would be the cross-entropy alone.
-        if "batch_stats" not in given:
-            raise ValueError(f"{net.label} is given without its batch_stats, which the images are to match")
+        nets = committees.nets(self.committee, net)
+        each = given if self.committee else (given,)
+        if not isinstance(each, tuple) or len(each) != len(nets):
+            raise ValueError(f"{len(nets)} teachers need as many variables, in a tuple; give the backbone's first")
+        for one, variables in zip(nets, each, strict=True):
+            # A teacher from elsewhere may lack them; without them the loss would be the cross-entropy alone.
+            if "batch_stats" not in variables:
+                raise ValueError(f"{one.label} is given without its batch_stats, which the images are to match")
         # Groups take ``group_ipc`` images of a class at a time; a remainder would make groups of another meaning.
         uneven = [count for count in counts if count % self.group_ipc]
         if uneven:
             raise ValueError(f"group_ipc={self.group_ipc} must divide ipc={uneven[0]}")
-        return _distiller(self, net, counts, given, repeat)
+        return _distiller(self, nets, counts, given, repeat)
 
     def optimiser(
         self, learning_rate: float, momentum: float, steps: int, dataset: Dataset
@@ -134,6 +150,11 @@ class SqueezeRecover(Method):
         del momentum
         return recover_optimiser(learning_rate, steps, dataset.train.mean, dataset.train.std)
 
+    def check_prepare(self) -> None:
+        """Finds a typo in the committee before any data is read."""
+        for spec in self.committee:
+            zoo.check(spec)
+
     def check_pixels(self, *, zca: bool) -> None:
         """Refuses whitened images."""
         # The clip is per channel; whitening mixes pixels, so its range is no box.
@@ -142,10 +163,11 @@ class SqueezeRecover(Method):
 
     def check_network(self, net: zoo.Architecture) -> None:
         """Refuses a teacher without batch norm, or weights of torchvision for a network that is not."""
-        if not net.has_batch_stats:
-            raise ValueError(
-                f"{net.label} has no batch-norm statistics to match; use a teacher with them, such as resnet18_bn"
-            )
+        for one in committees.nets(self.committee, net):
+            if not one.has_batch_stats:
+                raise ValueError(
+                    f"{one.label} has no batch-norm statistics to match; use a teacher with them, such as resnet18_bn"
+                )
         # Small images go through a stem of 3x3 and no pooling, whose shapes are other than torchvision's.
         if self.weights and net.geometry != "imagenet":
             raise ValueError(
@@ -171,28 +193,43 @@ class SqueezeRecover(Method):
         *,
         progress: Progress,
     ) -> Any:
-        """Takes the trained backbone as the teacher.
+        """Takes the trained backbone as the teacher, and trains the others of a committee.
 
         Args:
-          net, dataset, cache, progress: see ``Method.prepare``; not needed here.
+          net, dataset, cache, progress: see ``Method.prepare``.
           trained: the backbone.
         """
-        del net, dataset, cache, progress
-        return trained.variables
+        if not self.committee:
+            return trained.variables
+        return committees.train(committees.nets(self.committee, net), dataset, trained, cache, progress=progress)
 
     def stand_in(self, net: zoo.Architecture, variables: Any) -> Any:
-        """Takes a teacher of random weights.
+        """Takes teachers of random weights.
 
         Args:
           net: the backbone.
           variables: random ones of it.
         """
-        del net
-        return variables
+        if not self.committee:
+            return variables
+        return committees.random(committees.nets(self.committee, net), variables, jax.random.key(0))
+
+    def passes(self, net: zoo.Architecture) -> tuple[tuple[zoo.Architecture, float], ...]:
+        """All teachers once, or in turn."""
+        nets = committees.nets(self.committee, net)
+        return tuple((one, 1 / len(nets) if self.weighting == "round_robin" else 1.0) for one in nets)
 
     def describe(self) -> str:
         """Where the teacher comes from."""
-        return f"teacher {self.weights or f'trained by {self.squeeze!r}'}"
+        if not self.committee:
+            return f"teacher {self.weights or f'trained by {self.squeeze!r}'}"
+        count = 1 + len(self.committee)
+        passed = 1 if self.weighting == "round_robin" else count
+        others = ", ".join(self.committee)
+        return (
+            f"{count} teachers (the backbone, {others}) trained by {self.squeeze!r}, put together by "
+            f"{self.weighting!r}: {passed} teacher(s) pass in an update"
+        )
 
 
 registry.register("sre2l", SqueezeRecover)
@@ -240,58 +277,31 @@ def sre2l(
     return dataclasses.replace(settings or SqueezeRecover(), **changes).make(teacher_net, counts, teacher_variables)
 
 
-def recover_optimiser(
-    learning_rate: float, steps: int, mean: ArrayLike, std: ArrayLike
-) -> optax.GradientTransformation:
-    """SRe2L's optimiser: Adam (betas .5 and .9, eps 1e-8), cosine from ``learning_rate`` to 0 over ``steps`` updates.
-
-    After each update every pixel is clipped to what a picture can hold, [-mean / std, (1 - mean) / std]; latents that
-    are no images ([n, H, W, C] with the data's C) are not.
-
-    Args:
-      mean, std: [C], the constants that the set is standardised by.
-
-    Raises:
-      ValueError: if the rate is not above 0 or there is no step.
-    """
-    ranges.require("learning_rate", learning_rate, Real(0, above=True))
-    ranges.require("steps", steps, Whole(1))
-    mean, std = jnp.asarray(mean), jnp.asarray(std)
-    # To 0, not to half the rate as in RDED's schedule of the same name; and without warm-up.
-    adam = optax.adam(optax.cosine_decay_schedule(learning_rate, steps), b1=0.5, b2=0.9, eps=1e-8)
-    # After Adam: the clip belongs to the pixel and must not enter the moments.
-    return optax.chain(adam, _stay_within(-mean / std, (1 - mean) / std))
-
-
-def _stay_within(low: jax.Array, high: jax.Array) -> optax.GradientTransformation:
-    """Changes updates so that updated images lie in [low, high]; latents that are no images have no such range."""
-
-    def within(u: jax.Array, p: jax.Array) -> jax.Array:
-        # An update that ends on the border, for optax adds updates and cannot clip parameters.
-        return jnp.clip(p + u, low, high) - p if p.ndim == 4 and p.shape[-1] == len(low) else u
-
-    def update(updates: Any, params: Any) -> Any:
-        return jax.tree.map(within, updates, params)
-
-    return optax.stateless(update)
-
-
 def _distiller(
-    settings: SqueezeRecover, net: zoo.Architecture, counts: class_images.Counts, given: Any, repeat: bool
+    settings: SqueezeRecover,
+    nets: Sequence[zoo.Architecture],
+    counts: class_images.Counts,
+    given: Any,
+    repeat: bool,
 ) -> Distiller:
+    net, in_turn = nets[0], settings.weighting == "round_robin"
+
     def init(key: jax.Array, dataset: Dataset) -> tuple[dict[str, jax.Array], tuple]:
         return class_images.initial(key, dataset, net, counts=counts, init=settings.start, repeat=repeat), ()
+
+    def sample(key: jax.Array, data: Any, step: jax.Array, *, axis_name: str | None = None) -> Any:
+        del key, data, axis_name
+        return {"turn": jnp.asarray(step, jnp.int32) % len(nets)} if in_turn else ()
 
     def loss(
         key: jax.Array, synthetic: dict, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None
     ) -> tuple[jax.Array, tuple[Any, dict]]:
-        del batch
         images, labels = synthetic["images"], class_images.labels_of(counts)
         at_once = parallel.mesh_size()  # each device has a group, so all of one size
 
-        def some(part: tuple, weights: jax.Array, variables: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        def some(part: tuple, weights: jax.Array, shared: tuple) -> tuple[jax.Array, dict[str, jax.Array]]:
             values, found = parts.alone(
-                lambda group: group_loss(group[0], group[1], group[2], variables),
+                lambda group: group_loss(*group, *shared),
                 parallel.divide(part),
                 at_once=at_once,
             )
@@ -299,28 +309,49 @@ def _distiller(
 
         values, found = [], []
         # Groups of one size share a compiled loop; a class that has had its images leaves smaller groups behind.
-        for number, places in groups(counts, settings.group_size, settings.group_ipc):
+        for number, places in class_images.groups(counts, settings.group_size, settings.group_ipc):
             # One draw of crop, flip and roll for each group, as published: the statistics are of one view.
             keys = jax.random.split(jax.random.fold_in(key, number), len(places))
             items = (keys, images[places], labels[places])
-            (value,), facts = parts.total(some, items, frozen, size=at_once, axis_name=axis_name)
+            (value,), facts = parts.total(some, items, (frozen, batch), size=at_once, axis_name=axis_name)
             values.append(value)
             found.append(facts)
         return sum(values), (aux, jax.tree.map(lambda *facts: jnp.concatenate(facts, axis=1).mean(), *found))
 
     def group_loss(
-        key: jax.Array, x: jax.Array, y: jax.Array, variables: Any
+        key: jax.Array, x: jax.Array, y: jax.Array, variables: Any, batch: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Gives the loss [] of one group, and its two main parts.
 
         Args:
-          key: draws the group's view.
+          key: draws the group's view, the same for all teachers.
           x: [b, H, W, C] images.
           y: [b] int32 labels.
-          variables: the teacher's ``params`` and ``batch_stats``; constants.
+          variables: the teacher's ``params`` and ``batch_stats``, or a tuple of them; constants.
+          batch: of ``sample``.
         """
         chex.assert_rank([x, y], [4, 1])
         x = _view(key, x, settings)
+        if len(nets) == 1:
+            value, facts = taught(net, variables, x, y)
+        elif in_turn:
+            each = [functools.partial(taught, one, of) for one, of in zip(nets, variables, strict=True)]
+            value, facts = jax.lax.switch(batch["turn"], each, x, y)
+        else:
+            w = committees.weights(settings.weighting, settings.priors, len(nets))
+            found = [taught(one, of, x, y) for one, of in zip(nets, variables, strict=True)]
+            value, facts = jax.tree.map(lambda *each: jnp.dot(jnp.asarray(w), jnp.stack(each)), *found)
+        # Published runs have no such terms: a term of weight 0 would still cost its gradient.
+        if settings.tv:
+            value += settings.tv * _total_variation(x)
+        if settings.l2:
+            value += settings.l2 * jax.vmap(norm)(x).mean()
+        return value, facts
+
+    def taught(
+        net: zoo.Architecture, variables: Any, x: jax.Array, y: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """CE + r_bn BN of one teacher, and both."""
         # At the input of each norm, biased over batch and space, the teacher in evaluation mode
         # (the trap of re-implementations).
         logits, layers = zoo.batch_norm_inputs(net, variables, x)
@@ -331,49 +362,17 @@ def _distiller(
             w * (norm(layer.variance - layer.running_variance) + norm(layer.mean - layer.running_mean))
             for w, layer in zip(multipliers, layers, strict=True)
         )
-        value = entropy + settings.r_bn * statistics
-        # Published runs have no such terms: a term of weight 0 would still cost its gradient.
-        if settings.tv:
-            value += settings.tv * _total_variation(x)
-        if settings.l2:
-            value += settings.l2 * jax.vmap(norm)(x).mean()
-        return value, {"cross_entropy": entropy, "statistics": statistics}
+        return entropy + settings.r_bn * statistics, {"cross_entropy": entropy, "statistics": statistics}
 
     return Distiller(
         name="sre2l",
         init=init,
-        sample=lambda key, data, step, *, axis_name=None: (),
+        sample=sample,
         loss=loss,
         refresh=lambda key, synthetic, aux, step, frozen: aux,
         decode=lambda synthetic, aux, frozen: class_images.as_set(synthetic["images"], counts),
         frozen=given,
     )
-
-
-def groups(counts: class_images.Counts, group_size: int, group_ipc: int) -> list[tuple[int, np.ndarray]]:
-    """The images whose statistics are taken together.
-
-    A pass takes the next ``group_ipc`` images of every class that has images left.
-
-    Args:
-      counts: images of each class of the set, class-major.
-      group_size: most images of a group.
-      group_ipc: images of one class in a group.
-
-    Returns:
-      For each size b of a group a number of its own, and the places in the set of its groups' images, [G, b].
-    """
-    classes, together = len(counts), group_ipc
-    # The set is class-major, a group is not: it has one image of each class (``group_ipc``), by their places.
-    size, offsets = min(group_size // together, classes), np.cumsum(counts) - counts
-    found: dict[int, list] = {}
-    for first in range(0, max(counts), together):
-        left = np.flatnonzero(np.array(counts) > first)
-        for start in range(0, len(left), size):
-            places = offsets[left[start : start + size]] + np.arange(first, first + together)[:, None]
-            found.setdefault(places.shape[1], []).append(places.ravel())
-    # The number enters the key of the groups' views.
-    return [(0 if width == size else classes - width, np.array(places)) for width, places in found.items()]
 
 
 def _view(key: jax.Array, images: jax.Array, settings: SqueezeRecover) -> jax.Array:

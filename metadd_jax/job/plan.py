@@ -190,7 +190,11 @@ def step_flops(job: Job, *, wrapped: bool) -> float:
       wrapped: whether MetaDD stands around the method.
     """
     counts = job.counts
-    own = job.config.own.flops(backbones.forward_flops(job.drawn, forward_flops), counts)
+
+    def passed(net: mdd.zoo.Architecture) -> float:
+        return sum(times * forward_flops(one) for one, times in job.config.own.passes(net))
+
+    own = job.config.own.flops(backbones.forward_flops(job.drawn, passed), counts)
     # 4: the images are decoded, decoded again on the way back, and a backward pass counts as two. MetaDD's terms do the
     # same with images of their own.
     own += 4 * (1 + wrapped) * decode_flops(job)
@@ -226,6 +230,9 @@ def _stages(job: Job, plans: list[Plan]) -> dict[str, float]:
     of_latents = getattr(job.parameterisation, "prepare_flops", None)
     if of_latents is not None:
         prepared |= of_latents(decode_flops(job) / images, real, images, len(plans) * config.distill_seeds)
+    if further := [net for net, _ in config.own.passes(job.backbone)[1:]]:
+        epochs = recipes.backbone(config).epochs
+        prepared = prepared | {"committee": epochs * real * 3 * sum(map(forward_flops, further))}
     stages |= {name: flops / rate for name, flops in prepared.items()}
     return {name: seconds / 3600 for name, seconds in stages.items()}
 

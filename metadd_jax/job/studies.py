@@ -210,8 +210,14 @@ STUDIES["soft"] = Study(
         "k-means": "kmeans",
         "RDED": "--method rded --steps 1",
         "SRe2L": "--method sre2l --steps 300 --image-lr 0.25 --sre2l.squeeze short",
+        # Three teachers pass in every update, or one in turn: 300 passes in each of the three rows.
         "SRe2L, groups of 10": "--method sre2l --steps 300 --image-lr 0.25 --sre2l.squeeze short --sre2l.group-ipc 10 "
         "--sre2l.r-bn 1",
+        "SRe2L, groups of 10, mean of 3": "--method sre2l --steps 100 --image-lr 0.25 --sre2l.squeeze short "
+        "--sre2l.group-ipc 10 --sre2l.r-bn 1 --sre2l.committee vgg11_bn:width=8 convnet_bn:width=32",
+        "SRe2L, groups of 10, 3 in turn": "--method sre2l --steps 300 --image-lr 0.25 --sre2l.squeeze short "
+        "--sre2l.group-ipc 10 --sre2l.r-bn 1 --sre2l.committee vgg11_bn:width=8 convnet_bn:width=32 "
+        "--sre2l.weighting round_robin",
     },
     references=("random",),
 )

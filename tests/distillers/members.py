@@ -109,12 +109,18 @@ def controlled(auxiliaries, dataset):
 def recover(**settings):
     teacher = make_net("convnet_bn:width=4,depth=1")
     settings = {"ipc": 2, "roll": (0, 2), "group_size": 2} | settings
-    method = distillers.sre2l(teacher, teacher.init(jax.random.key(1)), **settings)
+    given = teacher.init(jax.random.key(1))
+    if "committee" in settings:
+        given = (given, *(make_net(spec).init(jax.random.key(2)) for spec in settings["committee"]))
+    method = distillers.sre2l(teacher, given, **settings)
     return method, distillers.recover_optimiser(0.1, 10, [0.3], [0.2])
 
 
-def wrapped_recover(auxiliaries):
-    method, tx = recover(crop=False)
+COMMITTEE = ("convnet_bn:width=6,depth=1",)
+
+
+def wrapped_recover(auxiliaries, **settings):
+    method, tx = recover(crop=False, **settings)
     config = invariant.InvariantConfig(views=SMALL_VIEWS, calibration_steps=1, kl=0.0)
     return distillers.metadd(method, auxiliaries, config=config), tx
 
@@ -218,4 +224,8 @@ MEMBERS = {
     "ncfm, another ipc in each class": lambda a, d: ncfm(ipc=IPC[1]),
     "ncfm, a trained sampler, calibration left out": lambda a, d: ncfm(sampler="trained", calibration=0.0),
     "metadd around sre2l": lambda a, d: wrapped_recover(a),
+    "sre2l, a committee in turn": lambda a, d: recover(committee=COMMITTEE, weighting="round_robin", crop=False),
+    "metadd around sre2l, a committee": lambda a, d: wrapped_recover(
+        a, committee=COMMITTEE, weighting="prior", priors=(60.0, 62.0)
+    ),
 }

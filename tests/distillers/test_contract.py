@@ -60,6 +60,7 @@ SLOW = (
     "dc, another ipc in each class",
     "tesla, soft labels, raw rate",
     "metadd around sre2l",
+    "metadd around sre2l, a committee",
     "datm_tesla, hard labels",
     "metadd over datm",
     "metadd over idc, factor 2",

@@ -44,6 +44,7 @@ TEXTS = {
         "--backbone",
         "resnet18_bn:width=4",
     ),
+    "sre2l.committee": ("lenett", "did you mean 'lenet'", "--method", "sre2l"),
     "metadd.views": ("flop", "flop"),
     "variants": ("ai=nan", "variant 'ai=nan': ai=nan must be"),
     "coordinator": ("somewhere", "coordinator=somewhere"),
