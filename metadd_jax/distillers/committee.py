@@ -21,6 +21,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from metadd_jax import parallel, training, zoo
 from metadd_jax.distillers.registry import Progress
 from metadd_jax.structs import Dataset
@@ -114,12 +116,12 @@ def train(
     return tuple(found)
 
 
-def random(every: Sequence[zoo.Architecture], variables: Any, key: Any) -> tuple[Any, ...]:
+def random(key: jax.Array, every: Sequence[zoo.Architecture], variables: Any) -> tuple[Any, ...]:
     """Makes teachers of random weights, for a plan.
 
     Args:
+      key: typed PRNG key.
       every: the K teachers, the backbone first.
       variables: random ones of the backbone.
-      key: typed PRNG key.
     """
     return (variables, *(parallel.jit(net.init)(key) for net in every[1:]))

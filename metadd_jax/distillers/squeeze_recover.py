@@ -212,7 +212,7 @@ class SqueezeRecover(Method):
         """
         if not self.committee:
             return variables
-        return committees.random(committees.nets(self.committee, net), variables, jax.random.key(0))
+        return committees.random(jax.random.key(0), committees.nets(self.committee, net), variables)
 
     def passes(self, net: zoo.Architecture) -> tuple[tuple[zoo.Architecture, float], ...]:
         """All teachers once, or in turn."""
