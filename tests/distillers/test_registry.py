@@ -55,7 +55,7 @@ def test_every_method_has_its_name_and_its_own_record():
     assert distillers.get("dm") == distillers.DM() and distillers.get("dsa") == distillers.DSA()
     assert distillers.get("tesla_code") == distillers.TESLA(variant="code")
     groups = {distillers.get(name).group for name in distillers.names()}
-    assert groups == {"dm", "dc", "mtt", "sre2l", "datm", "rded", "ncfm"}
+    assert groups == {"dm", "dc", "mtt", "sre2l", "datm", "rded", "ncfm", "idc"}
 
 
 def test_an_unknown_name_is_told_its_nearest_and_a_taken_one_stays(registered):
