@@ -70,6 +70,10 @@ class IDC(class_images.ClassWise):
     name: ClassVar[str] = "idc"
     group: ClassVar[str] = "idc"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.recipe  # refuses unknown tokens
+
     @property
     def recipe(self) -> Recipe:
         """The epoch on real images."""

@@ -30,6 +30,14 @@ TEXTS = {
     "dc.init": ("/nowhere", "nothing lies there", "--method", "dsa"),
     "mtt.init": ("", "--mtt.init='' must be one of random, noise, kmeans", "--method", "mtt"),
     "sre2l.init": ("/nowhere", "nothing lies there", "--method", "sre2l"),
+    **{
+        f"{name}.init": ("/nowhere", "nothing lies there", "--method", name) for name in ("datm", "ncfm", "idc", "rded")
+    },
+    **{f"{name}.augmentation": ("flop", "flop", "--method", name) for name in ("datm", "ncfm", "idc")},
+    "idc.real_augmentation": ("flop", "flop", "--method", "idc"),
+    "rded.weights": ("/nowhere.pth", "/nowhere.pth", "--method", "rded", "--no-wrapped", "--steps", "1"),
+    "pool": ("convnext", "convnext"),
+    "matched": ("convnext", "convnext"),
     "dc.augmentation": ("flop", "flop", "--method", "dsa"),
     "mtt.augmentation": ("flop", "flop", "--method", "mtt"),
     "parameterisation": ("factor4", "did you mean 'factor'"),
@@ -38,7 +46,7 @@ TEXTS = {
     "eval_labels": ("soft", "cannot read the labels 'soft'"),
     "sre2l.weights": (
         "/nowhere.pth",
-        "--sre2l.weights=/nowhere.pth are torchvision",
+        "there is no file /nowhere.pth",
         "--method",
         "sre2l",
         "--backbone",
