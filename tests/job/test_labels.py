@@ -68,7 +68,7 @@ def test_nothing_said_is_what_the_recipe_is_published_with():
     ("changes", "message"),
     [
         ({"eval_recipe": "sre2l_cifar"}, "sre2l_cifar wants the labels of a teacher, and dm has none: .* teacher:NET"),
-        ({"eval_labels": "teacher"}, "--eval-labels teacher wants .* or take --method sre2l"),
+        ({"eval_labels": "teacher"}, "--eval-labels teacher wants .* or take --method rded or sre2l"),
     ],
 )
 def test_labels_that_nobody_can_give_are_refused(changes, message):
