@@ -137,8 +137,9 @@ def _distiller(settings: DM, nets: Networks, counts: class_images.Counts, repeat
             s, share = class_images.by_class(synthetic["images"], counts), class_images.shares(counts)
             if net.has_batch_stats:
                 return _all_classes_together(
-                    net, theta, s, w, batch, view=settings.view, counts=counts, axis_name=axis_name
-                )
+                    net, theta, s, w, batch, view=settings.view, counts=counts, axis_name=axis_name,
+                    again=len(nets.nets) > 1,
+                )  # fmt: skip
 
             def class_distance(item: tuple, shared: tuple) -> jax.Array:
                 # What a class reads comes in as an argument: ``parts`` takes what is closed over for a constant.
@@ -183,6 +184,7 @@ def _all_classes_together(
     view: Callable[[jax.Array, jax.Array], jax.Array],
     counts: class_images.Counts,
     axis_name: str | None,
+    again: bool,
 ) -> jax.Array:
     """One pass of each side, as published for batch norm: its statistics are over all classes.
 
@@ -195,13 +197,19 @@ def _all_classes_together(
       view: ``(key, images) -> images``, A of the module's formula.
       counts: images of each of the K classes of the set.
       axis_name: None; ``sample`` has refused any other.
+      again: whether the pass of the synthetic images is computed again on the way back: in a pool, where all other
+        branches must fill with zeros what this one keeps.
     """
     weights = batch["weights"]
     # The views are still drawn class by class: w_c is Siamese, and each class has its own.
     real = jax.vmap(lambda w, x: view(w, sampling.standardise(x, batch["mean"], batch["std"])))(w, batch["images"])
     # What fills up a small class must not enter the statistics.
     real = net.apply_batch(theta, real.reshape(-1, *net.image_shape), weights.ravel())[1]["embedding"]
-    own = net.apply_batch(theta, class_images.in_a_row(jax.vmap(view)(w, s), counts))[1]["embedding"]
+
+    def psi(theta: Any, s: jax.Array) -> jax.Array:
+        return net.apply_batch(theta, class_images.in_a_row(jax.vmap(view)(w, s), counts))[1]["embedding"]
+
+    own = (jax.checkpoint(psi) if again else psi)(theta, s)
     totals = jnp.einsum("kb,kbd->kd", weights, real.reshape(*weights.shape, -1))
     means = jax.vmap(class_images.mean)(class_images.by_class(own, counts), class_images.shares(counts))
     distance = jax.vmap(lambda total, count, own: _squared_distance(total, count, own, axis_name))

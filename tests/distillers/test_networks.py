@@ -104,6 +104,26 @@ def test_dm_matches_embeddings_of_the_drawn_member(tiny):
     raise AssertionError("8 keys drew one member alone")
 
 
+def test_dm_takes_batch_norms_statistics_over_all_classes_in_a_pool_too(tiny):
+    nets, key = networks.pool(NETS[:2], probabilities=[0.0, 1.0]), jax.random.key(4)
+    method, images = members.base(nets, augmentation="none"), jax.random.normal(jax.random.key(1), (6, *members.SHAPE))
+    batch, net = method.sample(jax.random.key(2), tiny.train, 0), NETS[1]
+    theta = net.init(jax.random.split(keys.named(key, "network"))[1])
+    real = data.standardise(batch["images"], batch["mean"], batch["std"]).reshape(-1, *members.SHAPE)
+    weights = batch["weights"]
+    embedded = net.apply_batch(theta, real, weights.ravel())[1]["embedding"].reshape(*weights.shape, -1)
+    means = jnp.einsum("kb,kbd->kd", weights, embedded) / weights.sum(axis=1, keepdims=True)
+
+    def written_out(images):
+        own = net.apply_batch(theta, images)[1]["embedding"].reshape(3, 2, -1).mean(axis=1)
+        return jnp.sum((own - means) ** 2)
+
+    value, slope = jax.jit(jax.value_and_grad(lambda x: method.loss(key, {"images": x}, (), batch, ())[0]))(images)
+    wanted, its = jax.jit(jax.value_and_grad(written_out))(images)
+    assert float(value) == pytest.approx(float(wanted), rel=1e-4)
+    np.testing.assert_allclose(slope, its, atol=1e-4 * float(jnp.abs(its).max()))
+
+
 def test_dc_trains_the_drawn_member_between_outer_steps(key, tiny):
     nets = members.pool()
     method = members.matching(distillers.dc, nets)  # outer 2, inner 2
