@@ -41,6 +41,7 @@ from metadd_jax.ranges import OneOf, Real, Whole
 from metadd_jax.structs import Dataset, ImageArrays
 from metadd_jax.training.trajectories import unflatten
 
+_MOST_RATE = 0.5
 _STOOD_IN = 2  # networks of a plan
 
 
@@ -84,6 +85,7 @@ class NCFM(class_images.ClassWise):
     batch_size: Annotated[int, Whole(1)] = 1024
 
     group: ClassVar[str] = "ncfm"
+    usual_lr: ClassVar[float] = 0.001
     # No mirror images among them, so it suits digits too.
     published_augmentation: ClassVar[str] = "color_crop_cutout"
     frozen_fields: ClassVar[tuple[str, ...]] = ("experts",)
@@ -138,6 +140,11 @@ class NCFM(class_images.ClassWise):
           dataset: the real data, whose mean and std bound a pixel.
         """
         del steps
+        # Adam's step is about as long as its rate: at SGD's usual 1 a pixel would jump from black to white.
+        if self.update == "adamw" and learning_rate > _MOST_RATE:
+            raise ValueError(
+                f"image_lr={learning_rate} is of AdamW on pixels in [0, 1], at most {_MOST_RATE}; .001 is published"
+            )
         arrays = dataset.train
         return ncfm_optimiser(
             learning_rate, arrays.mean, arrays.std, update=self.update, weight_decay=self.weight_decay,
@@ -201,8 +208,6 @@ class NCFM(class_images.ClassWise):
     def flops(self, forward: float, counts: class_images.Counts) -> float:
         """Counts f K b + 3 f N, and 3 f N once more for the calibration; a trained psi embeds both sides again.
 
-        The products t.f are not in it: 2 T D for each of the K b + 3 N images.
-
         Args:
           forward: f, FLOPs of the backbone's forward pass of one image.
           counts: images of each of the K classes, N in all.
@@ -210,6 +215,21 @@ class NCFM(class_images.ClassWise):
         real, own = len(counts) * self.batch_size, sum(counts)
         again = real + own if self.sampler == "trained" else 0
         return forward * (real + 3 * own + (3 * own if self.calibration else 0) + again)
+
+    def extra_flops(self, net: zoo.Architecture, counts: class_images.Counts) -> float:
+        """Counts the products t.f, 2 T D for each of the K b + 3 N images, and 24 T D^2 a class for psi.
+
+        Args:
+          net: the backbone, whose embedding has D entries.
+          counts: images of each of the K classes, N in all.
+        """
+        width, real, own = _width(net), len(counts) * self.batch_size, sum(counts)
+        products = 2.0 * self.frequencies * width * (real + 3 * own)
+        if self.sampler != "trained":
+            return products
+        return (
+            products + 6.0 * self.frequencies * width * (real + own) + 24.0 * len(counts) * self.frequencies * width**2
+        )
 
     def prepare_flops(self, forward: float, images: int) -> dict[str, float]:
         """FLOPs of the pool's training."""
@@ -286,7 +306,6 @@ def _distiller(
     ) -> tuple[jax.Array, tuple[dict, dict]]:
         chex.assert_rank([synthetic["images"], batch["images"], batch["weights"], frozen], [4, 5, 2, 3])
         start, end = frozen[aux["network"]]
-        # Between start and end the weights lie on a line, and not on the way that the training took.
         theta = {"params": unflatten(net, aux["share"] * start + (1 - aux["share"]) * end)}
         final = {"params": unflatten(net, end)}
         s, share = class_images.by_class(synthetic["images"], counts), class_images.shares(counts)
@@ -306,7 +325,7 @@ def _distiller(
                 images, weights = part
                 return characteristic(f(theta, w_c, sampling.standardise(images, mean, std)), t, weights)
 
-            # Means over the samples inside, the mean over t outside the root; sums, since devices share the real side.
+            # Means over samples inside, the mean over t outside the root; sums, since devices share the real side.
             total = parts.add_up(real_sum, (t_c, weights), size=settings.micro_batch)
             total, count = parallel.psum_if((total, weights.sum()), axis_name)
             phi_r = jax.lax.stop_gradient(total / count)

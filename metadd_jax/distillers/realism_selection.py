@@ -17,6 +17,7 @@ logged, checkpointed and gone on with as every other.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
@@ -234,10 +235,11 @@ def _distiller(
                     f"class {label} has {real} images, and ipc={count} at factor={factor} takes {count * factor**2} "
                     "patches, one an image; lower ipc, or set short_class: repeat"
                 )
-        images, score = select(key, dataset.train, given)
+        # For the shapes of a state alone nothing is compiled.
+        alone = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given))
+        images, score = (select if alone else compiled())(key, dataset.train, given)
         return {"images": images}, {"cross_entropy": score}
 
-    @parallel.jit
     def select(key: jax.Array, arrays: ImageArrays, variables: Any) -> tuple[jax.Array, jax.Array]:
         def one(item: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             """The best patches of a class, and their scores."""
@@ -270,6 +272,8 @@ def _distiller(
         found, scores = jax.lax.map(one, (jax.random.split(key, len(counts)), jnp.arange(len(counts))))
         shown = np.arange(wanted) < factor**2 * np.array(counts)[:, None]  # a class of fewer images takes fewer patches
         return stitch(found, counts, factor, (height, width)), scores[shown].mean()
+
+    compiled = functools.cache(lambda: parallel.jit(select))  # once for all seeds
 
     def loss(
         key: jax.Array, synthetic: dict, aux: dict, batch: Any, frozen: Any, *, axis_name: str | None = None

@@ -45,6 +45,7 @@ class Method:
       draws_networks: whether the method draws random networks, so that ``make`` and the checks of the network take a
         ``networks.Networks`` too: a pool.
       trains: whether the set is trained; one that is whole at the start takes one update, which moves nothing.
+      usual_lr: the learning rate of the images that a job takes where none is said.
       teaches: whether what prepares the method is a teacher from whose labels judged networks may learn.
       scratch_fields: the settings that make the memory of a step smaller.
       frozen_fields: the settings that make the memory of the frozen weights smaller.
@@ -57,6 +58,7 @@ class Method:
     published_init: ClassVar[str] = "random"
     draws_networks: ClassVar[bool] = False
     trains: ClassVar[bool] = True
+    usual_lr: ClassVar[float] = 1.0
     teaches: ClassVar[bool] = False
     scratch_fields: ClassVar[tuple[str, ...]] = ()
     frozen_fields: ClassVar[tuple[str, ...]] = ()
@@ -218,6 +220,16 @@ class Method:
           counts: images of each class of the set.
         """
         return 3 * forward * sum(counts)
+
+    def extra_flops(self, net: zoo.Architecture, counts: tuple[int, ...]) -> float:
+        """FLOPs of one update beside the backbone's passes: here none.
+
+        Args:
+          net: the backbone.
+          counts: images of each class of the set.
+        """
+        del net, counts
+        return 0.0
 
     def draws(self, steps: int, counts: tuple[int, ...]) -> int:
         """How many networks a run draws: here one at every step.

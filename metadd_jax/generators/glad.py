@@ -48,8 +48,6 @@ class Latents:
 
     def __post_init__(self) -> None:
         ranges.check(self)
-        if not isinstance(self.mean_w, bool | None):  # text on a command line may say anything
-            raise ValueError(f"mean_w={self.mean_w!r} must be True, False or None")
         if self.layer > self.generator.layers:
             raise ValueError(
                 f"layer={self.layer} is behind the last of the generator's {self.generator.layers} layers; give 0 to "

@@ -30,8 +30,8 @@ GROUPS = {
         "image_lr", "image_momentum", "distill_seeds", "first_seed", "variants",
     ),
     "how they are judged": (
-        "unseen", "train_seeds", "eval_recipe", "eval_labels", "eval_epochs", "eval_augmentation", "eval_kd",
-        "eval_same_compute",
+        "unseen", "train_seeds", "eval_recipe", "eval_labels", "eval_epochs", "eval_batch", "eval_augmentation",
+        "eval_kd", "eval_same_compute",
         "pretrain_epochs",
         "pretrain_augmentation", "at_once",
     ),
@@ -101,7 +101,7 @@ class DistillConfig:
         (each channel of an image's gradient by its largest; image_lr is then the largest step of a pixel).
       seen: auxiliary networks that MetaDD looks through.
       unseen: further networks for the table.
-      steps: updates of the synthetic images; 1 for rded, which chooses real ones and trains nothing.
+      steps: updates of the synthetic images.
       image_lr: learning rate of the synthetic images (SGD; sre2l: Adam).
       image_momentum: momentum of the synthetic images (not sre2l).
       distill_seeds: sets distilled per method, each from its own seed.
@@ -110,15 +110,15 @@ class DistillConfig:
       pretrain_epochs: passes over the real data for the auxiliaries and the whole-data row.
       pretrain_augmentation: DSA tokens for that pre-training, "none", or "auto".
       eval_recipe: how judged networks train: "short" (AdamW, for CPUs), "dc" (the DC family's published protocol; a set
-        with a learned step size uses it), "datm" (the same in batches of 128), or for a teacher's labels "sre2l_cifar",
-        "sre2l_cifar_code", "sre2l_tiny", "sre2l_tiny_ddranking", "sre2l_imagenet" (docs/methods.md).
+        with a learned step size uses it), or that of a method's own paper (docs/methods.md).
       eval_labels: what every row learns from: "hard", "own" (the set's), "teacher" (the method's), "teacher:NET+NET"
         (one or several, trained on the real data; further forms: docs/methods.md); None: as the recipe's paper.
       eval_epochs: passes over a distilled set when it is judged ("dc", "datm": 300, or 1000 with DSA).
       eval_same_compute: pass so many times less often over a packed set as its stored images give images, as IDC's
         "same compute": every row of the table then trains on as many images.
-      eval_augmentation: DSA tokens for the judged trainings, "none", "auto", or "dc_" and DC's own tokens; the sre2l
-        recipes have views of their own.
+      eval_batch: images of a batch when a set is judged; None: as the recipe has (rded: by the images per class).
+      eval_augmentation: DSA tokens for the judged trainings, "none", "auto", "dc_" and DC's own tokens, or "idc_" and
+        IDC's (colour and flip always, one of the others); the sre2l and rded recipes have views of their own.
       eval_kd: judged networks learn from the labels and from the backbone, which trains on the same set first
         (ModelPool's distillation of knowledge); the backbone's own row stays as it is.
       at_once: judged networks that train together on a device; less needs less memory.
@@ -175,6 +175,7 @@ class DistillConfig:
     eval_labels: Annotated[str | None, Text("labels.read")] = None
     eval_epochs: Annotated[int, Whole(1)] = 100
     eval_same_compute: bool = False
+    eval_batch: Annotated[int | None, Whole(1)] = None
     eval_augmentation: Annotated[str, Text("recipes.evaluation")] = "auto"
     eval_kd: bool = False
     at_once: Annotated[int, Whole(1)] = 12
@@ -221,7 +222,9 @@ class DistillConfig:
             if getattr(self.own, name) != getattr(usual, name)
         }
         kept = {name: value for name, value in said.items() if name in ranges.field_names(type(own))}
-        changed = dataclasses.replace(self, method=method, own=dataclasses.replace(own, **kept))
+        # A rate that nobody said is the method's own: what suits SGD on DM's loss is no rate of Adam's.
+        rate = own.usual_lr if self.image_lr == self.own.usual_lr else self.image_lr
+        changed = dataclasses.replace(self, method=method, own=dataclasses.replace(own, **kept), image_lr=rate)
         if not own.trains:
             return dataclasses.replace(changed, steps=1, wrapped=False)
         return changed if self.own.trains else dataclasses.replace(changed, steps=DistillConfig.steps)

@@ -195,6 +195,7 @@ def step_flops(job: Job, *, wrapped: bool) -> float:
         return sum(times * forward_flops(one) for one, times in job.config.own.passes(net))
 
     own = job.config.own.flops(backbones.forward_flops(job.drawn, passed), counts)
+    own += job.config.own.extra_flops(job.backbone, counts)
     # 4: the images are decoded, decoded again on the way back, and a backward pass counts as two. MetaDD's terms do the
     # same with images of their own.
     own += 4 * (1 + wrapped) * decode_flops(job)

@@ -1,8 +1,8 @@
 """The published settings of every base method as presets METHOD/DATA/IPC, each bare and under MetaDD.
 
-Sources: the methods' papers and programs (DC, DSA, DM, IDC, MTT, TESLA, DATM, SRe2L). What they judge on one
-architecture is judged here on MetaDD's seen and unseen ones too. ``--no-wrapped`` leaves the bare method. The tables
-name what differs between rows; everything else stands in the functions below them.
+Sources: the methods' papers and programs (DC, DSA, DM, IDC, MTT, TESLA, DATM, SRe2L, NCFM, RDED). What they judge on
+one architecture is judged here on MetaDD's seen and unseen ones too. ``--no-wrapped`` leaves the bare method. The
+tables name what differs between rows; everything else stands in the functions below them.
 """
 
 from __future__ import annotations
@@ -68,6 +68,26 @@ _SRE2L = {
 }
 _SRE2L_RECIPES = {"cifar10": "cifar", "cifar100_mtt": "cifar", "tiny_imagenet": "tiny", "imagenet": "imagenet"}
 _SRE2L_DATA = {"tiny_imagenet": "tiny_imagenet_sre2l"}  # constants of its own
+# data, ipc: epochs of the pool, epochs of an evaluation, what trains the images
+_NCFM = {
+    **{(data, ipc): (60, 2000, "adamw") for data in ("cifar10", "cifar100") for ipc in _SMALL_IPC},
+    ("cifar100", 10): (60, 2000, "sgd"),
+    **{("tiny_imagenet", ipc): (60, epochs, "adamw") for ipc, epochs in ((1, 2000), (10, 300), (50, 40))},
+    **{
+        (subset, ipc): (80, 2000, "adamw")
+        for subset in ("imagenette", "imagewoof", "imagefruit", "imagemeow", "imagesquawk", "imageyellow")
+        for ipc in (1, 10)
+    },
+}
+# data: factor, and the batch of an evaluation at 1, 10 and 50 images per class
+_RDED = {
+    "cifar10": (1, (10, 50, 100)),
+    "cifar100": (1, (20, 100, 200)),
+    "tiny_imagenet": (1, (100, 100, 100)),
+    "imagenette": (2, (10, 50, 100)),
+    "imagewoof": (2, (10, 50, 100)),
+    "imagenet": (2, (20, 100, 200)),
+}
 
 
 def _common(data: str, ipc: int, method: str, own: distillers.Method) -> DistillConfig:
@@ -243,6 +263,41 @@ def _squeeze(data: str, ipc: int, row: tuple) -> DistillConfig:
     return dataclasses.replace(_imagenet_networks(config), image_size=224, backbone="resnet18")
 
 
+def _ncfm(data: str, ipc: int, row: tuple) -> DistillConfig:
+    pool_epochs, eval_epochs, update = row
+    own = distillers.NCFM(experts=20, epochs=pool_epochs, at_once=10, update=update, class_batch=None)
+    config = dataclasses.replace(
+        _common(data, ipc, "ncfm", own),
+        parameterisation="factor2",
+        steps=20_000,
+        image_lr=0.001 if update == "adamw" else 0.01,
+        distill_seeds=1,
+        train_seeds=10,
+        eval_recipe="ncfm",
+        eval_epochs=eval_epochs,
+    )
+    return config if data in _SMALL else _imagenet_networks(config)
+
+
+def _rded(data: str, ipc: int) -> DistillConfig:
+    """Bare: nothing is trained, so there is nothing for MetaDD to join."""
+    factor, batches = _RDED[data]
+    config = dataclasses.replace(
+        _common(data, ipc, "rded", distillers.RDED(factor=factor)),
+        wrapped=False,
+        steps=1,
+        backbone="resnet18_bn",
+        distill_seeds=1,
+        train_seeds=3,
+        eval_recipe="rded" if factor == 1 else f"rded_factor{factor}",
+        eval_epochs=300,
+        eval_batch=batches[_SMALL_IPC.index(ipc)],
+    )
+    if data in _SMALL:
+        return config
+    return dataclasses.replace(_imagenet_networks(config), image_size=224, backbone="resnet18")
+
+
 PRESETS: dict[str, DistillConfig] = {
     **{f"dm/{data}/{ipc}": _dm(data, ipc) for data in _SMALL for ipc in _SMALL_IPC},
     **{f"dm/cifar10/{ipc}": _dm("cifar10", ipc) for ipc in _DM_LARGE},
@@ -260,4 +315,6 @@ PRESETS: dict[str, DistillConfig] = {
     **{f"idc/{data}/{ipc}": _idc(data, ipc, rate) for (data, ipcs), rate in _IDC.items() for ipc in ipcs},
     **{f"datm/{data}/{ipc}": _datm(data, ipc, row) for (data, ipc), row in _DATM.items()},
     **{f"sre2l/{data}/{ipc}": _squeeze(data, ipc, row) for (data, ipc), row in _SRE2L.items()},
+    **{f"ncfm/{data}/{ipc}": _ncfm(data, ipc, row) for (data, ipc), row in _NCFM.items()},
+    **{f"rded/{data}/{ipc}": _rded(data, ipc) for data in _RDED for ipc in _SMALL_IPC},
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from metadd_jax import augment
 from metadd_jax.data import catalog
 from metadd_jax.job.labels import Labels, read
@@ -35,7 +37,8 @@ def evaluation(config: DistillConfig, *, per_stored: int = 1) -> Recipe:
     # Resolved here, by data set: digits are not flipped.
     words = augmentation(config, config.eval_augmentation)
     epochs = max(1, config.eval_epochs // per_stored) if config.eval_same_compute else config.eval_epochs
-    return recipes.EVALUATIONS[config.eval_recipe](epochs, augmentation=words)
+    recipe = recipes.EVALUATIONS[config.eval_recipe](epochs, augmentation=words)
+    return recipe if config.eval_batch is None else dataclasses.replace(recipe, batch_size=config.eval_batch)
 
 
 def labels(config: DistillConfig) -> Labels:
@@ -51,7 +54,8 @@ def labels(config: DistillConfig) -> Labels:
 
 def describe_evaluation(config: DistillConfig) -> str:
     """What judged networks see, in a few words."""
-    guided = ", guided by the backbone trained on the same set (--eval-kd)" if config.eval_kd else ""
+    guided = f", batches of {config.eval_batch}" if config.eval_batch else ""
+    guided += ", guided by the backbone trained on the same set (--eval-kd)" if config.eval_kd else ""
     if config.eval_same_compute:
         guided += ", fewer epochs on a packed set: at the same compute"
     if config.eval_recipe in recipes.RELABELLING:

@@ -125,6 +125,8 @@ def test_what_cannot_serve_is_refused_in_one_line(tiny, teacher):
         (lambda: distillers.rded(NET, teacher, ipc=1, factor=9), "factor=9 patches do not fit into 8 pixels"),
         (lambda: distillers.rded(NET, teacher, ipc=2, factor=2).init(KEY, tiny), "class 1 has 5 images, and ipc=2 at"),
         (lambda: distillers.RDED().check_pixels(zca=True), "leave zca out"),
+        (lambda: distillers.RDED(init="noise"), "init='noise': a set that is not trained"),
+        (lambda: distillers.start_from(distillers.rded(NET, teacher, ipc=1), None), "trains nothing"),
         (lambda: distillers.rded(NET, teacher, ipc=1, weights="x.pth"), "weights=x.pth are torchvision's"),
         (lambda: distillers.penalise(distillers.rded(NET, teacher, ipc=1), [], {}), "rded chooses real images"),
         (lambda: distillers.parameterise(distillers.rded(NET, teacher, ipc=4), distillers.factor(2)), "trains nothing"),

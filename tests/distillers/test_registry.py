@@ -139,6 +139,9 @@ def test_a_strategy_of_ones_own_is_what_both_sides_are_seen_through():
         ("mtt", {"syn_steps": 4, "batch_syn": 5}, (2, 2, 2), 10 * 12 * 5 * 4),
         ("tesla", {"syn_steps": 4}, (1, 3, 2), 10 * 12 * 6 * 4),
         ("sre2l", {}, (2, 2, 2), 10 * 3 * 6),
+        ("ncfm", {"batch_size": 4}, (2, 2, 2), 10 * (3 * 4 + 3 * 6 + 3 * 6)),
+        ("ncfm", {"batch_size": 4, "calibration": 0.0, "sampler": "trained"}, (1, 3, 2), 10 * (2 * 3 * 4 + 4 * 6)),
+        ("rded", {"candidates": 7, "crops": 2}, (2, 2, 2), 10 * 3 * 7 * 2),
     ],
 )
 def test_flops_of_a_step(name, settings, counts, flops):

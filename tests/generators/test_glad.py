@@ -172,7 +172,6 @@ def test_whitened_images_are_whitened_by_the_datas_own_matrix(tiny):
         ({}, {"layer": 4}, "layer=4 is behind the last of the generator's 3 layers; give 0 to 3"),
         ({}, {"layer": -1}, "layer=-1 must be a whole number, at least 0"),
         ({}, {"w_rate": 0}, "w_rate=0 must be"),
-        ({}, {"mean_w": 2}, "mean_w=2 must be True, False or None"),
         ({}, {"micro_batch": 0}, "micro_batch=0 must be"),
     ],
 )

@@ -204,9 +204,8 @@ def test_what_is_in_order_is_made_without_any_work(method, cache, tmp_path, monk
     monkeypatch.setattr(parallel, "jit", lambda *args, **kwargs: pytest.fail("something was compiled"))
     own = options.settings_of(method)
     config = options.DistillConfig(
-        method=method, own=own, backbone=f"convnet{'_bn' * own.teaches}:width=4,depth=1",
-        run_dir=str(tmp_path / "run"), cache_dir=str(cache),
-    )  # fmt: skip
+        backbone=f"convnet{'_bn' * own.teaches}:width=4,depth=1", run_dir=str(tmp_path / "run"), cache_dir=str(cache)
+    ).with_method(method)
     job = prepared(config)
     assert (job.directory / "config.json").exists() and job.backbone.label.startswith("convnet")
 

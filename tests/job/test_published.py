@@ -38,10 +38,15 @@ def shrunk(config):
         "mtt": trajectories,
         "tesla": trajectories,
         "datm": trajectories | {"min_start_epoch": 0, "first_upper": None},
+        "ncfm": {"experts": 2, "epochs": 1, "at_once": 2, "batch_size": 4, "class_batch": 2, "frequencies": 8, **words},
+        "rded": {"candidates": 8, "crops": 2},
         "sre2l": {"squeeze": "short", "squeeze_epochs": 1, "weights": None},
     }
     own = dataclasses.replace(config.own, **small[config.method])
-    return dataclasses.replace(config, ipc=ipc, steps=2, own=own, pool_warmup=0 if config.pool else None)
+    if not own.trains:
+        return dataclasses.replace(config, ipc=1, own=own)
+    ipc, warmup = 1 if config.parameterisation != "pixels" else ipc, 0 if config.pool else None
+    return dataclasses.replace(config, ipc=ipc, steps=2, own=own, pool_warmup=warmup)
 
 
 def distilled(name, tmp_path):
@@ -59,18 +64,19 @@ def distilled(name, tmp_path):
     base, tx = prepare.make(job, job.own.prepare(net, dataset, trained, tmp_path, progress=lambda *facts: None))
     auxiliaries = [features.freeze(net, net.init(jax.random.key(seed)), dataset) for seed in (1, 2)]
     own = InvariantConfig(views="flip", calibration_steps=1)
-    for method in (base, distillers.metadd(base, auxiliaries, config=own)):
+    every = (base, distillers.metadd(base, auxiliaries, config=own)) if base.trains else (base,)
+    for method in every:
         before = method.synthetic(distillers.init_state(jax.random.key(0), method, tx, dataset))
         state = distillers.distil(0, method, tx, dataset, distillers.RunConfig(steps=2, chunk=2, device_mode="jit"))
-        yield np.asarray(before.images), np.asarray(method.synthetic(state).images)
+        yield np.asarray(before.images), np.asarray(method.synthetic(state).images), method.trains
 
 
 @pytest.mark.slow  # the contract suite runs every method
 @pytest.mark.parametrize("name", published.PRESETS)
 def test_every_preset_runs_bare_and_under_metadd(name, tmp_path):
-    for before, made in distilled(name, tmp_path):
+    for before, made, trains in distilled(name, tmp_path):
         assert np.isfinite(made).all()
-        assert np.abs(made - before).max() > 0
+        assert (np.abs(made - before).max() > 0) == trains
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
@@ -132,6 +138,26 @@ def test_idcs_rows_have_its_learning_rates():
     less = dataclasses.replace(rows[1], eval_same_compute=True)
     assert recipes.evaluation(less, per_stored=4).epochs == 250 and recipes.evaluation(less).epochs == 1000
     assert recipes.evaluation(rows[1], per_stored=4).epochs == 1000
+
+
+def test_ncfms_and_rdeds_rows_read_as_published():
+    row, recipe = presets.preset("ncfm/cifar10/10"), recipes.evaluation(presets.preset("ncfm/cifar10/10"))
+    own = row.own
+    assert (own.frequencies, own.batch_size, own.experts, own.epochs, own.sampler) == (4096, 1024, 20, 60, "gaussian")
+    assert (own.amplitude, own.phase, own.calibration, own.weight_decay, own.patience) == (0.5, 0.5, 1.0, 5e-4, 500)
+    assert (row.parameterisation, row.steps, row.image_lr, row.train_seeds) == ("factor2", 20_000, 0.001, 10)
+    assert (recipe.epochs, recipe.augmentation) == (2000, "idc_color_crop_flip_scale_rotate")
+    sgd = presets.preset("ncfm/cifar100/10")
+    assert (sgd.own.update, sgd.image_lr, sgd.image_momentum) == ("sgd", 0.01, 0.5)
+    assert presets.preset("ncfm/cifar100/50").own.update == "adamw"
+    assert [presets.preset(f"ncfm/tiny_imagenet/{ipc}").eval_epochs for ipc in (1, 10, 50)] == [2000, 300, 40]
+    assert presets.preset("ncfm/imagewoof/10").own.epochs == 80
+    row = presets.preset("rded/imagenet/10")
+    assert (row.own.factor, row.own.candidates, row.own.crops, row.eval_batch, row.wrapped) == (2, 300, 5, 100, False)
+    recipe = recipes.evaluation(row)
+    assert (recipe.epochs, recipe.batch_size, recipe.shuffle, recipe.crop_scale) == (300, 100, 2, (0.5, 1.0))
+    small = recipes.evaluation(presets.preset("rded/cifar10/1"))
+    assert (small.batch_size, small.shuffle, small.crop_scale, small.temperature) == (10, 1, (1.0, 1.0), 20.0)
 
 
 def test_datms_rows_read_as_published():
