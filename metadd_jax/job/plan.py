@@ -18,7 +18,7 @@ import metadd_jax as mdd
 from metadd_jax import parallel
 from metadd_jax.distillers.parameterisation import per_stored
 from metadd_jax.job import backbones, recipes
-from metadd_jax.job.prepare import BASELINES, Job, make, stand_ins, wrapped
+from metadd_jax.job.prepare import BASELINES, Job, make, settings, stand_ins, wrapped
 
 # Steps that are timed; the first call, which compiles and warms up, is not among them.
 CALIBRATION_STEPS = 3
@@ -68,7 +68,11 @@ def estimate(job: Job) -> tuple[list[Plan], dict[str, float]]:
     variables = {net.label: _random(net) for net in job.networks}
     base, tx = make(job, job.own.stand_in(job.backbone, variables[job.backbone.label]))
     every = wrapped(job, base, stand_ins(job, variables))
-    plans = [_measure(job, method, tx, wrapped=method is not base) for method in every]
+    needs = [set(), *(_needs(setting) for setting in settings(job.config).values())]
+    plans = [
+        _measure(job, method, tx, wrapped=method is not base, twins="untrained" in of)
+        for method, of in zip(every, needs, strict=True)
+    ]
     refuse_what_cannot_fit(plans)
     return plans, _stages(asked, plans)
 
@@ -120,7 +124,12 @@ def _measure_choice(job: Job, method: mdd.distillers.Distiller, tx: Any) -> Plan
     return Plan(method.name, flops, seconds, _parts(job, method, state, 0.0, wrapped=False))
 
 
-def _measure(job: Job, method: mdd.distillers.Distiller, tx: Any, *, wrapped: bool) -> Plan:
+def _needs(setting: mdd.invariant.InvariantConfig) -> set[str]:
+    """What the terms ask for beside what all networks see."""
+    return {need for term in setting.terms.values() for need in term.needs or ()}
+
+
+def _measure(job: Job, method: mdd.distillers.Distiller, tx: Any, *, wrapped: bool, twins: bool) -> Plan:
     if not method.trains:
         return _measure_choice(job, method, tx)
     compiled, (state, *rest) = _compile(job, method, tx)
@@ -131,7 +140,7 @@ def _measure(job: Job, method: mdd.distillers.Distiller, tx: Any, *, wrapped: bo
         state, _ = jax.block_until_ready(compiled(state, *rest))
     seconds = (time.perf_counter() - start) / CALIBRATION_STEPS
     parts = _parts(job, method, state, compiled.memory_analysis().temp_size_in_bytes, wrapped=wrapped)
-    return Plan(method.name, step_flops(job, wrapped=wrapped), seconds, parts)
+    return Plan(method.name, step_flops(job, wrapped=wrapped, twins=twins), seconds, parts)
 
 
 def _parts(
@@ -182,12 +191,13 @@ def decode_flops(job: Job) -> float:
     return stored * float(cost["flops"])
 
 
-def step_flops(job: Job, *, wrapped: bool) -> float:
+def step_flops(job: Job, *, wrapped: bool, twins: bool = False) -> float:
     """Counts the FLOPs of one update, by the method's formula and, under MetaDD, that of docs/scaling.md for its terms.
 
     Args:
       job: the job.
       wrapped: whether MetaDD stands around the method.
+      twins: whether a term looks through the untrained twins of the auxiliaries too.
     """
     counts = job.counts
 
@@ -203,7 +213,7 @@ def step_flops(job: Job, *, wrapped: bool) -> float:
         return own
     seen = min(job.config.metadd.subset or sum(counts), sum(counts))
     # 3 for cross-entropy and map, 1 for the map's second order (docs/scaling.md).
-    return own + 4 * seen * sum(forward_flops(net) for net in job.seen)
+    return own + 4 * (1 + twins) * seen * sum(forward_flops(net) for net in job.seen)
 
 
 def _stages(job: Job, plans: list[Plan]) -> dict[str, float]:
@@ -234,6 +244,8 @@ def _stages(job: Job, plans: list[Plan]) -> dict[str, float]:
     if further := [net for net, _ in config.own.passes(job.backbone)[1:]]:
         epochs = recipes.backbone(config).epochs
         prepared = prepared | {"committee": epochs * real * 3 * sum(map(forward_flops, further))}
+    if any("real" in _needs(setting) for setting in settings(config).values()):
+        prepared = prepared | {"real side": real * sum(map(forward_flops, job.seen))}
     stages |= {name: flops / rate for name, flops in prepared.items()}
     return {name: seconds / 3600 for name, seconds in stages.items()}
 

@@ -35,6 +35,16 @@ def test_forward_flops_are_those_of_the_layers(job):
     assert plan.forward_flops(net) == pytest.approx(2 * products, rel=0.5)  # norms, pools and ReLUs come on top
 
 
+def test_controls_cost_a_pass_of_their_twins_and_of_the_real_images(job):
+    own = sum(map(plan.forward_flops, job.seen))
+    twins = plan.step_flops(job, wrapped=True, twins=True) - plan.step_flops(job, wrapped=True)
+    assert twins == pytest.approx(4 * sum(job.counts) * own)
+    config = dataclasses.replace(job.config, variants=("only,cos=1",))
+    stages = plan._stages(dataclasses.replace(job, config=config), [plan.Plan("dm", 1.0, 1.0, ())])
+    assert stages["real side"] == pytest.approx(len(job.dataset.train.images) * own / 3600)
+    assert "real side" not in plan._stages(job, [plan.Plan("dm", 1.0, 1.0, ())])
+
+
 def test_flops_of_a_step_bare_and_under_metadd(job):
     f, own = plan.forward_flops(job.backbone), sum(map(plan.forward_flops, job.seen))
 
