@@ -200,7 +200,7 @@ def test_plugins_through_the_door(files, tmp_path, monkeypatch, capsys):
     command = [
         "distill", "smoke", *(word for name in PLUGINS for word in ("--plugin", str(files / name))),
         "--method", "moments", "--batch-size", "8", "--dataset", "stripes", "--augmentation", "crop_noise",
-        "--backbone", "blocks:width=2,norm=instance", "--seen", "blocks:width=3", "--unseen", "mlp:width=4",
+        "--backbone", "blocks:width=2,norm=instance", "--seen", "blocks:width=3", "--unseen",
         "--parameterisation", "frequencies:kept=6",
         "--metadd.views", "noise", "--metadd.pos", "0", "--metadd.var", "0", "--metadd.extra", "doubt", "0.1",
         "--steps", "2", "--chunk", "2", "--distill-seeds", "1", "--train-seeds", "1", "--eval-epochs", "1",
