@@ -66,9 +66,10 @@ def words(tmp_path, monkeypatch):
 
 def test_it_runs_and_keeps_its_settings(words, tmp_path, capsys):
     distill.run([*words, "--shrink.pull", "0.5"])
-    assert "shrink: 2 steps, pull 0.5, backbone mlp:width=8" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "shrink: 2 steps, pull 0.5, from random real images, backbone mlp:width=8" in printed
     held = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
-    assert (held["method"], held["own"]) == ("shrink", {"pull": 0.5})
+    assert (held["method"], held["own"]) == ("shrink", {"init": None, "pull": 0.5})
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
     assert {row["set"] for row in rows} == {"shrink", "random", "kmeans"}
     with pytest.raises(ValueError, match=r"holds another run \(own\.pull was 0\.5, now 1\.0\)"):
@@ -78,5 +79,7 @@ def test_it_runs_and_keeps_its_settings(words, tmp_path, capsys):
 def test_what_its_record_refuses_is_one_line(words):
     with pytest.raises(ValueError, match=r"^--shrink\.pull=-1\.0 must be a finite float32 number, at least 0"):
         distill.run([*words, "--pull", "-1"])
-    with pytest.raises(ValueError, match=r"^--batch-size is an option of dm, dc and dsa, and the method is shrink"):
+    with pytest.raises(
+        ValueError, match=r"^--batch-size is an option of ncfm, dm, dc, dsa and idc, and the method is shrink"
+    ):
         distill.run([*words, "--batch-size", "3"])

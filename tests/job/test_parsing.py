@@ -172,7 +172,9 @@ def test_a_short_name_and_the_option_of_another_method_in_the_main_job():
 
     assert read("--method", "mtt", "--syn-steps", "7") == read("--method=mtt", "--mtt.syn_steps=7")
     assert read("dsa/cifar10/10", "--inner", "3").own.inner == 3
-    with pytest.raises(ValueError, match=r"^--syn-steps is an option of mtt, tesla and tesla_code, and the meth"):
+    with pytest.raises(
+        ValueError, match=r"^--syn-steps is an option of mtt, tesla, tesla_code, datm and datm_tesla, and the meth"
+    ):
         read("--syn-steps", "7")
     with pytest.raises(ValueError, match=r"^--method='dn' must be one of dm, .*did you mean 'dm'"):
         read("--method", "dn", "--syn-steps", "7")
