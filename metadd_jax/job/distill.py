@@ -139,7 +139,8 @@ def _layout(method: str) -> parsing.Layout:
         short="own",
         foreign=foreign,
         groups=dict([data, sets, *titles.items(), *others]),
-        first=options.FIRST | {"own"},
+        first=options.FIRST
+        | {f"own.{name}" for name in ranges.field_names(type(distillers.get(method)))} - options.LATER,
     )
 
 
@@ -164,13 +165,14 @@ def parsed(arguments: list[str], program: str) -> options.DistillConfig:
     method = preset.method if said is None else said
     ranges.require("--method", method, ranges.Named(distillers.names))
     preset = preset.with_method(method)
+    known = presets.listing(None if "--help-all" in arguments else method)
     try:
         config = parsing.parse(
             options.DistillConfig,
             arguments,
             default=preset,
             program=f"{program} [PRESET]",
-            description=f"{__doc__}\nPresets:\n{presets.listing()}\n\nThe defaults below are those of {name!r}.",
+            description=f"{__doc__}\nPresets:\n{known}\n\nThe defaults below are those of {name!r}.",
             layout=_layout(preset.method),
         )
     except ValueError as error:

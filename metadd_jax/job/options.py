@@ -50,6 +50,16 @@ FIRST = frozenset({
 })  # fmt: skip
 
 
+# A method's own that trade memory for time, or repeat a published program's oddity: --help-all shows them.
+LATER = frozenset(
+    f"own.{name}"
+    for name in (
+        "at_once", "checkpoint", "class_batch", "first_images", "group_ipc", "half", "micro_batch", "patience",
+        "raw_lr", "sampler_lr",
+    )
+)  # fmt: skip
+
+
 def settings_of(method: str) -> Method:
     """The settings of a method by default, smaller than published where a few digits are distilled.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import typing
 from typing import Any
 
@@ -169,16 +170,28 @@ def _read(text: str, kinds: tuple[type, ...], item: str) -> bool | int | float |
         raise ValueError(f"cannot read {item!r}; write a number like {number(1)}{none}") from error
 
 
-def listing() -> str:
-    """The presets in a few lines: the own ones, then METHOD/DATA/IPC with what goes together in one line."""
-    lines = [", ".join(name for name in PRESETS if "/" not in name)]
+def listing(method: str | None = None) -> str:
+    """The presets in a few lines: the own ones, then METHOD/DATA/IPC with what goes together in one line.
+
+    Args:
+      method: whose published settings are listed and not only named; None lists those of all.
+    """
+    own = ", ".join(name for name in PRESETS if "/" not in name)
+    lines = textwrap.wrap(own, 100, break_on_hyphens=False)
     data_of: dict[tuple[str, str], list[str]] = {}
-    for method, data, ipc in (name.split("/") for name in published.PRESETS):
-        data_of.setdefault((method, data), []).append(ipc)
+    others: dict[str, None] = {}
+    for name, config in published.PRESETS.items():
+        first, data, ipc = name.split("/")
+        if method in (None, config.method):
+            data_of.setdefault((first, data), []).append(ipc)
+        else:
+            others[first] = None
     rows: dict[tuple[str, str], list[str]] = {}
-    for (method, data), ipcs in data_of.items():
-        rows.setdefault((method, "|".join(ipcs)), []).append(data)
-    lines += [f"{method}/{'|'.join(data)}/{ipcs}" for (method, ipcs), data in rows.items()]
+    for (first, data), ipcs in data_of.items():
+        rows.setdefault((first, "|".join(ipcs)), []).append(data)
+    lines += [f"{first}/{'|'.join(data)}/{ipcs}" for (first, ipcs), data in rows.items()]
+    if others:
+        lines.append(f"and those of {ranges.listed(list(others))} (--method NAME --help, --help-all)")
     return "\n".join(f"    {line}" for line in lines)  # indented, as --help keeps such lines apart
 
 
