@@ -165,7 +165,7 @@ def parsed(arguments: list[str], program: str) -> options.DistillConfig:
     method = preset.method if said is None else said
     ranges.require("--method", method, ranges.Named(distillers.names))
     preset = preset.with_method(method)
-    known = presets.listing(None if "--help-all" in arguments else method)
+    known = presets.listing(method=None if "--help-all" in arguments else method)
     try:
         config = parsing.parse(
             options.DistillConfig,

@@ -170,7 +170,7 @@ def _read(text: str, kinds: tuple[type, ...], item: str) -> bool | int | float |
         raise ValueError(f"cannot read {item!r}; write a number like {number(1)}{none}") from error
 
 
-def listing(method: str | None = None) -> str:
+def listing(*, method: str | None = None) -> str:
     """The presets in a few lines: the own ones, then METHOD/DATA/IPC with what goes together in one line.
 
     Args:
