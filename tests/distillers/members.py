@@ -222,6 +222,7 @@ MEMBERS = {
     "metadd over datm": lambda a, d: (wrapped(a, over=aligned()[0], kl=0.0), aligned()[1]),
     "sre2l": lambda a, d: recover(),
     "ncfm, another ipc in each class": lambda a, d: ncfm(ipc=IPC[1]),
+    "metadd over ncfm": lambda a, d: (wrapped(a, over=ncfm()[0], kl=0.0), ncfm()[1]),
     "ncfm, a trained sampler, calibration left out": lambda a, d: ncfm(sampler="trained", calibration=0.0),
     "metadd around sre2l": lambda a, d: wrapped_recover(a),
     "sre2l, a committee in turn": lambda a, d: recover(committee=COMMITTEE, weighting="round_robin", crop=False),

@@ -66,6 +66,7 @@ SLOW = (
     "metadd over idc, factor 2",
     "metadd over dm, factor 2",
     "dc, a pool",
+    "metadd over ncfm",
     "dc, styles",
     "dsa, styles",
     "mtt, styles",
