@@ -180,9 +180,9 @@ def listing(*, method: str | None = None) -> str:
     lines = textwrap.wrap(own, 100, break_on_hyphens=False)
     data_of: dict[tuple[str, str], list[str]] = {}
     others: dict[str, None] = {}
-    for name, config in published.PRESETS.items():
+    for name in published.PRESETS:
         first, data, ipc = name.split("/")
-        if method in (None, config.method):
+        if method in (None, first):
             data_of.setdefault((first, data), []).append(ipc)
         else:
             others[first] = None

@@ -24,6 +24,11 @@ TINY = studies.Study(
 )
 
 
+@pytest.fixture(autouse=True)
+def without_a_cache_of_programs(monkeypatch):
+    monkeypatch.setattr(storage, "cache_compilations", lambda folder: None)  # JAX's own is this process's
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
