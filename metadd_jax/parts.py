@@ -217,6 +217,26 @@ def add_up(function: Callable[[Any], Any], items: Any, *, size: int | None = Non
     return jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, function(part)), None), start, divided)[0]
 
 
+def map_parts(function: Callable[[Any], jax.Array], items: Any, *, size: int) -> jax.Array:
+    """Computes ``function`` of parts of the items and joins what it gives, differentiated plainly: [n k, ...].
+
+    Args:
+      function: from a part of ``items`` [b, ...] to [b k, ...], k results of each item one after the other.
+      items: pytree of arrays [n, ...]; the first ones fill up the last part.
+      size: most items of a part.
+    """
+    count = len(jax.tree.leaves(items)[0])
+    parts, share = shares(count, size)
+
+    def divide(leaf: jax.Array) -> jax.Array:
+        filled = jnp.concatenate([leaf, leaf[: parts * share - count]])
+        return filled.reshape(parts, share, *leaf.shape[1:])
+
+    found = jax.lax.map(function, jax.tree.map(divide, items))
+    each = found.shape[1] // share
+    return found.reshape(-1, *found.shape[2:])[: count * each]
+
+
 def shares(count: int, most: int) -> tuple[int, int]:
     """How many parts of at most ``most`` items hold ``count`` of them, and the items of each part, all alike."""
     parts = -(-count // most)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metadd_jax import keys, parallel, ranges
+from metadd_jax import keys, parallel, parts, ranges
 from metadd_jax.distillers.contract import Distiller, check_method
 from metadd_jax.ranges import Whole
 from metadd_jax.structs import Dataset, SyntheticSet
@@ -166,21 +166,7 @@ def _in_parts(parameterisation: Parameterisation, micro_batch: int | None) -> Ca
     if micro_batch is None:
         return one
 
-    def decode(latents: Any, frozen: Any) -> jax.Array:
-        stored = len(jax.tree.leaves(latents)[0])
-        count = -(-stored // micro_batch)
-        share = -(-stored // count)  # parts all alike
-
-        def divide(leaf: jax.Array) -> jax.Array:
-            # The first items fill up the last part.
-            filled = jnp.concatenate([leaf, leaf[: count * share - stored]])
-            return filled.reshape(count, share, *leaf.shape[1:])
-
-        images = jax.lax.map(lambda part: one(part, frozen), jax.tree.map(divide, latents))
-        each = images.shape[1] // share
-        return images.reshape(-1, *images.shape[2:])[: stored * each]
-
-    return decode
+    return lambda latents, frozen: parts.map_parts(lambda part: one(part, frozen), latents, size=micro_batch)
 
 
 def check_parts(parameterisation: Any) -> None:

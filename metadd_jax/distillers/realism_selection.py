@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -27,39 +26,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metadd_jax import parallel, parts, training, transforms, zoo
+from metadd_jax import parallel, parts, transforms, zoo
 from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images, networks, registry
 from metadd_jax.distillers.contract import Distiller
-from metadd_jax.distillers.registry import Method, Progress
-from metadd_jax.ranges import Text, Whole
+from metadd_jax.distillers.teachers import Taught
+from metadd_jax.ranges import Whole
 from metadd_jax.structs import Dataset, ImageArrays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RDED(Method):
-    """Settings of RDED. Published: factor 1 below 128 pixels and 2 from there on, 300 candidates, 5 crops.
+class RDED(Taught):
+    """Settings of RDED: those of ``Taught`` and these.
+
+    Published: factor 1 below 128 pixels and 2 from there on, 300 candidates, 5 crops.
 
     Attributes:
       factor: patches along a side of an image.
       candidates: real images of a class that are looked at; a class with fewer gives all of its images.
       crops: random crops of each of them.
       micro_batch: images whose crops pass the teacher at once; less needs less memory.
-      weights: a file of torchvision's weights (.safetensors or .pth) for the teacher, the backbone; None trains it as
-        the networks of the table.
     """
 
     factor: Annotated[int, Whole(1)] = 1
     candidates: Annotated[int, Whole(1)] = 300
     crops: Annotated[int, Whole(1)] = 5
     micro_batch: Annotated[int, Whole(1)] = 20
-    weights: Annotated[str | None, Text("zoo.torchvision.load")] = None
 
     group: ClassVar[str] = "rded"
     trains: ClassVar[bool] = False
-    teaches: ClassVar[bool] = True
     scratch_fields: ClassVar[tuple[str, ...]] = ("micro_batch",)
-    file_fields: ClassVar[tuple[str, ...]] = ("weights",)
 
     def make(
         self, net: zoo.Architecture, counts: class_images.Counts, given: Any = None, *, repeat: bool = False
@@ -94,33 +90,7 @@ class RDED(Method):
         side = min(networks.single(net).image_shape[:2])
         if self.factor > side:
             raise ValueError(f"factor={self.factor} patches do not fit into {side} pixels; lower factor")
-        if self.weights and net.geometry != "imagenet":
-            raise ValueError(
-                f"weights={self.weights} are torchvision's, but {net.label} at {net.image_shape} is the field's "
-                "network; leave them out or use images of at least 128 pixels"
-            )
-
-    def backbone_variables(self, net: zoo.Architecture) -> Any:
-        """Those of the file ``weights``."""
-        return zoo.torchvision.load(net, self.weights) if self.weights else None
-
-    def prepare(
-        self,
-        net: zoo.Architecture,
-        dataset: Dataset,
-        trained: training.Trained,
-        cache: pathlib.Path,
-        *,
-        progress: Progress,
-    ) -> Any:
-        """Takes the trained backbone as the teacher."""
-        del net, dataset, cache, progress
-        return trained.variables
-
-    def stand_in(self, net: zoo.Architecture, variables: Any) -> Any:
-        """Takes a teacher of random weights."""
-        del net
-        return variables
+        super().check_network(net)
 
     def flops(self, forward: float, counts: class_images.Counts) -> float:
         """Counts f K candidates crops, once: all that the method computes.
@@ -224,11 +194,7 @@ def _distiller(
     micro_batch = min(settings.micro_batch, settings.candidates)
 
     def init(key: jax.Array, dataset: Dataset) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        if dataset.image_shape != net.image_shape or dataset.num_classes != net.num_classes:
-            raise ValueError(
-                f"{net.name} takes {net.image_shape} images of {net.num_classes} classes, but {dataset.name} has "
-                f"{dataset.image_shape} and {dataset.num_classes}; create the network for this data set"
-            )
+        class_images.check_data(dataset, net)
         for label, (count, real) in enumerate(zip(counts, np.asarray(dataset.train.counts), strict=True)):
             if real < count * factor**2 and not repeat:
                 raise ValueError(
@@ -261,7 +227,7 @@ def _distiller(
                 logits, _ = net.apply(variables, shown)
                 return -jax.nn.log_softmax(logits)[:, label].reshape(seen.shape[:2])
 
-            scores = _in_parts(scored, (rows, boxes), micro_batch)
+            scores = parts.map_parts(scored, (rows, boxes), size=micro_batch)
             # A class with fewer images is filled up with images that are looked at and never taken.
             chosen, crops = choose(jnp.where(present[:, None] > 0, scores, jnp.inf), settings.candidates)
             ranks = jnp.arange(wanted) % jnp.minimum(present.sum().astype(jnp.int32), settings.candidates)
@@ -291,18 +257,6 @@ def _distiller(
         decode=lambda synthetic, aux, frozen: class_images.as_set(synthetic["images"], counts),
         trains=False,
     )
-
-
-def _in_parts(function: Any, items: Any, size: int) -> jax.Array:
-    """``function`` of arrays [n, ...], at most ``size`` items at once, results in a row."""
-    count = len(jax.tree.leaves(items)[0])
-    number, share = parts.shares(count, size)
-
-    def divide(leaf: jax.Array) -> jax.Array:
-        return jnp.concatenate([leaf, leaf[: number * share - count]]).reshape(number, share, *leaf.shape[1:])
-
-    found = jax.lax.map(function, jax.tree.map(divide, items))
-    return found.reshape(-1, *found.shape[2:])[:count]
 
 
 def _centred(patches: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -33,7 +33,8 @@ from metadd_jax.distillers import committee as committees
 from metadd_jax.distillers.contract import Distiller
 from metadd_jax.distillers.distances import norm
 from metadd_jax.distillers.pixel_updates import recover_optimiser
-from metadd_jax.distillers.registry import Method, Progress
+from metadd_jax.distillers.registry import Progress
+from metadd_jax.distillers.teachers import Taught
 from metadd_jax.ranges import Each, OneOf, Ordered, Real, Text, Whole
 from metadd_jax.structs import Dataset
 from metadd_jax.training import recipes
@@ -42,8 +43,8 @@ SQUEEZES = ("cifar", "tiny", "short")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SqueezeRecover(Method):
-    """Settings of SRe2L: of its loss, and of how its teacher, the backbone, comes about.
+class SqueezeRecover(Taught):
+    """Settings of SRe2L: of its loss, and of how its teacher comes about (``Taught``).
 
     Published (the defaults are ImageNet-1K's); learning rate and steps go to ``recover_optimiser``:
 
@@ -66,7 +67,6 @@ class SqueezeRecover(Method):
       group_size: most images whose statistics are taken together.
       group_ipc: how many of them are of one class. Published is 1; with few classes more images tell more about the
         statistics of many channels (docs/methods.md).
-      weights: a file of torchvision's weights (.safetensors or .pth) for the teacher; None trains it.
       squeeze: how the teacher is trained: "cifar" or "tiny" (published), or "short" (as the auxiliaries).
       squeeze_epochs: passes over the real data; None for the published number ("short": that of the auxiliaries).
       committee: further teachers beside the backbone, trained as it is ("vgg11_bn:width=8").
@@ -84,7 +84,6 @@ class SqueezeRecover(Method):
     roll: Annotated[tuple[int, int], Ordered()] = (0, 32)
     group_size: Annotated[int, Whole(1)] = 100
     group_ipc: Annotated[int, Whole(1)] = 1
-    weights: Annotated[str | None, Text("zoo.torchvision.load")] = None
     squeeze: Annotated[str, OneOf(SQUEEZES)] = "cifar"
     squeeze_epochs: Annotated[int | None, Whole(1)] = None
     committee: Annotated[tuple[str, ...], Text("zoo.check")] = ()
@@ -93,10 +92,7 @@ class SqueezeRecover(Method):
 
     group: ClassVar[str] = "sre2l"
     published_init: ClassVar[str] = "noise"
-    # The teacher's labels are SRe2L's third step, so judged networks may learn from it.
-    teaches: ClassVar[bool] = True
     scratch_fields: ClassVar[tuple[str, ...]] = ("group_size",)
-    file_fields: ClassVar[tuple[str, ...]] = ("weights",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -168,21 +164,12 @@ class SqueezeRecover(Method):
                 raise ValueError(
                     f"{one.label} has no batch-norm statistics to match; use a teacher with them, such as resnet18_bn"
                 )
-        # Small images go through a stem of 3x3 and no pooling, whose shapes are other than torchvision's.
-        if self.weights and net.geometry != "imagenet":
-            raise ValueError(
-                f"weights={self.weights} are torchvision's, but {net.label} at {net.image_shape} is the field's "
-                "network; leave them out or use images of at least 128 pixels"
-            )
+        super().check_network(net)
 
     def backbone_recipe(self, usual: training.Recipe) -> training.Recipe:
         """The squeeze."""
         recipe = usual if self.squeeze == "short" else training.sre2l_squeeze(self.squeeze)
         return recipes.shortened(recipe, self.squeeze_epochs) if self.squeeze_epochs else recipe
-
-    def backbone_variables(self, net: zoo.Architecture) -> Any:
-        """Those of the file ``weights``."""
-        return zoo.torchvision.load(net, self.weights) if self.weights else None
 
     def prepare(
         self,
@@ -200,7 +187,7 @@ class SqueezeRecover(Method):
           trained: the backbone.
         """
         if not self.committee:
-            return trained.variables
+            return super().prepare(net, dataset, trained, cache, progress=progress)
         return committees.train(committees.nets(self.committee, net), dataset, trained, cache, progress=progress)
 
     def stand_in(self, net: zoo.Architecture, variables: Any) -> Any:
@@ -211,7 +198,7 @@ class SqueezeRecover(Method):
           variables: random ones of it.
         """
         if not self.committee:
-            return variables
+            return super().stand_in(net, variables)
         return committees.random(jax.random.key(0), committees.nets(self.committee, net), variables)
 
     def passes(self, net: zoo.Architecture) -> tuple[tuple[zoo.Architecture, float], ...]:
