@@ -19,6 +19,7 @@ theta_E, l ~ U(0, 1), one of a pool at every step; g is the end of the same trai
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
@@ -202,8 +203,9 @@ class NCFM(class_images.ClassWise):
 
     def _folder(self, net: zoo.Architecture, dataset: Dataset, cache: pathlib.Path) -> pathlib.Path:
         recipe = training.ncfm_pretraining(self.epochs)
-        key = training.cache_key(net, dataset, recipe, seed=0, experts=self.experts, at_once=self.at_once, ends=True)
-        return cache / "experts" / f"{net.name}-{key[:20]}"
+        return training.expert_folder(
+            cache, net, dataset, recipe, experts=self.experts, at_once=self.at_once, ends=True
+        )
 
     def flops(self, forward: float, counts: class_images.Counts) -> float:
         """Counts f K b + 3 f N, and 3 f N once more for the calibration; a trained psi embeds both sides again.
@@ -223,7 +225,7 @@ class NCFM(class_images.ClassWise):
           net: the backbone, whose embedding has D entries.
           counts: images of each of the K classes, N in all.
         """
-        width, real, own = _width(net), len(counts) * self.batch_size, sum(counts)
+        width, real, own = net.embedding_size, len(counts) * self.batch_size, sum(counts)
         products = 2.0 * self.frequencies * width * (real + 3 * own)
         if self.sampler != "trained":
             return products
@@ -277,7 +279,7 @@ def ncfm(
 def _distiller(
     settings: NCFM, net: zoo.Architecture, counts: class_images.Counts, given: ArrayLike, repeat: bool
 ) -> Distiller:
-    classes, width = len(counts), _width(net)
+    classes, width = len(counts), net.embedding_size
 
     def init(key: jax.Array, dataset: Dataset) -> tuple[dict[str, jax.Array], dict[str, Any]]:
         images = class_images.initial(key, dataset, net, counts=counts, init=settings.start, repeat=repeat)
@@ -313,8 +315,7 @@ def _distiller(
         items = (s, jnp.arange(classes), *drawn, batch["images"], batch["weights"], share)
         shared = (theta, final, batch["mean"], batch["std"], aux.get("psi"))
 
-        def f(theta: Any, w: jax.Array, x: jax.Array) -> jax.Array:
-            return unit(net.apply(theta, settings.view(w, x))[1]["embedding"])
+        f = functools.partial(_embedded, settings, net)
 
         def class_loss(item: tuple, shared: tuple) -> jax.Array:
             (s_c, c, w_c, t_key, calibration_key, t_c, weights, share), (theta, final, mean, std, psi) = item, shared
@@ -329,7 +330,7 @@ def _distiller(
             total = parts.add_up(real_sum, (t_c, weights), size=settings.micro_batch)
             total, count = parallel.psum_if((total, weights.sum()), axis_name)
             phi_r = jax.lax.stop_gradient(total / count)
-            share = jnp.full(len(s_c), 1 / len(s_c)) if share is None else share
+            share = class_images.weights_of(share, len(s_c))
             phi_s = characteristic(f(theta, w_c, s_c), t, share)
             value = settings.scale * distance(phi_r, phi_s, settings.amplitude, settings.phase)
             if settings.calibration:
@@ -367,22 +368,19 @@ def _raised(
       aux: psi's weights are in ``shared``; here the state of their optimiser.
       axis_name: of pmap, or None.
     """
-    width = _width(net)
     theta, _, mean, std, psi = jax.lax.stop_gradient(shared)
 
     def slope(total: Any, item: tuple) -> tuple[Any, None]:
         s_c, _, w_c, t_key, _, t_c, weights, share = item
 
-        def f(images: jax.Array) -> jax.Array:
-            return unit(net.apply(theta, settings.view(w_c, images))[1]["embedding"])
-
+        f = functools.partial(_embedded, settings, net, theta, w_c)
         f_r, f_s = f(sampling.standardise(t_c, mean, std)), f(s_c)
         if axis_name is not None:  # all of them: the gradient of a sum over devices would be wrong
             f_r, weights = jax.lax.all_gather((f_r, weights), axis_name, tiled=True)
-        share = jnp.full(len(s_c), 1 / len(s_c)) if share is None else share
+        share = class_images.weights_of(share, len(s_c))
 
         def negative(psi: Any) -> jax.Array:
-            t = frequencies.draw(t_key, settings.frequencies, width, psi, settings.sampler)
+            t = frequencies.draw(t_key, settings.frequencies, net.embedding_size, psi, settings.sampler)
             phi_r, phi_s = characteristic(f_r, t, weights / weights.sum()), characteristic(f_s, t, share)
             return -settings.scale * distance(phi_r, phi_s, settings.amplitude, settings.phase)
 
@@ -393,8 +391,6 @@ def _raised(
     return {"psi": optax.apply_updates(psi, updates), "psi_state": state}
 
 
-def _width(net: zoo.Architecture) -> int:
-    """D, entries of an embedding."""
-    image = jax.ShapeDtypeStruct((1, *net.image_shape), jnp.float32)
-    embedding = jax.eval_shape(net.apply, jax.eval_shape(net.init, jax.random.key(0)), image)[1]["embedding"]
-    return int(np.prod(embedding.shape[1:]))
+def _embedded(settings: NCFM, net: zoo.Architecture, theta: Any, w: jax.Array, x: jax.Array) -> jax.Array:
+    """f of images x [n, H, W, C] under the view of key w: [n, D] of norm 1."""
+    return unit(net.apply(theta, settings.view(w, x))[1]["embedding"])

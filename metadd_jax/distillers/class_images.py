@@ -195,6 +195,11 @@ def shares(counts: Counts) -> jax.Array | None:
     return jnp.asarray(np.where(np.arange(max(counts)) < own, 1 / own, 0), jnp.float32)
 
 
+def weights_of(share: jax.Array | None, count: int) -> jax.Array:
+    """Writes a class's row of ``shares`` out: [n], which sum to 1; None stands for 1 / n each (n = ``count``)."""
+    return jnp.full(count, 1 / count) if share is None else share
+
+
 def mean(values: jax.Array, share: jax.Array | None) -> jax.Array:
     """Averages one class's own ``values``, [n, ...] -> [...]; ``share`` [n] is its row of ``shares``, or None."""
     return values.mean(axis=0) if share is None else jnp.tensordot(share, values, axes=1)

@@ -31,13 +31,13 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from metadd_jax import augment, parallel, zoo
+from metadd_jax import parallel, zoo
 from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images, networks, registry
 from metadd_jax.distillers.contract import LABELS, Distiller
-from metadd_jax.distillers.student import TrajectoryMatching, trajectory_optimiser
+from metadd_jax.distillers.student import TrajectoryMatching, matched, trajectory_optimiser
 from metadd_jax.distillers.trajectory_matching import MTT, TESLA
-from metadd_jax.distillers.unrolled import alpha_of, chunk_indices, ends, first_alpha, in_turn, step_gradient
+from metadd_jax.distillers.unrolled import alpha_of, ends, first_alpha, in_turn
 from metadd_jax.ranges import OneOf, Real, Whole
 from metadd_jax.structs import Dataset, ImageArrays, SyntheticSet
 from metadd_jax.training.trajectories import unflatten
@@ -192,7 +192,7 @@ def datm(
 def _functions(
     settings: DifficultyAlignment, net: zoo.Architecture, counts: class_images.Counts, experts: jax.Array, repeat: bool
 ) -> dict[str, Any]:
-    count, classes = sum(counts), jax.nn.one_hot(class_images.labels_of(counts), net.num_classes)
+    classes = jax.nn.one_hot(class_images.labels_of(counts), net.num_classes)
 
     def init(key: jax.Array, dataset: Dataset) -> tuple[dict, dict]:
         image_key, order_key = jax.random.split(key)
@@ -224,19 +224,12 @@ def _functions(
     ) -> tuple[jax.Array, tuple[dict, dict]]:
         del batch, axis_name
         chex.assert_rank([synthetic["images"], frozen], [4, 3])
-        order_key, view_key = jax.random.split(key)
-        chunks = (
-            jax.random.split(view_key, settings.syn_steps),
-            *chunk_indices(order_key, count, settings.batch_syn or count, settings.syn_steps),
-        )
-        alpha, (theta_t, target) = alpha_of(synthetic), ends(frozen, aux, settings.expert_epochs)
         y = jax.nn.softmax(synthetic[LABELS]) if settings.soft_labels else classes
-        g = step_gradient(net, augment.strategy(settings.views))
-        value = settings.distance(g, (synthetic["images"], y), alpha, theta_t, target, chunks)
+        value = matched(key, settings, net, synthetic, y, ends(frozen, aux, settings.expert_epochs))
         # False for NaN too: a student that runs away costs this step and not the run, as it does MTT's.
         kept = value <= settings.threshold
         value = jnp.where(kept, value, settings.threshold)
-        return value, (aux, {"learning_rate": alpha, "kept": kept.astype(jnp.float32)})
+        return value, (aux, {"learning_rate": alpha_of(synthetic), "kept": kept.astype(jnp.float32)})
 
     def decode(synthetic: dict, aux: dict, frozen: Any) -> SyntheticSet:
         del aux, frozen

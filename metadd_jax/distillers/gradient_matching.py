@@ -16,7 +16,7 @@ stands, which is the same order of things.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar
 
 import chex
@@ -247,24 +247,8 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
             if net.has_batch_stats:
                 variables = _with_statistics(net, variables, batch, settings.batch_norm)
 
-            def class_distance(item: tuple, shared: tuple) -> jax.Array:
-                # They come as arguments: ``parts`` takes what a function closes over for a constant.
-                (own, w, label, real, weights, share), (variables, mean, std) = item, shared
-
-                def summed_gradient(part: tuple) -> Any:
-                    images, weights = part
-                    seen = settings.view(w, sampling.standardise(images, mean, std))
-                    return class_gradient(net, variables, seen, label, weights)
-
-                # A gradient is a sum over images, so parts of a class and shares of devices add up to it exactly.
-                total = parts.add_up(summed_gradient, (real, weights), size=settings.micro_batch)
-                total, count = parallel.psum_if((total, weights.sum()), axis_name)
-                # D is not linear: the mean must be complete before it. The real side is a constant of the loss.
-                target = jax.lax.stop_gradient(jax.tree.map(lambda x: x / count, total))
-                # Each class has its own number of images; the mean is over those alone.
-                share = jnp.full(len(own), 1 / len(own)) if share is None else share
-                gradient = class_gradient(net, variables, settings.view(w, own), label, share)
-                return gradient_distance(target, gradient, kind=settings.distance)
+            def distance(item: tuple, shared: tuple) -> jax.Array:
+                return class_distance(settings, net, item, shared, kind=settings.distance, axis_name=axis_name)
 
             own, share = class_images.by_class(synthetic["images"], counts), class_images.shares(counts)
             items = (own, w, jnp.arange(classes), batch["images"], batch["weights"], share)
@@ -272,14 +256,14 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
             # On a GPU the gradients of several classes at once are grouped convolutions: DC's
             # presets take one (docs/gpu.md).
             at_once = settings.class_batch or classes
-            distance = parts.sum_each(class_distance, items, shared, at_once=at_once)
+            value = parts.sum_each(distance, items, shared, at_once=at_once)
             if settings.distance == "ours" and isinstance(net, zoo.Variants):
                 # A unit that the drawn ConvNet has not counts 1 in each class, as one without any gradient does.
-                distance -= classes * net.idle_units(variables)
-            return variables, distance
+                value -= classes * net.idle_units(variables)
+            return variables, value
 
-        network, distance = nets.change(aux["network"], match)
-        return distance, ({"network": network}, {})
+        network, value = nets.change(aux["network"], match)
+        return value, ({"network": network}, {})
 
     return Distiller(
         name=settings.name,
@@ -289,6 +273,47 @@ def _distiller(settings: GradientMatching, nets: Networks, counts: class_images.
         refresh=refresh,
         decode=lambda synthetic, aux, frozen: class_images.as_set(synthetic["images"], counts),
     )
+
+
+def class_distance(
+    settings: class_images.ClassWise,
+    net: zoo.Architecture,
+    item: tuple,
+    shared: tuple,
+    *,
+    kind: str,
+    axis_name: str | None,
+    of: Callable[[Any], Any] = lambda gradient: gradient,
+) -> jax.Array:
+    """D between the mean gradients of one class's real and synthetic images, under one view: [].
+
+    Args:
+      settings: the view, and how many real images pass at once.
+      net: the architecture.
+      item: what the class has: synthetic images [n, H, W, C], the key of its view, its label [], real images
+        [b, H, W, C] as stored and their weights [b], and what each synthetic image adds to the mean [n] (None: alike).
+      shared: what all classes share: the network's variables, and the mean and std to standardise by. Arguments,
+        because ``parts`` takes what a function closes over for a constant.
+      kind: D, see ``gradient_distance``.
+      axis_name: under pmap, the axis of the devices that share the real images.
+      of: the part of a gradient that is compared.
+    """
+    (own, w, label, real, weights, share), (variables, mean, std) = item, shared
+
+    def summed_gradient(part: tuple) -> Any:
+        images, weights = part
+        seen = settings.view(w, sampling.standardise(images, mean, std))
+        return of(class_gradient(net, variables, seen, label, weights))
+
+    # A gradient is a sum over images, so parts of a class and shares of devices add up to it exactly.
+    total = parts.add_up(summed_gradient, (real, weights), size=settings.micro_batch)
+    total, count = parallel.psum_if((total, weights.sum()), axis_name)
+    # D is not linear: the mean must be complete before it. The real side is a constant of the loss.
+    target = jax.lax.stop_gradient(jax.tree.map(lambda x: x / count, total))
+    # Each class has its own number of images; the mean is over those alone.
+    share = class_images.weights_of(share, len(own))
+    gradient = of(class_gradient(net, variables, settings.view(w, own), label, share))
+    return gradient_distance(target, gradient, kind=kind)
 
 
 def class_gradient(

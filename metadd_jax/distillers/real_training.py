@@ -26,12 +26,11 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from metadd_jax import keys, parallel, parts, ranges, zoo
+from metadd_jax import keys, parts, ranges, zoo
 from metadd_jax.data import sampling
 from metadd_jax.distillers import class_images, registry
 from metadd_jax.distillers.contract import Distiller
-from metadd_jax.distillers.distances import gradient_distance
-from metadd_jax.distillers.gradient_matching import class_gradient
+from metadd_jax.distillers.gradient_matching import class_distance
 from metadd_jax.distillers.networks import Networks, as_networks
 from metadd_jax.ranges import OneOf, Real, Whole
 from metadd_jax.structs import Dataset, ImageArrays
@@ -198,25 +197,15 @@ def _distiller(settings: IDC, nets: Networks, counts: class_images.Counts, repea
         own, share = _subset(subset_key, own, share, counts, settings.most)
 
         def match(net: zoo.Architecture, variables: Any) -> jax.Array:
-            def class_distance(item: tuple, shared: tuple) -> jax.Array:
-                (own, w, label, real, weights, share), (variables, mean, std) = item, shared
-
-                def summed_gradient(part: tuple) -> Any:
-                    images, weights = part
-                    seen = settings.view(w, sampling.standardise(images, mean, std))
-                    return _of_convolutions(class_gradient(net, variables, seen, label, weights))
-
-                total = parts.add_up(summed_gradient, (real, weights), size=settings.micro_batch)
-                total, count = parallel.psum_if((total, weights.sum()), axis_name)
-                target = jax.lax.stop_gradient(jax.tree.map(lambda x: x / count, total))
-                share = jnp.full(len(own), 1 / len(own)) if share is None else share
-                gradient = _of_convolutions(class_gradient(net, variables, settings.view(w, own), label, share))
-                return gradient_distance(target, gradient, kind=settings.distance)
+            def distance(item: tuple, shared: tuple) -> jax.Array:
+                return class_distance(
+                    settings, net, item, shared, kind=settings.distance, axis_name=axis_name, of=_of_convolutions
+                )
 
             w = jax.random.split(w_key, classes)
             items = (own, w, jnp.arange(classes), batch["images"], batch["weights"], share)
             shared = (variables, batch["mean"], batch["std"])
-            return parts.sum_each(class_distance, items, shared, at_once=settings.class_batch or classes)
+            return parts.sum_each(distance, items, shared, at_once=settings.class_batch or classes)
 
         def train(net: zoo.Architecture, variables: Any) -> tuple[Any, tuple]:
             after = fit(

@@ -225,8 +225,7 @@ class TrajectoryMatching(Method):
         return {"experts": self.experts, "at_once": self.at_once, "half": self.half}
 
     def _folder(self, net: zoo.Architecture, dataset: Dataset, cache: pathlib.Path) -> pathlib.Path:
-        key = training.cache_key(net, dataset, self._recipe(), seed=0, **self._numbers())
-        return cache / "experts" / f"{net.name}-{key[:20]}"
+        return training.expert_folder(cache, net, dataset, self._recipe(), **self._numbers())
 
     # A step is computed again on the way back whether by ``checkpoint`` (MTT) or by ``pull`` (TESLA).
     def flops(self, forward: float, counts: class_images.Counts) -> float:
@@ -324,18 +323,9 @@ def distiller(
     ) -> tuple[jax.Array, tuple[dict, dict]]:
         del batch, axis_name
         chex.assert_rank([synthetic["images"], frozen], [4, 3])
-        order_key, view_key = jax.random.split(key)
-        chunks = (
-            jax.random.split(view_key, settings.syn_steps),
-            *chunk_indices(order_key, count, settings.batch_syn or count, settings.syn_steps),
-        )
-        alpha, (theta_0, target) = alpha_of(synthetic), ends(frozen, aux, settings.expert_epochs)
         y = aux["soft_labels"] if settings.soft_labels else own_labels()
-        # Not Siamese: a student sees the set as every network that is trained on it does, each
-        # image under its own view.
-        g = step_gradient(net, augment.strategy(settings.views))
-        value = settings.distance(g, (synthetic["images"], y), alpha, theta_0, target, chunks)
-        return value, (aux, {"learning_rate": alpha})
+        value = matched(key, settings, net, synthetic, y, ends(frozen, aux, settings.expert_epochs))
+        return value, (aux, {"learning_rate": alpha_of(synthetic)})
 
     def decode(synthetic: dict, aux: dict, frozen: Any) -> SyntheticSet:
         del frozen
@@ -355,3 +345,32 @@ def distiller(
         decode=decode,
         frozen=jnp.asarray(experts),
     )
+
+
+def matched(
+    key: jax.Array,
+    settings: TrajectoryMatching,
+    net: zoo.Architecture,
+    synthetic: dict[str, jax.Array],
+    y: jax.Array,
+    way: tuple[jax.Array, jax.Array],
+) -> jax.Array:
+    """Trains a student on the set and says how far from the expert's it ends: the ``distance`` of ``settings``, [].
+
+    Args:
+      key: draws the order of the images and their views.
+      settings: the method's settings.
+      net: the backbone.
+      synthetic: ``images`` [N, H, W, C] and alpha.
+      y: [N, K] labels, probabilities.
+      way: [P] where the student starts and [P] where the expert is ``expert_epochs`` later.
+    """
+    count = len(synthetic["images"])
+    order_key, view_key = jax.random.split(key)
+    chunks = (
+        jax.random.split(view_key, settings.syn_steps),
+        *chunk_indices(order_key, count, settings.batch_syn or count, settings.syn_steps),
+    )
+    # Not Siamese: a student sees the set as every network that is trained on it does, each image under its own view.
+    g = step_gradient(net, augment.strategy(settings.views))
+    return settings.distance(g, (synthetic["images"], y), alpha_of(synthetic), *way, chunks)

@@ -98,9 +98,7 @@ def stand_in(auxiliary: Auxiliary, terms: Iterable[Term]) -> Auxiliary:
     asked = {need for term in terms for need in term.needs or ()}
     net = auxiliary.net
     if "real" in asked:
-        image = jax.ShapeDtypeStruct((1, *net.image_shape), jnp.float32)
-        width = jax.eval_shape(net.apply, auxiliary.variables, image)[1]["embedding"].shape[-1]
-        means = jnp.ones((net.num_classes, width))
+        means = jnp.ones((net.num_classes, net.embedding_size))
         auxiliary = dataclasses.replace(auxiliary, real=RealSide(jnp.ones(net.num_classes), means, means, jnp.ones(())))
     if "untrained" in asked:
         auxiliary = dataclasses.replace(auxiliary, untrained=dataclasses.replace(auxiliary, real=None))

@@ -1,6 +1,6 @@
 """Training of networks from scratch: recipes, ``fit``, pre-training with a cache, expert trajectories."""
 
-from metadd_jax.training.experts import expert_training, train_experts
+from metadd_jax.training.experts import expert_folder, expert_training, train_experts
 from metadd_jax.training.fitting import count_correct, fit
 from metadd_jax.training.guidance import Guidance
 from metadd_jax.training.pretrained import Trained, cache_key, measure, pretrain
@@ -29,6 +29,7 @@ __all__ = [
     "datm_evaluation",
     "dc_evaluation",
     "device_experts",
+    "expert_folder",
     "expert_training",
     "fit",
     "load_experts",

@@ -25,6 +25,7 @@ from metadd_jax.storage import folder as folders
 from metadd_jax.structs import Dataset, ImageArrays
 from metadd_jax.training import recipes
 from metadd_jax.training.fitting import fit
+from metadd_jax.training.pretrained import cache_key
 from metadd_jax.training.trajectories import (
     FORMAT,
     Trajectories,
@@ -117,6 +118,19 @@ def train_experts(
     trajectories = load_experts(folder, net, dataset)
     refuse_difference(folder, trajectories.manifest, facts)
     return trajectories
+
+
+def expert_folder(
+    cache: pathlib.Path, net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, **settings: int | bool
+) -> pathlib.Path:
+    """Names the folder of a cache in which the experts of one request lie, by a hash of all that decides them.
+
+    Args:
+      cache: the folder of what need not be made twice.
+      net, dataset, recipe: as for ``train_experts``.
+      **settings: its further arguments that decide the weights: ``experts``, ``at_once``, ``half``, ``ends``.
+    """
+    return cache / "experts" / f"{net.name}-{cache_key(net, dataset, recipe, seed=0, **settings)[:20]}"
 
 
 def _is_there(folder: pathlib.Path) -> bool:

@@ -165,6 +165,11 @@ class Architecture:
         _, height, width, channels = shapes(self)[1]["map"].shape
         return height, width, channels
 
+    @property
+    def embedding_size(self) -> int:
+        """D of ``out["embedding"]`` [B, D]."""
+        return shapes(self)[1]["embedding"].shape[-1]
+
     def num_params(self) -> int:
         """Counts the trained parameters, without batch norm's running statistics. Allocates nothing."""
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(self)[0]["params"]))
