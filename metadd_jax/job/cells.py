@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-import re
 import statistics
 import time
 from typing import Any
@@ -59,10 +58,6 @@ class Cell:
         plain = _differences(said, runfolder.plain(usual) | {name: said[name] for name in runfolder.FREE})
         if config.plugin:
             plain["plugin"] = [one["sha256"] for one in plain["plugin"]]  # wherever the file lies
-        # A file of a generator's weights counts by what it holds.
-        named = [pathlib.Path(word).expanduser() for word in re.split("[:,=]", config.parameterisation)]
-        if held := [files.hash_file(path) for path in named if path.suffix and path.is_file()]:
-            plain["weights"] = held
         return {"real": self.real, "method": config.method, "seed": self.seed} | plain
 
     def decides(self, dataset: mdd.Dataset) -> dict[str, Any]:

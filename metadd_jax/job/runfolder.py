@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from metadd_jax import augment, exchange, files, parallel, storage, structs
+from metadd_jax import augment, exchange, files, parallel, registries, storage, structs
 from metadd_jax.distillers import starts
 from metadd_jax.job import checks, command, plugins, starting
 from metadd_jax.job.options import DistillConfig
@@ -222,6 +222,14 @@ def _facts(value: Any) -> Any:
     return value
 
 
+def _named_files(parameterisation: str) -> list[pathlib.Path]:
+    """The files, such as a generator's weights, that the options in the text of a parameterisation name."""
+    _, said = registries.read(parameterisation, kind="parameterisation")
+    paths = [pathlib.Path(value).expanduser() for value in said.values() if isinstance(value, str)]
+    # A file of weights ends in .safetensors; "trained" and "random" are words, whatever lies here under these names.
+    return [path for path in paths if path.suffix and path.is_file()]
+
+
 def plain(config: DistillConfig) -> dict[str, Any]:
     """Gives the settings of ``config`` as JSON; a file counts by what it holds."""
     found = files.plain(_facts(config))
@@ -231,5 +239,7 @@ def plain(config: DistillConfig) -> dict[str, Any]:
         file = getattr(config.own, name)
         if file and pathlib.Path(file).is_file():
             found["own"][name] = f"{file} (SHA-256 {files.hash_file(file)})"
+    for file in _named_files(config.parameterisation):
+        found["parameterisation"] += f" ({file.name}: SHA-256 {files.hash_file(file)})"
     found["plugin"] = plugins.facts(config.plugin)
     return found

@@ -153,17 +153,30 @@ def test_exports_that_are_missing_or_damaged_are_found(folder):
     assert found == [one / "synthetic.npz", one / "latents.npz", one / "synthetic.png"]
 
 
-def test_weights_of_the_same_name_count_by_what_they_hold(folder, tmp_path):
-    weights = tmp_path / "teacher.pth"
+@pytest.mark.parametrize(
+    ("file", "settings", "message"),
+    [
+        (
+            "teacher.pth",
+            lambda path: {"method": "sre2l", "own": distillers.SqueezeRecover(weights=path)},
+            r"holds another run \(own\.weights was .*teacher\.pth \(SHA-256 .*now ",
+        ),
+        (
+            "g.safetensors",
+            lambda path: {"parameterisation": f"stylegan:weights={path},layer=2"},
+            r"holds another run \(parameterisation was .*\(g\.safetensors: SHA-256 .*now ",
+        ),
+    ],
+)
+def test_weights_of_the_same_name_count_by_what_they_hold(folder, tmp_path, file, settings, message):
+    weights = tmp_path / file
     weights.write_bytes(b"one")
-    config = options.DistillConfig(
-        run_dir=str(folder), method="sre2l", own=distillers.SqueezeRecover(weights=str(weights))
-    )
+    config = options.DistillConfig(run_dir=str(folder), **settings(str(weights)))
     folder.mkdir()
     files.write_json(folder / "config.json", {"format": runfolder.FORMAT, "config": runfolder.plain(config)})
     runfolder.inspect(folder, config)
     weights.write_bytes(b"two")
-    with pytest.raises(ValueError, match=r"holds another run \(own\.weights was .*teacher\.pth \(SHA-256 .*now "):
+    with pytest.raises(ValueError, match=message):
         runfolder.inspect(folder, config)
 
 
