@@ -216,26 +216,32 @@ def step_flops(job: Job, *, wrapped: bool, twins: bool = False) -> float:
     return own + 4 * (1 + twins) * seen * sum(forward_flops(net) for net in job.seen)
 
 
+def judge_flops(job: Job) -> float:
+    """Counts the FLOPs of judging one set: of all trainings on it, and of the networks that teach in them."""
+    config = job.config
+    images = sum(job.stored_counts if config.eval_same_compute else job.counts)
+    # A training step is a forward pass and a backward pass, which counts as two.
+    trained = 3 * sum(forward_flops(net) for net in job.networks)
+    # Beside each judged network its guide passes, forwards alone; the guide itself trains as the backbone's row.
+    guides = forward_flops(job.backbone) * (len(job.networks) - 1) if config.eval_kd else 0.0
+    # Who labels sees every batch that a judged network sees, and passes it once.
+    labelling = sum(forward_flops(net) for net in _label_teachers(job)) * len(job.networks)
+    return config.train_seeds * config.eval_epochs * images * (trained + guides + labelling)
+
+
 def _stages(job: Job, plans: list[Plan]) -> dict[str, float]:
     """Hours of each stage; training is estimated from the rate at which the slowest measured step computes."""
     config = job.config
     # The slowest, so that the estimate errs to the long side.
     rate = min(entry.flops / entry.seconds for entry in plans)
-    # A training step is a forward pass and a backward pass, which counts as two.
-    costs = {net.label: 3 * forward_flops(net) for net in job.networks}
-    real, total = len(job.dataset.train.images), sum(costs.values())
-    # Beside each judged network its guide passes, forwards alone; the guide itself trains as the backbone's row.
-    guided = forward_flops(job.backbone) * (len(costs) - 1) if config.eval_kd else 0.0
+    real, images = len(job.dataset.train.images), sum(job.counts)
     sets = (len(BASELINES) + len(plans)) * config.distill_seeds
-    images = sum(job.stored_counts if config.eval_same_compute else job.counts)
-    # Who labels sees every batch that a judged network sees, and passes it once.
-    labelling = sum(forward_flops(net) for net in _label_teachers(job)) * len(job.networks)
-    known = {net.label for net in job.networks}
-    new = 3 * sum(forward_flops(net) for net in job.teachers if net.label not in known)
+    # A training step is a forward pass and a backward pass, which counts as two.
+    trained = 3 * sum(forward_flops(net) for net in {net.label: net for net in (*job.networks, *job.teachers)}.values())
     stages = {
-        "pretrain": config.pretrain_epochs * real * (total + new) / rate,
+        "pretrain": config.pretrain_epochs * real * trained / rate,
         "distil": sum(entry.seconds for entry in plans) * config.steps * config.distill_seeds,
-        "judge": sets * config.train_seeds * config.eval_epochs * images * (total + guided + labelling) / rate,
+        "judge": sets * judge_flops(job) / rate,
     }
     prepared = config.own.prepare_flops(forward_flops(job.backbone), real)
     of_latents = getattr(job.parameterisation, "prepare_flops", None)

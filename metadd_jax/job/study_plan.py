@@ -49,17 +49,10 @@ def estimate(cells: Mapping[str, Cell], data: Mapping[str, mdd.Dataset], times: 
     for row, cell in cells.items():
         with _opened(cell, data[row]) as job:
             distilling = 0.0 if cell.real else job.config.steps * plan.step_flops(job, wrapped=job.config.wrapped)
-            flops[row] = distilling + _judging(job)
+            flops[row] = distilling + plan.judge_flops(job)
     measured = [flops[row] / seconds for row, seconds in found.items() if not cells[row].real]
     rate = statistics.median(measured) if measured else _rate(cells, data)
     return {row: found.get(row, flops[row] / rate) for row in cells}
-
-
-def _judging(job: prepare.Job) -> float:
-    """FLOPs of the trainings on one set: a step is a forward pass and a backward one, which counts as two."""
-    config = job.config
-    images = config.train_seeds * config.eval_epochs * sum(job.counts)
-    return 3 * images * sum(plan.forward_flops(net) for net in job.networks)
 
 
 def _rate(cells: Mapping[str, Cell], data: Mapping[str, mdd.Dataset]) -> float:
