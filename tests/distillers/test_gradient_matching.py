@@ -148,8 +148,8 @@ def test_a_silent_unit_gives_a_finite_slope(kind):
 
 
 def test_an_unknown_distance_is_refused():
-    with pytest.raises(ValueError, match="'l1' must be one of ours, mse, cos"):
-        distillers.gradient_distance({}, {}, kind="l1")
+    with pytest.raises(ValueError, match="'l2' must be one of ours, mse, cos, l1"):
+        distillers.gradient_distance({}, {}, kind="l2")
 
 
 def test_the_loops_are_the_published_ones_and_between_them_on_a_line():
@@ -361,7 +361,7 @@ BAD = [
     ({"init": "dream"}, "init='dream' must be one of random, noise, kmeans"),
     ({"outer": 0}, "outer=0 must be a whole number, at least 1"),
     ({"inner": 0}, "inner=0 must be"),
-    ({"distance": "l1"}, "distance='l1' must be one of ours, mse, cos"),
+    ({"distance": "l2"}, "distance='l2' must be one of ours, mse, cos, l1"),
     ({"batch_norm": "none"}, "batch_norm='none' must be one of improved, published"),
 ]
 
