@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import signal
 import pathlib
 import sys
 import time
@@ -112,7 +113,15 @@ def test_the_rest_is_shown_on_request(monkeypatch):
         command.main(lambda arguments, program: fill_the_disk(), program="distill.py")
 
 
-def test_ctrl_c_in_a_finaliser_is_not_lost(monkeypatch, capsys):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a shell; a shell's background job ignores it, and so do the tests in it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_in_a_finaliser_is_not_lost(ctrl_c, monkeypatch, capsys):
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.setattr(os, "_exit", sys.exit)  # so that this process goes on
 
