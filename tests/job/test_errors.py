@@ -3,8 +3,8 @@
 import errno
 import logging
 import os
-import signal
 import pathlib
+import signal
 import sys
 import time
 import warnings
