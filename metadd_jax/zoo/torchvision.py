@@ -36,6 +36,7 @@ from metadd_jax.zoo import torchvision_names as families
 from metadd_jax.zoo.architecture import Architecture, Variables, shapes
 
 State = Mapping[str, np.ndarray]
+_SUFFIXES = (".safetensors", ".pth", ".pt")
 _SHOWN = 3  # keys named in an error: one line, though a wrong file may lack hundreds
 
 
@@ -54,9 +55,10 @@ def load(net: Architecture, file: str | os.PathLike) -> Variables:
         ``from_state``.
     """
     file = pathlib.Path(file)
-    read, _ = _format(file)
-    if not file.is_file():
+    # Before the library: whoever mistyped the path should not install it first.
+    if file.suffix in _SUFFIXES and not file.is_file():
         raise ValueError(f"there is no file {file}; give the path of a state dict")
+    read, _ = _format(file)
     return from_state(net, read(file))
 
 
