@@ -8,17 +8,23 @@ distillation seed judge the same set, so they are repeated measurements and no f
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from metadd_jax import ranges
+
 _CONFIDENCE = 0.95
 _DRAWS = 10_000  # the 2.5 % quantile then rests on 250 of them
 # n seeds have n^n resamples: 46,656 for six, all of them enumerated; 823,543 for seven.
 _MOST_ENUMERATED = 6
-# Equal means of accuracies may differ by rounding (1e-16); unequal ones differ by about 1e-6 or more.
-_TIE = 1e-9
+# 2^16 patterns of signs: all of them in a few milliseconds.
+_MOST_FLIPPED = 16
+# Equal means of accuracies may differ by rounding: they are float32, so by up to 6e-8. Unequal ones differ by about
+# 1e-6 or more.
+_TIE = 1e-7
 
 
 def paired(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
@@ -43,6 +49,9 @@ def paired(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
         sign_test: {positive, negative, p} over distillation seeds x networks (means over training seeds).
           Pairs of one seed judge the same set and are *not* independent, so p is too small: no proof.
         sign_test_seeds: the same over the cluster means: independent, but p never falls below 2^(1 - n).
+        sign_flip_test: p of ``sign_flip_test`` over the cluster means; None for one seed.
+        parts: of the spread of single differences (``decompose``).
+        seeds_needed: trainings of each network on each set (as text) -> seeds for +-0.5 points (``seeds_needed``).
         seeds: number of clusters n.
 
     Raises:
@@ -70,6 +79,9 @@ def paired(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
         **components((b - a).mean(axis=1)),
         "sign_test": _sign_test(pairs),
         "sign_test_seeds": _sign_test(clusters),
+        "sign_flip_test": sign_flip_test(clusters, seed=seed) if len(clusters) > 1 else None,
+        "parts": decompose(b - a),
+        "seeds_needed": {str(trainings): needed for trainings, needed in seeds_needed(b - a).items()},
         "seeds": len(clusters),
     }
 
@@ -106,6 +118,111 @@ def components(values: ArrayLike) -> dict[str, float | None]:
     return {"sd_sets": float(np.sqrt(max(between, 0.0))), "sd_trainings": float(np.sqrt(within))}
 
 
+def decompose(values: ArrayLike) -> dict[str, float | None]:
+    """Splits the spread of runs, or of their differences, into that of sets, of networks and of trainings.
+
+    The usual estimates for y_dnt = mean + set_d + network_n + (set x network)_dn + training_dnt, from the mean squares
+    of the two-way analysis of variance with random effects; a variance that comes out negative is 0. Networks are no
+    random draw: ``sd_networks`` says how far the effect differs from one to the next of those in the table.
+
+    Args:
+      values: [D, N, T] of D sets (distillation seeds), N networks, T trainings of each network on each set.
+
+    Returns:
+      sd_sets, sd_networks, sd_sets_networks (a set that suits one network more than the others) and sd_trainings (of
+      one training of one network), in the unit of ``values``. None where it cannot be estimated: sd_sets and
+      sd_networks need two sets, sd_networks two networks, sd_trainings two trainings, sd_sets_networks all three.
+
+    Raises:
+      ValueError: if ``values`` is not three-dimensional or not finite.
+    """
+    values = _runs(values)
+    sets, networks, trainings = values.shape
+    found: dict[str, float | None] = dict.fromkeys(("sd_sets", "sd_networks", "sd_sets_networks", "sd_trainings"))
+    cells = values.mean(axis=2)
+    within = values.var(axis=2, ddof=1).mean() if trainings > 1 else None  # MS of trainings
+    if within is not None:
+        found["sd_trainings"] = _root(within)
+    if sets < 2:
+        return found
+    of_sets = networks * trainings * cells.mean(axis=1).var(ddof=1)  # MS of sets
+    if networks < 2:  # what a set does to this network is part of the set
+        found["sd_sets"] = None if within is None else _root((of_sets - within) / trainings)
+        return found
+    of_networks = sets * trainings * cells.mean(axis=0).var(ddof=1)
+    rest = cells - cells.mean(axis=1, keepdims=True) - cells.mean(axis=0) + cells.mean()
+    of_both = trainings * (rest**2).sum() / ((sets - 1) * (networks - 1))
+    found["sd_sets"] = _root((of_sets - of_both) / (networks * trainings))
+    found["sd_networks"] = _root((of_networks - of_both) / (sets * trainings))
+    if within is not None:
+        found["sd_sets_networks"] = _root((of_both - within) / trainings)
+    return found
+
+
+def seeds_needed(
+    values: ArrayLike, *, half_width: float = 0.005, trainings: Sequence[int] = (1, 2, 3, 5, 10)
+) -> dict[int, int]:
+    """Tells how many distillation seeds make the 95 % t interval of a mean difference no wider than +- ``half_width``.
+
+    The mean over networks of one seed's set has the variance sd_sets^2 + sd_sets_networks^2 / N + sd_trainings^2 /
+    (N T) for T trainings, the networks being always these. The answer for n seeds is the least n with
+    t(0.975, n - 1) sqrt(variance / n) <= ``half_width``. It is as uncertain as the variance is: see ``sd_known``.
+
+    Args:
+      values: [D, N, T] paired differences of D distillation seeds, N networks, T trainings.
+      half_width: in the unit of ``values``, above 0; 0.005 are 0.5 points of accuracy.
+      trainings: numbers of trainings of each network on each set to tell it for.
+
+    Returns:
+      Trainings -> seeds, at least 2. Of one training each it is known for one training alone, of one seed not at all.
+
+    Raises:
+      ValueError: if ``values`` is not three-dimensional or not finite, or ``half_width`` or a number of trainings is
+        out of its range.
+    """
+    from scipy import stats
+
+    values = _runs(values)
+    ranges.require("half_width", half_width, ranges.Real(0, above=True))
+    for number in trainings:
+        ranges.require("trainings", number, ranges.Whole(1))
+    sets, networks, known = values.shape
+    if sets < 2:
+        return {}
+    total = values.mean(axis=(1, 2)).var(ddof=1)
+    within = values.var(axis=2, ddof=1).mean() / networks if known > 1 else 0.0
+    between = max(total - within / known, 0.0)
+    found = {}
+    for number in trainings if known > 1 else (1,) * (1 in trainings):
+        spread = np.sqrt(between + within / number)
+        # The normal quantile is below every t, so the search starts below its end, and near it.
+        seeds = max(2, int((1.95996 * spread / half_width) ** 2))
+        while stats.t.ppf((1 + _CONFIDENCE) / 2, seeds - 1) * spread / np.sqrt(seeds) > half_width:
+            seeds += 1
+        found[number] = seeds
+    return found
+
+
+def sd_known(seeds: int) -> tuple[float, float]:
+    """Tells how well a standard deviation is known from few seeds.
+
+    Args:
+      seeds: n, at least 2.
+
+    Returns:
+      The 95 % interval of the true one (normal values) over the estimated one: 0.52 to 6.3 for three seeds.
+
+    Raises:
+      ValueError: for fewer than two seeds.
+    """
+    from scipy import stats
+
+    ranges.require("seeds", seeds, ranges.Whole(2))
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = (np.sqrt((seeds - 1) / stats.chi2.ppf(p, seeds - 1)) for p in (1 - tail, tail))
+    return float(low), float(high)
+
+
 def t_test(differences: ArrayLike) -> float:
     """Computes the two-sided p-value of a paired t test: is the mean of ``differences`` 0?
 
@@ -126,6 +243,43 @@ def t_test(differences: ArrayLike) -> float:
     return float(2 * stats.t.sf(abs(values.mean()) / (spread / np.sqrt(values.size)), values.size - 1))
 
 
+def sign_flip_test(differences: ArrayLike, *, seed: int = 0) -> float:
+    """Computes the two-sided p-value of the paired permutation test: would other signs give as large a mean?
+
+    If a component does nothing, each pair's difference is as likely to have the other sign, and all 2^n patterns of
+    signs are equally likely (Fisher, The Design of Experiments, 1935). p is the share of patterns whose mean is as far
+    from 0 as the observed one. It assumes no normal distribution, and never falls below 2^(1 - n): three seeds prove
+    nothing by it.
+
+    Args:
+      differences: [n] of independent pairs, such as ``per_seed`` of ``paired``; means that differ by less than 1e-7
+        count as equal.
+      seed: of the 100,000 patterns that are drawn where n is above 16; up to 16 all patterns are enumerated.
+
+    Returns:
+      p in (0, 1]; NaN for one pair. Of drawn patterns p is (1 + those as far from 0) / (1 + all), as the observed one
+      is one of them (Phipson and Smyth 2010).
+
+    Raises:
+      ValueError: if ``differences`` is not one-dimensional or not finite.
+    """
+    values = np.asarray(differences, np.float64)
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise ValueError(f"differences have shape {values.shape}; give finite numbers as [pairs]")
+    n = len(values)
+    if n < 2:
+        return float("nan")
+    least = abs(values.mean()) - _TIE
+    if n <= _MOST_FLIPPED:
+        # The last sign stays: a pattern and its opposite are equally far from 0.
+        flipped = (np.arange(2 ** (n - 1))[:, None] >> np.arange(n)) & 1
+        return float((abs((1 - 2 * flipped) @ values / n) >= least).mean())
+    rng, far = np.random.default_rng(seed), 0
+    for _ in range(10):  # in parts, to bound the memory
+        far += int((abs(rng.choice([-1.0, 1.0], size=(_DRAWS, n)) @ values / n) >= least).sum())
+    return (1 + far) / (1 + 10 * _DRAWS)
+
+
 def holm(p_values: ArrayLike) -> np.ndarray:
     """Corrects p-values for their number (Holm, Scand. J. Statist. 1979): the chance of any false alarm stays p.
 
@@ -141,6 +295,19 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     corrected = np.full(p.shape, np.nan)
     corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
     return corrected
+
+
+def _runs(values: ArrayLike) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if values.ndim != 3 or not values.size or not np.isfinite(values).all():
+        raise ValueError(
+            f"values have shape {values.shape}; give finite numbers as [distillation seeds, networks, training seeds]"
+        )
+    return values
+
+
+def _root(variance: float) -> float:
+    return float(np.sqrt(max(variance, 0.0)))
 
 
 def _bootstrap(clusters: np.ndarray, seed: int) -> list[float]:

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from metadd_jax.evaluation import report, statistics
+from metadd_jax.job import study_spread
 from metadd_jax.job.studies import Study
 
 ROLES = report.ROLES
 FORMAT = 1
+_KEPT = ("difference", "per_seed", "t_interval", "seeds", "parts", "seeds_needed", "sign_flip_test")
 
 
 def summary(study: Study, found: Sequence[tuple[str, int, Mapping[str, Any]]], *, cells: int) -> dict[str, Any]:
@@ -131,7 +133,7 @@ def _paired(by_row: Mapping[str, Sequence[tuple[int, Mapping[str, Any]]]], first
         ]
         if pair[0].shape == pair[1].shape and np.isfinite(pair).all():
             numbers = statistics.paired(*pair)
-            kept = {name: numbers[name] for name in ("difference", "per_seed", "t_interval", "seeds")}
+            kept = {name: numbers[name] for name in _KEPT}
             found[role] = kept | {"p": statistics.t_test(numbers["per_seed"])}
     return found
 
@@ -145,6 +147,9 @@ def _comparison(reference: str, rows: dict[str, dict[str, Any]]) -> dict[str, An
             # JSON has no NaN, which is the p of a single seed.
             of_role["p"] = None if np.isnan(of_role["p"]) else of_role["p"]
             of_role["p_holm"] = None if np.isnan(p) else float(p)
+        flips = [rows[name][role]["sign_flip_test"] for name in named]
+        for name, p in zip(named, statistics.holm([np.nan if p is None else p for p in flips]), strict=True):
+            rows[name][role]["sign_flip_holm"] = None if np.isnan(p) else float(p)
     return {"reference": reference, "rows": rows}
 
 
@@ -172,6 +177,8 @@ def markdown(table: Mapping[str, Any]) -> str:
         lines += ["", f"## {kind[0].upper()}{kind[1:]}", "", *_table_lines(one["rows"])]
         for comparison in one["comparisons"]:
             lines += ["", *_comparison_lines(comparison)]
+            if spread := study_spread.lines(comparison):
+                lines += ["", *spread]
     return "\n".join(lines) + "\n"
 
 
@@ -210,7 +217,8 @@ def _comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
     rows = comparison["rows"]
     lines = [
         f"Difference to **{comparison['reference']}** in points, paired by distillation seed, with 95 % t intervals; "
-        f"p of the t test, corrected for {len(rows)} rows (Holm):",
+        f"p of the t test / of the sign-flip test (never below 2^(1 - seeds)), each corrected for {len(rows)} rows "
+        "(Holm):",
         "",
         "| row | " + " | ".join(f"{role} | p" for role in ROLES) + " |",
         "|---" * (1 + 2 * len(ROLES)) + "|",
@@ -226,5 +234,5 @@ def _difference(numbers: Mapping[str, Any] | None) -> tuple[str, str]:
         return ".", "."
     interval = numbers["t_interval"]
     spread = "one seed" if interval is None else f"[{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]"
-    p = "." if numbers["p_holm"] is None else f"{numbers['p_holm']:.2g}"
+    p = "." if numbers["p_holm"] is None else f"{numbers['p_holm']:.2g} / {numbers['sign_flip_holm']:.2g}"
     return f"{100 * numbers['difference']:+.1f} {spread}", p

@@ -90,6 +90,9 @@ def test_sign_test_drops_ties_also_rounded_ones():
     b = np.array([[[0.2, 0.2], [0.3, 0.1], [0.2, 0.2]]])
     assert statistics.paired(a, b)["sign_test"] == {"positive": 1, "negative": 0, "p": 1.0}
     assert statistics.paired(a, a)["sign_test"] == {"positive": 0, "negative": 0, "p": 1.0}
+    # Of float32, as accuracies are: 0.3 + 0.1 and 0.2 + 0.2 differ by 7e-9.
+    single = [np.asarray(x, np.float32) for x in (a, b)]
+    assert statistics.paired(*single)["sign_test"] == {"positive": 1, "negative": 0, "p": 1.0}
 
 
 def test_paired_refuses_what_is_no_pair_of_accuracies():
@@ -115,3 +118,119 @@ def test_holm_by_hand():
     assert statistics.holm([0.03, 0.01, 0.2, 0.02]) == pytest.approx([0.06, 0.04, 0.2, 0.06])
     assert statistics.holm([0.9, float("nan"), 0.6])[[0, 2]] == pytest.approx([1, 1])
     assert np.isnan(statistics.holm([0.9, float("nan")])[1]) and statistics.holm([]).shape == (0,)
+
+
+def nested(rng, sets, networks, trainings, *, sd):
+    """Draws [sets, networks, trainings] whose four parts have these standard deviations."""
+    shapes = ((sets, 1, 1), (1, networks, 1), (sets, networks, 1), (sets, networks, trainings))
+    return sum(rng.normal(0, one, shape) for one, shape in zip(sd, shapes, strict=True))
+
+
+def test_the_parts_of_a_spread_by_hand():
+    # Additive: sets -1, 1 and networks -2, 0, 2, so nothing is left for both; variances 2 and 4.
+    values = (np.array([-1, 1])[:, None] + np.array([-2, 0, 2]))[..., None] + np.zeros(2)
+    parts = statistics.decompose(values)
+    assert parts == pytest.approx(
+        {"sd_sets": math.sqrt(2), "sd_networks": 2, "sd_sets_networks": 0, "sd_trainings": 0}, abs=1e-12
+    )
+    # Trainings +-1 have variance 2 and leave the means as they are; -2 / T of both is cut off at 0.
+    parts = statistics.decompose(values + np.array([-1, 1]))
+    assert parts == pytest.approx(
+        {"sd_sets": math.sqrt(2), "sd_networks": 2, "sd_sets_networks": 0, "sd_trainings": math.sqrt(2)}
+    )
+
+
+def test_the_parts_of_a_spread_are_found_in_draws_of_them():
+    sd = (0.03, 0.04, 0.02, 0.05)
+    found = [statistics.decompose(nested(np.random.default_rng(seed), 60, 60, 3, sd=sd)) for seed in range(30)]
+    mean = {name: np.sqrt(np.mean([one[name] ** 2 for one in found])) for name in found[0]}
+    # The estimates of variances are unbiased: 30 of them come within 5 % (their spread is 18 % / sqrt(30) each).
+    names = ("sd_sets", "sd_networks", "sd_sets_networks", "sd_trainings")
+    assert mean == pytest.approx(dict(zip(names, sd, strict=True)), rel=0.05)
+
+
+def test_parts_that_few_runs_cannot_tell_are_none():
+    values = np.random.default_rng(0).normal(size=(3, 4, 2))
+    for cut, unknown in (
+        (values[:1], {"sd_sets", "sd_networks", "sd_sets_networks"}),
+        (values[:, :1], {"sd_networks", "sd_sets_networks"}),
+        (values[..., :1], {"sd_sets_networks", "sd_trainings"}),
+        (values[:, :1, :1], {"sd_sets", "sd_networks", "sd_sets_networks", "sd_trainings"}),
+    ):
+        assert {name for name, value in statistics.decompose(cut).items() if value is None} == unknown
+    for bad in (values[0], values * np.nan):
+        with pytest.raises(ValueError, match="distillation seeds, networks, training seeds"):
+            statistics.decompose(bad)
+
+
+def test_the_seeds_that_are_needed_by_the_table_of_t():
+    # sd 0.01: t(0.975, 16) = 2.1199 gives 0.00514 for 17 seeds, t(0.975, 17) = 2.1098 gives 0.00497 for 18.
+    sets = np.array([0.01, 0.02, 0.03])[:, None, None]
+    assert statistics.seeds_needed(sets) == {1: 18}
+    assert statistics.seeds_needed(sets, half_width=0.01) == {1: 7}  # 2.4469 / sqrt(7) = 0.92, 2.5706 / sqrt(6) = 1.05
+    assert statistics.seeds_needed(sets + np.zeros(2), trainings=(1, 4)) == {1: 18, 4: 18}
+    assert statistics.seeds_needed(sets[:1] + np.zeros(2)) == {}
+    assert statistics.seeds_needed(np.zeros((3, 2, 2)), trainings=(1,)) == {1: 2}
+    # Trainings +-0.01 on one network: variance 2e-4, its mean of two 1e-4, which is all that the sets' 1e-4 shows.
+    only = statistics.seeds_needed(sets + np.array([-0.01, 0.01]), trainings=(2, 8))
+    assert only == {2: 18, 8: 7}  # at eight trainings sd 0.005
+    for bad in ({"half_width": 0}, {"trainings": (0,)}):
+        with pytest.raises(ValueError, match=f"{next(iter(bad))}=0 must"):
+            statistics.seeds_needed(sets, **bad)
+
+
+def test_so_many_seeds_give_intervals_of_that_width():
+    """Planned from 400 seeds of known parts, and tried: the mean squared half-width of new studies is the one asked."""
+    sd, rng = (0.008, 0.02, 0.01, 0.02), np.random.default_rng(1)
+    plan = statistics.seeds_needed(nested(rng, 400, 4, 3, sd=sd), trainings=(1, 5))
+    for trainings, seeds in plan.items():
+        drawn = [nested(rng, seeds, 4, trainings, sd=sd).mean(axis=(1, 2)) for _ in range(2000)]
+        widths = [stats.t.ppf(0.975, seeds - 1) * one.std(ddof=1) / math.sqrt(seeds) for one in drawn]
+        assert math.sqrt(np.mean(np.square(widths))) == pytest.approx(0.005, rel=0.1)
+    assert plan[5] < plan[1]
+
+
+def test_how_well_a_standard_deviation_is_known():
+    # Of three: chi^2 with 2 degrees has quantiles -2 ln(1 - p): 0.05064 and 7.3778.
+    assert statistics.sd_known(3) == pytest.approx((math.sqrt(2 / 7.3778), math.sqrt(2 / 0.05064)), rel=1e-3)
+    with pytest.raises(ValueError, match="seeds=1 must"):
+        statistics.sd_known(1)
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_the_permutation_test_is_scipys(n):
+    values = np.random.default_rng(n).normal(0.5, 1, n)
+    theirs = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert statistics.sign_flip_test(values) == pytest.approx(theirs.pvalue, rel=1e-12)
+
+
+def test_the_permutation_test_by_hand():
+    # Means of +-1 +-2 +-4: of eight, 7/3 and -7/3 alone are as far as 1 + 2 + 4; 1 + 2 - 4 = -1 is as near as any.
+    assert statistics.sign_flip_test([1, 2, 4]) == 0.25 and statistics.sign_flip_test([1, 2, -4]) == 1
+    assert statistics.sign_flip_test([0, 0]) == 1 and np.isnan(statistics.sign_flip_test([0.3]))
+    # Equal but for float32's rounding.
+    assert statistics.sign_flip_test(np.array([0.1, 0.2, -0.3], np.float32)) == 1
+    with pytest.raises(ValueError, match="give finite numbers"):
+        statistics.sign_flip_test([[0.1]])
+
+
+def test_the_permutation_test_draws_for_many_pairs():
+    values = np.random.default_rng(0).normal(0.25, 1, 20)
+    p = statistics.sign_flip_test(values)
+    assert p == statistics.sign_flip_test(values) and p != statistics.sign_flip_test(values, seed=1)
+    # All 2^20 patterns, by another way: the distribution of the sum, pair by pair. Four standard errors.
+    sums = np.zeros(1)
+    for value in values:
+        sums = np.concatenate([sums + value, sums - value])
+    exact = (abs(sums) >= abs(values.sum()) - 1e-9).mean()
+    assert p == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 100_000))
+    assert statistics.sign_flip_test(np.ones(30)) == 1 / 100_001
+
+
+def test_paired_tells_the_parts_and_the_plan():
+    a, b = runs([[0.01, 0.03], [0.02, 0.02], [0.03, 0.07]])
+    facts = statistics.paired(a, b)
+    assert facts["parts"] == statistics.decompose(b - a)
+    assert facts["sign_flip_test"] == 0.25
+    assert facts["seeds_needed"] == {str(t): n for t, n in statistics.seeds_needed(b - a).items()}
+    assert statistics.paired(a[:1], b[:1])["sign_flip_test"] is None
