@@ -129,12 +129,14 @@ class RealSide:
       means: [K, D] float32, mean embedding of each class.
       directions: [K, D] float32, mean of the embeddings of each class, each scaled to length 1.
       spread: [] float32, root of the mean squared distance of an embedding from the mean of all.
+      variances: [K, D] float32, variance of the embeddings of each class; None where nothing reads it.
     """
 
     counts: Array
     means: Array
     directions: Array
     spread: Array
+    variances: Array | None = None
 
 
 @struct.dataclass
@@ -151,6 +153,8 @@ class Auxiliary:
         None where they are the same (static).
       real: what it makes of the real images; None where no term asks (``invariant.equip`` adds it).
       untrained: the same network with random weights, an ``Auxiliary``; None likewise.
+      real_maps: for each way in which maps were made (``invariant.equipment.map_way``) the mean class activation map of
+        the real training images of each class, [K, H, W] float32 in [0, 1], 0 for a class without any; None likewise.
     """
 
     variables: Any
@@ -159,6 +163,7 @@ class Auxiliary:
     preprocess: Any = struct.field(pytree_node=False, default=None)
     real: RealSide | None = None
     untrained: Any = None
+    real_maps: Mapping[str, Array] | None = None
 
 
 class Split(NamedTuple):

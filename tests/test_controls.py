@@ -36,10 +36,11 @@ def equipped(auxiliaries):
     return invariant.equip(auxiliaries, DATA, invariant.CONTROLS.values())
 
 
-def seen_of(embeddings=None, real=None, logits=None, maps=None, labels=LABELS, draws=None):
+def seen_of(embeddings=None, real=None, logits=None, maps=None, labels=LABELS, draws=None, real_maps=None):
     count = len(labels)
     logits = jnp.zeros((2, count, K)) if logits is None else logits
-    return invariant.Seen(jnp.zeros((count, *SHAPE)), labels, logits, maps, embeddings, None, real, None, draws)
+    images = jnp.zeros((count, *SHAPE))
+    return invariant.Seen(images, labels, logits, maps, embeddings, None, real, None, draws, real_maps)
 
 
 def side(embeddings, labels):
@@ -48,7 +49,8 @@ def side(embeddings, labels):
     counts = own.sum(0)
     unit = h / np.linalg.norm(h, axis=1, keepdims=True)
     spread = np.sqrt(((h - h.mean(0)) ** 2).sum(1).mean())
-    return RealSide(counts, own.T @ h / counts[:, None], own.T @ unit / counts[:, None], spread)
+    variances = np.stack([h[labels == k].var(0) for k in range(len(counts))])
+    return RealSide(counts, own.T @ h / counts[:, None], own.T @ unit / counts[:, None], spread, variances)
 
 
 def test_cos_gives_the_stored_vector_of_cclom():
@@ -117,6 +119,72 @@ def test_embeddings_of_other_widths_are_compared_by_class_directions():
     assert np.isfinite(controls.class_mean(two)).all()
 
 
+def test_class_variances_are_compared_as_standard_deviations():
+    labels = np.repeat(np.arange(K), 4)
+    real = [RNG.normal(size=(12, width)) + 2 for width in (5, 7)]
+    h = [RNG.normal(size=(6, width)) + 2 for width in (5, 7)]
+    distance = []
+    for own, all_real in zip(h, real, strict=True):
+        spread = ((all_real - all_real.mean(0)) ** 2).sum(1).mean()
+        # Two images a class: half their difference is their standard deviation.
+        mine = np.stack([np.abs(own[2 * k] - own[2 * k + 1]) / 2 for k in range(K)])
+        theirs = np.stack([np.std(all_real[labels == k], axis=0) for k in range(K)])
+        distance.append(((mine - theirs) ** 2).sum(1).mean() / spread)
+    seen = seen_of(tuple(jnp.asarray(x, jnp.float32) for x in h), tuple(side(x, labels) for x in real))
+    np.testing.assert_allclose(controls.class_var(seen), np.full(6, np.mean(distance)), rtol=1e-4)
+    # Classes of one image, or of none, say nothing; of none but such there is nothing to say, and no NaN.
+    few = seen_of(tuple(x[:3] for x in seen.embeddings), seen.real, jnp.zeros((2, 3, K)), labels=LABELS[:3])
+    alone = seen_of(tuple(x[:2] for x in seen.embeddings), seen.real, jnp.zeros((2, 2, K)), labels=LABELS[:2])
+    np.testing.assert_allclose(controls.class_var(few)[0], controls.class_var(alone)[0], rtol=1e-6)
+    single = seen_of(tuple(x[1:3] for x in seen.embeddings), seen.real, jnp.zeros((2, 2, K)), labels=LABELS[1:3])
+    assert (np.asarray(controls.class_var(single)) == 0).all()
+
+
+def test_alike_images_of_a_class_have_a_finite_gradient():
+    real = side(RNG.normal(size=(12, 5)), np.repeat(np.arange(K), 4))
+    value = jax.grad(lambda h: controls.class_var(seen_of((h,), (real,), jnp.zeros((1, 6, K)))).mean())
+    assert np.isfinite(value(jnp.ones((6, 5)))).all()
+
+
+def test_mean_and_variance_together_are_the_wasserstein_distance_of_normal_distributions():
+    """One dimension, where it is an integral over quantiles that is taken here by numbers."""
+    own, real, labels = RNG.normal(1.0, 2.0, 50), RNG.normal(-1.0, 0.5, 80), np.zeros(80, int)
+    levels = (np.arange(200_000) + 0.5) / 200_000
+    normal = np.asarray(jax.scipy.stats.norm.ppf(jnp.asarray(levels)), np.float64)
+    quantiles = [x.mean() + x.std() * normal for x in (own, real)]
+    seen = seen_of(
+        (jnp.asarray(own[:, None], jnp.float32),),
+        (side(real[:, None], labels),),
+        jnp.zeros((1, 50, 1)),
+        labels=jnp.zeros(50, int),
+    )
+    total = float(controls.class_mean(seen)[0] + controls.class_var(seen)[0]) * real.var()
+    assert total == pytest.approx(((quantiles[0] - quantiles[1]) ** 2).mean(), rel=1e-3)
+
+
+def test_maps_are_compared_with_the_mean_map_of_their_class():
+    maps, real_maps = RNG.uniform(size=(2, 6, 4, 5)), RNG.uniform(size=(2, K, 4, 5))
+    seen = seen_of(maps=jnp.asarray(maps, jnp.float32), real_maps=jnp.asarray(real_maps, jnp.float32))
+    var, pos = np.zeros(6), np.zeros(6)
+    for image, label in enumerate(np.asarray(LABELS)):
+        for m in range(2):
+            c, t = maps[m, image], real_maps[m, label]
+            var[image] += ((t - c) ** 2).mean() / 2
+            pos[image] += (1 - np.minimum(c, t).sum() / np.maximum(c, t).sum()) / 2
+    np.testing.assert_allclose(controls.var_real(seen), var, rtol=1e-5)
+    np.testing.assert_allclose(controls.pos_real(seen), pos, rtol=1e-5)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
+def test_maps_that_agree_because_they_are_constant_do_not_agree_with_real_ones(level):
+    real_maps = jnp.asarray(RNG.uniform(size=(2, K, 4, 4)), jnp.float32)
+    seen = seen_of(maps=jnp.full((2, 6, 4, 4), level), real_maps=real_maps)
+    assert invariant.l_var(seen).max() == 0
+    assert controls.var_real(seen).min() > 0.01 and controls.pos_real(seen).min() > 0.1
+    exact = seen._replace(maps=real_maps[:, LABELS])
+    assert controls.var_real(exact).max() == 0 and controls.pos_real(exact).max() < 1e-5
+
+
 def test_shuffled_maps_are_those_of_other_images_and_of_no_others():
     maps = np.zeros((3, 6, 2, 2), np.float32)
     maps += np.arange(6)[None, :, None, None]  # each image's map is its number, in every network
@@ -153,9 +221,33 @@ def test_the_real_side_is_that_of_all_training_images(equipped):
     for one in equipped:
         h = one.net.apply(one.variables, jnp.asarray(images, jnp.float32))[1]["embedding"]
         expected = side(h, labels)
-        for name in ("counts", "means", "directions", "spread"):
+        for name in ("counts", "means", "directions", "spread", "variances"):
             np.testing.assert_allclose(getattr(one.real, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
         assert one.untrained.net is one.net and one.untrained.map_eps
+
+
+def test_the_mean_maps_are_those_of_all_training_images(equipped, auxiliaries):
+    images = (DATA.train.images / 255 - np.asarray(DATA.train.mean)) / np.asarray(DATA.train.std)
+    labels = np.asarray(DATA.train.labels)
+    one = equipped[0]
+    every = [
+        np.asarray(
+            features.activation_maps(
+                one.net, one.variables, jnp.asarray(image[None], jnp.float32), jnp.array([label]),
+                map_eps=one.map_eps["local"],
+            )
+        )[0]
+        for image, label in zip(images, labels, strict=True)
+    ]  # fmt: skip
+    expected = [np.mean([m for m, own in zip(every, labels, strict=True) if own == k], axis=0) for k in range(K)]
+    assert list(one.real_maps) == ["local"]
+    np.testing.assert_allclose(one.real_maps["local"], expected, rtol=1e-4, atol=1e-5)
+    # Another way to make maps is another target, and stands beside the first.
+    soft, term = features.CamConfig(low_confidence="soft"), [invariant.TERMS["var_real"]]
+    both = invariant.equip(equipped[:1], DATA, term, cam=soft)[0]
+    assert set(both.real_maps) == {"local", "local, low confidence soft"}
+    assert not np.array_equal(both.real_maps["local, low confidence soft"], both.real_maps["local"])
+    assert invariant.equip([both], DATA, term, cam=soft)[0] is both
 
 
 def test_a_stand_in_has_the_shapes_of_what_is_measured(auxiliaries, equipped):
@@ -170,9 +262,9 @@ def test_a_stand_in_has_the_shapes_of_what_is_measured(auxiliaries, equipped):
 def test_the_real_side_in_parts_is_that_of_one(equipped, auxiliaries, monkeypatch):
     monkeypatch.setattr(equipment, "_PART", 7)  # 24 images: the last part is filled up
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        equipment.real_side(auxiliaries[0], DATA),
-        equipped[0].real,
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        (equipment.real_side(auxiliaries[0], DATA), equipment.mean_maps(auxiliaries[0], DATA)),
+        (equipped[0].real, equipped[0].real_maps["local"]),
     )
 
 
@@ -192,7 +284,7 @@ def test_each_has_a_gradient_in_every_image(equipped):
         assert (np.abs(gradients[name]).max(axis=(1, 2, 3)) > 0).all(), name
 
 
-@pytest.mark.parametrize("name", ["cos", "class_mean", "embedding_var", "logit_var", "ce"])
+@pytest.mark.parametrize("name", ["cos", "class_mean", "class_var", "embedding_var", "logit_var", "ce"])
 def test_the_gradient_agrees_with_finite_differences(name):
     labels = np.repeat(np.arange(K), 4)
     real = [RNG.normal(size=(12, width)) + 2 for width in (5, 7)]
@@ -210,6 +302,20 @@ def test_the_gradient_agrees_with_finite_differences(name):
         assert slope == pytest.approx(float(value(there) - value(back)) / 2e-6, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["var_real", "pos_real"])
+def test_the_gradient_in_the_maps_agrees_with_finite_differences(name):
+    with jax.enable_x64():
+        maps, real_maps = jnp.asarray(RNG.uniform(size=(2, 6, 4, 4))), jnp.asarray(RNG.uniform(size=(2, K, 4, 4)))
+        along = jnp.asarray(RNG.normal(size=maps.shape))
+
+        def value(maps):
+            return controls.CONTROLS[name].value(seen_of(maps=maps, real_maps=real_maps)).mean()
+
+        slope = float((jax.grad(value)(maps) * along).sum())
+        # So short that no map crosses its target, where the smaller of two has a corner.
+        assert slope == pytest.approx(float(value(maps + 1e-7 * along) - value(maps - 1e-7 * along)) / 2e-7, rel=1e-6)
+
+
 def test_what_a_control_lacks_is_told_in_one_line(auxiliaries, equipped):
     images, config = jnp.zeros((6, *SHAPE)), invariant.InvariantConfig(ai=0, pos=0, var=0, extra=(("cos", 1.0),))
 
@@ -221,11 +327,17 @@ def test_what_a_control_lacks_is_told_in_one_line(auxiliaries, equipped):
         look(auxiliaries)
     with pytest.raises(ValueError, match=r"L_var_untrained needs the random weights"):
         look(auxiliaries, extra=(("var_untrained", 1.0),))
+    real = dataclasses.replace(config, extra=(("var_real", 1.0),))
+    told = r"L_var_real needs the mean maps of real images \(by the cam of the loss\) of convnet; give what"
+    with pytest.raises(ValueError, match=told):
+        look(auxiliaries, extra=real.extra)
+    with pytest.raises(ValueError, match=told):
+        look(equipped, extra=real.extra, cam=features.CamConfig(alpha="mean"))
     with pytest.raises(ValueError, match=r"L_cos looks at all 6 images at once; leave micro_batch=2 out"):
         look(equipped, micro_batch=2)
     with pytest.raises(ValueError, match="L_embedding_var compare"):
         look(equipped[:1], extra=(("embedding_var", 1.0),))
-    with pytest.raises(ValueError, match="ask for maps, reference, real, untrained and draws alone"):
+    with pytest.raises(ValueError, match="ask for maps, reference, real, untrained, draws and real_maps alone"):
         invariant.register("mine", controls.ce, needs=("map",))
     with pytest.raises(ValueError, match="term 'cos'"):
         invariant.register("cos", controls.ce)

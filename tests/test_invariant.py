@@ -318,7 +318,7 @@ def test_what_is_no_term_is_one_clear_line(key, images, auxiliaries, bright):
     with pytest.raises(ValueError, match=r"the term 'bright' is .*brightness already"):
         invariant.register("bright", test_variance_of_hand_made_maps)
     with pytest.raises(
-        ValueError, match="needs 'map'; a term can ask for maps, reference, real, untrained and draws alone"
+        ValueError, match="needs 'map'; a term can ask for maps, reference, real, untrained, draws and real_maps alone"
     ):
         invariant.register("sharp", brightness, needs=("map",))
 

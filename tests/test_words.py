@@ -11,7 +11,7 @@ import pytest
 
 from metadd_jax import augment, dc_augment, distillers, exchange, features, invariant, parallel, training, zoo
 from metadd_jax.data import decoding, sampling, splits
-from metadd_jax.distillers import class_images, distances, starts
+from metadd_jax.distillers import class_images, conflict, distances, starts
 from metadd_jax.evaluation import report
 from metadd_jax.structs import SyntheticSet
 from metadd_jax.training import recipes
@@ -37,6 +37,10 @@ TAKERS = {
     "positivity": (positivity, invariant.POSITIVITY),
     "InvariantConfig.positivity": (lambda w: invariant.InvariantConfig(positivity=w), invariant.POSITIVITY),
     "InvariantConfig.weighting": (lambda w: invariant.InvariantConfig(weighting=w), invariant.WEIGHTING),
+    "InvariantConfig.project": (lambda w: invariant.InvariantConfig(project=w), invariant.PROJECT),
+    "InvariantConfig.focus_mask": (lambda w: invariant.InvariantConfig(focus_mask=w), invariant.FOCUS_MASKS),
+    "focus_weights": (lambda w: invariant.focus_weights(jnp.ones((2, 2, 4, 4)), focus=1.0, mask=w), ("hard", "soft")),
+    "without_conflict": (lambda w: conflict.without_conflict(IMAGES, IMAGES, by=w), ("set", "image")),
     "CamConfig.alpha": (lambda w: features.CamConfig(alpha=w), features.ALPHA),
     "CamConfig.transformer_method": (
         lambda w: features.CamConfig(transformer_method=w),

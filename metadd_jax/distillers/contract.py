@@ -152,7 +152,7 @@ class LossTerms:
             return self.terms(key, synthetic, aux, batch, frozen, axis_name=axis_name)
 
         # Reverse mode for all terms over one forward pass; the base method is not passed through once more for each.
-        of_terms = jax.jacrev(terms)(synthetic)
+        of_terms = jax.jacrev(terms)(synthetic) if self.names else {}
         return {"base": _vector(jax.grad(base)(synthetic)), **{name: _vector(tree) for name, tree in of_terms.items()}}
 
     def sum_gradients(

@@ -15,8 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from metadd_jax import augment, features, invariant, keys
+from metadd_jax.distillers.conflict import without_conflict
 from metadd_jax.distillers.contract import Distiller, LossTerms, check_method
 from metadd_jax.ranges import Real, require
 from metadd_jax.structs import Auxiliary, Dataset
@@ -39,6 +41,9 @@ def penalise(
     subset: int | None = None,
     micro_batch: int | None = None,
     checkpoint: bool = False,
+    project: str = "none",
+    focus: float = 0.0,
+    focus_mask: str = "hard",
     name: str = "penalty",
 ) -> Distiller:
     """Adds terms that frozen networks judge the synthetic images by to the loss of ``base``.
@@ -59,6 +64,11 @@ def penalise(
       subset: number of images looked at per step (random, unbiased); None for all.
       micro_batch: most images that pass the networks at once; None for all, on a CPU for 10.
       checkpoint: compute the networks' forward passes again for the gradient: less memory, more time.
+      project: take out of the added gradient what points against the base method's: "none", "set" (over the whole set)
+        or "image" (image by image); see ``conflict``.
+      focus: how far the base method's own gradient is weighed by where all networks look, 0 to 1; see
+        ``invariant.focus``. Not for latents.
+      focus_mask: "hard" or "soft".
       name: what follows the base method's name and "+".
 
     Returns:
@@ -71,7 +81,8 @@ def penalise(
     """
     config = invariant.InvariantConfig(
         ai=0.0, pos=0.0, var=0.0, weighting=weighting, cap=cap, calibration_steps=calibration_steps, views=views,
-        cam=cam, subset=subset, micro_batch=micro_batch, checkpoint=checkpoint,
+        cam=cam, subset=subset, micro_batch=micro_batch, checkpoint=checkpoint, project=project,
+        focus=focus, focus_mask=focus_mask,
     )  # fmt: skip
     return penalise_by(base, auxiliaries, terms, config, reference=reference, name=name)
 
@@ -125,13 +136,21 @@ def penalise_by(
         if strength > 0:
             strengths[term.name] = strength
     known = {term: known[term] for term in strengths}
-    invariant.check_networks(known, auxiliaries, reference)  # now, and not at the first trace after long training
+    # Now, and not at the first trace after long training.
+    invariant.check_networks(known, auxiliaries, reference, cam=config.cam)
+    for one in auxiliaries if config.focus else ():
+        features.map_kind(one.net, config.cam)  # refuses a network without maps
 
     frozen = {"base": base.frozen, "auxiliaries": tuple(auxiliaries), "reference": reference}
     penalty = _Penalty(name, base, known, strengths, config)
 
     def init(key: jax.Array, dataset: Dataset) -> tuple[Any, Any]:
         synthetic, base_aux = base.init(key, dataset)
+        if config.focus and not (isinstance(synthetic, dict) and "images" in synthetic):
+            raise ValueError(
+                f"focus={config.focus} weighs the gradient of pixels, and {base.name} trains no images; leave it "
+                "out, or put the penalty inside of parameterise"
+            )
         aux = {"base": base_aux, "weights": {t: jnp.asarray(rho, jnp.float32) for t, rho in strengths.items()}}
         # From mean gradient *vectors*: what is random in a single batch cancels.
         if config.weighting == "calibrated":
@@ -165,21 +184,58 @@ class _Penalty:
     def loss(
         self, key: jax.Array, synthetic: Any, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None
     ) -> tuple[jax.Array, tuple[Any, dict]]:
-        loss_base, (base_aux, metrics) = self.base.loss(
-            key, synthetic, aux["base"], batch, frozen["base"], axis_name=axis_name
-        )
         w = aux["weights"]  # constants of the run, unless they are made anew here
         if self.config.weighting == "per_step":
             # No gradient flows through the weights: they are constants of the step.
             constant = jax.lax.stop_gradient(synthetic)
             w = self.relative(self.apart.gradients(key, constant, aux, batch, frozen, axis_name=axis_name))
-        penalty, facts = self._judge(invariant.invariant_loss, key, synthetic, aux, frozen, weights=w)
-        own = {"loss_base": loss_base, **{f"weight_{t}": w[t] for t in w}, **facts}
+
+        def base(synthetic: Any) -> tuple[jax.Array, tuple[Any, dict, dict]]:
+            return self._base(key, synthetic, aux, batch, frozen, axis_name=axis_name)
+
+        def added(synthetic: Any) -> tuple[jax.Array, dict]:
+            return self._judge(invariant.invariant_loss, key, synthetic, aux, frozen, weights=w)
+
+        if self.config.project == "none":
+            loss_base, (base_aux, metrics, focused) = base(synthetic)
+            penalty, facts = added(synthetic)
+            loss = loss_base + penalty
+        else:
+            loss, (loss_base, (base_aux, metrics, focused)), facts = self._projected(synthetic, base, added)
+        own = {"loss_base": loss_base, **{f"weight_{t}": w[t] for t in w}, **facts, **focused}
         # A penalty over a penalty: what both call alike is told apart by the inner one's name.
         inner = f"{self.base.terms.name}_" if self.base.terms else ""
         metrics = {(inner + name if name in own else name): value for name, value in metrics.items()} | own
         # ``aux`` keeps the calibrated weights, so a checkpoint has them and a resumed run does not calibrate again.
-        return loss_base + penalty, ({"base": base_aux, "weights": aux["weights"]}, metrics)
+        return loss, ({"base": base_aux, "weights": aux["weights"]}, metrics)
+
+    def _projected(self, synthetic: Any, base: Callable, added: Callable) -> tuple[jax.Array, tuple, dict]:
+        """L_base + L_added with the gradient g_b + g_a, g_a without what points against g_b; (L_base, ...), facts."""
+        # Both gradients are taken here, once: the step needs them apart, and no more than each of them.
+        here = jax.lax.stop_gradient(synthetic)
+        (loss_base, more), of_base = jax.value_and_grad(base, has_aux=True)(here)
+        (penalty, facts), of_added = jax.value_and_grad(added, has_aux=True)(here)
+        of_added, conflict = without_conflict(of_added, of_base, by=self.config.project)
+        # Linear in the set: pulled back through latents, or under a further penalty, it is what a loss would be.
+        slopes = jax.tree.map(jnp.add, of_base, of_added)
+        moved = jax.tree.map(lambda x: x - jax.lax.stop_gradient(x), synthetic)
+        loss = loss_base + penalty + optax.tree.vdot(jax.lax.stop_gradient(slopes), moved)
+        return loss, (loss_base, more), facts | conflict
+
+    def _base(
+        self, key: jax.Array, synthetic: Any, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None
+    ) -> tuple[jax.Array, tuple[Any, dict, dict]]:
+        """The base method's loss, its aux and metrics, and facts of the focus, if its gradient in pixels has one."""
+        facts: dict[str, jax.Array] = {}
+        if self.config.focus:
+            shown = self.base.decode(jax.lax.stop_gradient(synthetic), aux["base"], frozen["base"])
+            images, labels = jnp.asarray(shown.images), jnp.asarray(shown.labels)
+            w, facts = invariant.focus_on_meta(images, labels, frozen["auxiliaries"], config=self.config)
+            synthetic = {**synthetic, "images": invariant.weigh_gradient(synthetic["images"], w)}
+        loss, (base_aux, metrics) = self.base.loss(
+            key, synthetic, aux["base"], batch, frozen["base"], axis_name=axis_name
+        )
+        return loss, (base_aux, metrics, facts)
 
     def refresh(self, key: jax.Array, synthetic: Any, aux: Any, step: jax.Array, frozen: Any) -> Any:
         return {**aux, "base": self.base.refresh(key, synthetic, aux["base"], step, frozen["base"])}
@@ -187,7 +243,7 @@ class _Penalty:
     @functools.cached_property
     def apart(self) -> LossTerms:
         def base(key: jax.Array, synthetic: Any, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None) -> Any:
-            return self.base.loss(key, synthetic, aux["base"], batch, frozen["base"], axis_name=axis_name)[0]
+            return self._base(key, synthetic, aux, batch, frozen, axis_name=axis_name)[0]
 
         def terms(key: jax.Array, synthetic: Any, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None) -> Any:
             return self._judge(invariant.invariant_terms, key, synthetic, aux, frozen)[0]

@@ -2,8 +2,9 @@
 
 from metadd_jax.invariant.controls import CONTROLS
 from metadd_jax.invariant.equipment import equip, stand_in
+from metadd_jax.invariant.focus import focus_on_meta, focus_weights, weigh_gradient
 from metadd_jax.invariant.loss import check_networks, invariant_loss, invariant_terms, look
-from metadd_jax.invariant.settings import WEIGHTING, InvariantConfig
+from metadd_jax.invariant.settings import FOCUS_MASKS, PROJECT, WEIGHTING, InvariantConfig
 from metadd_jax.invariant.terms import (
     POSITIVITY,
     TERMS,
@@ -23,7 +24,9 @@ from metadd_jax.invariant.terms import (
 
 __all__ = [
     "CONTROLS",
+    "FOCUS_MASKS",
     "POSITIVITY",
+    "PROJECT",
     "TERMS",
     "WEIGHTING",
     "InvariantConfig",
@@ -35,6 +38,8 @@ __all__ = [
     "cross_entropy",
     "divergence",
     "equip",
+    "focus_on_meta",
+    "focus_weights",
     "invariant_loss",
     "invariant_terms",
     "l_ai",
@@ -45,4 +50,5 @@ __all__ = [
     "register",
     "stand_in",
     "variance",
+    "weigh_gradient",
 ]

@@ -5,7 +5,8 @@ drawn at every step, to DC, DSA and DM; here it is the mean or sum over all auxi
 ours: each takes one thing away from L_ai, L_pos or L_var, or puts something plainer in its place.
 
 Shapes: M networks, B images, K classes; f_m logits [B, K], h_m embeddings [B, D_m], c_m maps [B, H, W]. What the real
-images give (n_c, mu, u, ``structs.RealSide``) is measured once, over the whole training split (``equip``).
+images give (n_c, mu, u, sd, ``structs.RealSide``; t, their mean maps) is measured once, over the whole training split
+(``equip``).
 """
 
 from __future__ import annotations
@@ -99,6 +100,61 @@ def class_mean(seen: Seen) -> jax.Array:
     return jnp.full(len(seen.labels), jnp.stack(distances).mean())
 
 
+def class_var(seen: Seen) -> jax.Array:
+    """Class variances matched through the auxiliaries, mean over m and classes, equal for all images [B].
+
+        L = 1/C sum_c |sd_j{h_m(x_j) : y_j = c} - sd_mc|^2 / s_m^2,   sd over images, in each of the D_m dimensions
+
+    Beside ``class_mean``, which knows nothing of how images of a class differ: the two together are the squared
+    2-Wasserstein distance of normal distributions with diagonal covariances, of the set's class and the real one.
+    Compared as roots, so that both have one unit and a dimension that moves much does not drown the others. The set's
+    variance is that of its images as they are (divided by their number): networks will train on these and no others.
+    Classes of fewer than two images of the step say nothing and are left out; at 1 image per class that is all of them.
+
+    Args:
+      seen: all images of the step, with the real side.
+    """
+    own = jax.nn.one_hot(seen.labels, seen.logits.shape[-1])
+    held = own.sum(axis=0)  # [K]
+    several = held > 1
+    distances = []
+    for h, real in _beside_real(seen):
+        assert real.variances is not None  # ``equip`` measures them
+        mean = own.T @ h / jnp.maximum(held, 1)[:, None]
+        variance = own.T @ (h - own @ mean) ** 2 / jnp.maximum(held, 1)[:, None]
+        # Under the root on both sides: where all images are alike a root has no gradient, and the value stays exact.
+        roots = jnp.sqrt(variance + _SMALL) - jnp.sqrt(real.variances + _SMALL)
+        of_class = (roots**2).sum(axis=-1) / (real.spread**2 + _SMALL)
+        distances.append((of_class * several).sum() / jnp.maximum(several.sum(), 1))
+    return jnp.full(len(seen.labels), jnp.stack(distances).mean())
+
+
+def var_real(seen: Seen) -> jax.Array:
+    """Maps pulled to those of real images, 1/(HW) sum_ij 1/M sum_m (t_my,ij - c_m,ij)^2 [B]: L_var with t for the mean.
+
+    t_mc is the mean map that network m makes of the real training images of class c. It is no map of the set, so dead
+    or constant maps, which agree with each other, do not agree with it; and it does not move as the set does.
+
+    Args:
+      seen: what the networks see, with maps and the mean maps of real images.
+    """
+    assert seen.maps is not None
+    return ((_own_real_maps(seen) - seen.maps) ** 2).mean(axis=(0, 2, 3))
+
+
+def pos_real(seen: Seen) -> jax.Array:
+    """L_pos (Jaccard) of each map with that of real images, mean over m [B]; t_mc as in ``var_real``.
+
+        L = 1/M sum_m (1 - sum_ij min(c_m, t_my) / (sum_ij max(c_m, t_my) + eps))
+
+    Args:
+      seen: what the networks see, with maps and the mean maps of real images.
+    """
+    assert seen.maps is not None
+    pairs = jnp.stack([seen.maps, _own_real_maps(seen)])  # [2, M, B, H, W]
+    return jax.vmap(lambda pair: positivity(pair, seen.logits, seen.labels), in_axes=1)(pairs).mean(axis=0)
+
+
 def var_shuffled(seen: Seen) -> jax.Array:
     """L_var [B] of maps of different images: 1/(HW) sum_ij 1/M sum_m (mean_m c_m(x_p) - c_m(x_p))^2, p = pi_m(i).
 
@@ -170,6 +226,13 @@ def _shuffled(seen: Seen) -> jax.Array:
     return jnp.stack([maps[order] for maps, order in zip(seen.maps, orders, strict=True)])
 
 
+def _own_real_maps(seen: Seen) -> jax.Array:
+    """The mean map of the real images of each image's class, by each network: [M, B, H, W]."""
+    assert seen.real_maps is not None
+    chex.assert_rank(seen.real_maps, 4)
+    return seen.real_maps[:, seen.labels]
+
+
 def _beside_real(seen: Seen) -> list:
     assert seen.real is not None  # the terms need it (see ``CONTROLS``)
     chex.assert_equal(len(seen.real), len(seen.embeddings))
@@ -187,11 +250,14 @@ CONTROLS: dict[str, Term] = {
     "logit_var": Term("logit_var", logit_var, needs=(), compares=True),
     "embedding_var": Term("embedding_var", embedding_var, needs=("real",), compares=True),
     "class_mean": Term("class_mean", class_mean, needs=("real",), joint=True),
+    "class_var": Term("class_var", class_var, needs=("real",), joint=True),
     "var_shuffled": Term("var_shuffled", var_shuffled, needs=("maps", "draws"), compares=True, joint=True),
     "pos_shuffled": Term("pos_shuffled", pos_shuffled, needs=("maps", "draws"), compares=True, joint=True),
     "var_untrained": Term("var_untrained", var_untrained, needs=("untrained",), compares=True),
     "pos_untrained": Term("pos_untrained", pos_untrained, needs=("untrained",), compares=True),
     "mask": Term("mask", mask, needs=("maps", "draws")),
+    "var_real": Term("var_real", var_real, needs=("maps", "real_maps")),
+    "pos_real": Term("pos_real", pos_real, needs=("maps", "real_maps")),
 }
 """The controls by name; ``TERMS`` has them too."""
 TERMS.update(CONTROLS)

@@ -18,12 +18,17 @@ import jax
 import jax.numpy as jnp
 
 from metadd_jax import augment, features, keys, parallel, parts, split
+from metadd_jax.invariant.equipment import map_way
 from metadd_jax.invariant.settings import InvariantConfig
 from metadd_jax.invariant.terms import Seen, Term
 from metadd_jax.structs import Auxiliary
 
 _CPU_PART = 10
-_EQUIPMENT = {"real": "the real embeddings", "untrained": "the random weights"}
+_EQUIPMENT = {
+    "real": "the real embeddings",
+    "untrained": "the random weights",
+    "real_maps": "the mean maps of real images (by the cam of the loss)",
+}
 
 
 def invariant_loss(
@@ -63,7 +68,7 @@ def invariant_loss(
     terms = config.terms if terms is None else terms
     w = config.strengths if weights is None else weights
     check_weights(terms, w)
-    check_networks(terms, auxiliaries, reference)
+    check_networks(terms, auxiliaries, reference, cam=config.cam)
 
     def weighted_sum(images: jax.Array, items: tuple, shares: jax.Array, w: dict, networks: tuple) -> tuple:
         labels, draws = items
@@ -77,7 +82,7 @@ def invariant_loss(
     w = {t: jnp.asarray(w[t], jnp.float32) for t in terms}
     # An argument of the parts and not closed over: there the engine makes constants of the networks.
     networks = (tuple(auxiliaries), reference)
-    items, size = (labels, _draws(key, labels, terms)), _part_size(images, config, terms)
+    items, size = (labels, _draws(key, labels, terms)), part_size(images, config, terms)
     (loss,), facts = parts.means(weighted_sum, images, items, w, networks, size=size)
     return loss, _metrics(facts)
 
@@ -112,7 +117,7 @@ def invariant_terms(
     chex.assert_rank([images, labels], [4, 1])
     config = config or InvariantConfig()
     terms = config.terms if terms is None else terms
-    check_networks(terms, auxiliaries, reference)
+    check_networks(terms, auxiliaries, reference, cam=config.cam)
 
     def one_by_one(images: jax.Array, items: tuple, shares: jax.Array, _: Any, networks: tuple) -> tuple:
         labels, draws = items
@@ -122,20 +127,27 @@ def invariant_terms(
 
     images, labels = shared_view(key, images, labels, config)
     networks = (tuple(auxiliaries), reference)
-    items, size = (labels, _draws(key, labels, terms)), _part_size(images, config, terms)
+    items, size = (labels, _draws(key, labels, terms)), part_size(images, config, terms)
     means, facts = parts.means(one_by_one, images, items, (), networks, size=size)
     # The means are the terms themselves here, and those have gradients.
     own = {name: fact for name, fact in _metrics(facts).items() if name.removeprefix("loss_") not in terms}
     return dict(zip(terms, means, strict=True)), own
 
 
-def check_networks(terms: Mapping[str, Term], auxiliaries: Sequence[Auxiliary], reference: Auxiliary | None) -> None:
+def check_networks(
+    terms: Mapping[str, Term],
+    auxiliaries: Sequence[Auxiliary],
+    reference: Auxiliary | None,
+    *,
+    cam: features.CamConfig | None = None,
+) -> None:
     """Refuses networks that cannot serve the terms.
 
     Args:
       terms: the terms by name.
       auxiliaries: the networks that shall look at the images.
       reference: the main network, or None.
+      cam: how maps are made; None for the defaults.
 
     Raises:
       ValueError: what is no frozen network, no auxiliary, one where a term compares networks, or no reference where a
@@ -149,7 +161,7 @@ def check_networks(terms: Mapping[str, Term], auxiliaries: Sequence[Auxiliary], 
     if not auxiliaries:
         raise ValueError("the invariant loss needs at least 1 auxiliary network, got 0")
     for word, how in _EQUIPMENT.items():
-        lacking = [one.net.name for one in auxiliaries if getattr(one, word) is None]
+        lacking = [one.net.name for one in auxiliaries if not _has(one, word, cam or features.CamConfig())]
         asking = [name for name, term in terms.items() if word in (term.needs or ())]
         if asking and lacking:
             raise ValueError(
@@ -210,8 +222,8 @@ def look(
     asked = {need for term in terms.values() for need in term.needs or ()}
     if any(term.needs is None for term in terms.values()):
         # Whatever there is: a compiled program drops what its terms do not read.
-        asked |= {"reference", "maps"} if all(_has_map(one, config) for one in auxiliaries) else {"reference"}
-        asked |= {word for word in _EQUIPMENT if all(getattr(one, word) is not None for one in auxiliaries)}
+        asked |= {"reference", "maps"} if all(_has_map(one, config.cam) for one in auxiliaries) else {"reference"}
+        asked |= {word for word in _EQUIPMENT if all(_has(one, word, config.cam) for one in auxiliaries)}
 
     def observe(auxiliary: Auxiliary, images: jax.Array) -> features.Sight:
         return features.observe(auxiliary, images, labels, maps="maps" in asked, config=config.cam)
@@ -237,11 +249,24 @@ def look(
         if "untrained" in asked
         else None,
         draws=draws,
+        real_maps=jnp.stack(
+            [one.real_maps[map_way(one.net, config.cam)] for one in auxiliaries if one.real_maps is not None]
+        )
+        if "real_maps" in asked
+        else None,
     )
 
 
-def _has_map(auxiliary: Auxiliary, config: InvariantConfig) -> bool:
-    return auxiliary.net.has_map and features.map_kind(auxiliary.net, config.cam) in auxiliary.map_eps
+def _has_map(auxiliary: Auxiliary, cam: features.CamConfig) -> bool:
+    return auxiliary.net.has_map and features.map_kind(auxiliary.net, cam) in auxiliary.map_eps
+
+
+def _has(auxiliary: Auxiliary, word: str, cam: features.CamConfig) -> bool:
+    """Whether a network was equipped with what ``word`` of ``_EQUIPMENT`` says."""
+    if word != "real_maps":
+        return getattr(auxiliary, word) is not None
+    # Maps of another kind would be another target: rollout and HiResCAM lie at other places.
+    return auxiliary.net.has_map and map_way(auxiliary.net, cam) in (auxiliary.real_maps or {})
 
 
 def values_of(terms: Mapping[str, Term], seen: Seen) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
@@ -315,7 +340,17 @@ def _draws(key: jax.Array, labels: jax.Array, terms: Mapping[str, Term]) -> jax.
     return jax.random.bits(keys.named(key, "control"), labels.shape)
 
 
-def _part_size(images: jax.Array, config: InvariantConfig, terms: Mapping[str, Term]) -> int:
+def part_size(images: jax.Array, config: InvariantConfig, terms: Mapping[str, Term]) -> int:
+    """Tells how many images pass the networks at once.
+
+    Args:
+      images: all of the step, [B, H, W, C].
+      config: its ``micro_batch`` counts.
+      terms: what looks at them; none where each image is seen alone.
+
+    Raises:
+      ValueError: for parts where a term looks at all images at once.
+    """
     if joint := [name for name, term in terms.items() if term.joint]:
         # Of all images together: a ratio of sums or a class mean is no mean of what parts give.
         if config.micro_batch and config.micro_batch < len(images):

@@ -11,6 +11,8 @@ from metadd_jax.invariant.terms import POSITIVITY, TERMS, Term, as_term, l_ai, l
 from metadd_jax.ranges import OneOf, Pairs, Real, Text, Whole, check, nearest
 
 WEIGHTING = ("calibrated", "per_step", "raw")
+FOCUS_MASKS = ("hard", "soft")
+PROJECT = ("none", "set", "image")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,12 @@ class InvariantConfig:
       weighting: "calibrated" (once at the start, then frozen), "per_step" (rescaled at every step) or "raw".
       cap: upper bound of a calibrated weight.
       calibration_steps: how many base steps the mean gradients are measured over.
+      project: take out of the added gradient what points against the base method's (PCGrad, ``distillers.conflict``):
+        "none", "set" (over the whole set) or "image" (image by image).
+      focus: how far the base method's gradient is weighed by where all networks look, 0 (not) to 1 (it moves nothing
+        else); the mean weight of an image stays 1 (``focus``). For sets of pixels. It costs a pass of all images
+        through all networks.
+      focus_mask: "hard", the pixels that are high (0.5) in all maps, or "soft", the least of the maps.
       kl: s, the sign and size of the KL term in L_ai: +1 towards the reference (the paper's formula as reported),
         -1/2 away from it, 0 without, which did best on validation images (docs/measurements.md).
       kl_reverse: KL(p_m || p_ref) instead of KL(p_ref || p_m).
@@ -48,6 +56,9 @@ class InvariantConfig:
     weighting: Annotated[str, OneOf(WEIGHTING)] = "calibrated"
     cap: Annotated[float, Real(0, above=True)] = 1e4
     calibration_steps: Annotated[int, Whole(1)] = 20
+    project: Annotated[str, OneOf(PROJECT)] = "none"
+    focus: Annotated[float, Real(0, 1)] = 0.0
+    focus_mask: Annotated[str, OneOf(FOCUS_MASKS)] = "hard"
     kl: Annotated[float, Real()] = 0.0
     kl_reverse: bool = False
     kl_cap: Annotated[float | None, Real(0, above=True)] = None

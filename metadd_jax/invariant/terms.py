@@ -23,7 +23,7 @@ from metadd_jax.ranges import listed, nearest
 from metadd_jax.structs import RealSide
 
 POSITIVITY = ("jaccard", "soft_ratio", "hinge")
-NEEDS = ("maps", "reference", "real", "untrained", "draws")
+NEEDS = ("maps", "reference", "real", "untrained", "draws", "real_maps")
 
 
 class Seen(NamedTuple):
@@ -39,6 +39,7 @@ class Seen(NamedTuple):
       real: M records of what each network makes of the real images; None where they have none (``equip``).
       untrained: [M, B, H, W] maps of the same networks with random weights; None where no term needs them.
       draws: [B] uint32, a random number of each image and step; None where no term needs them.
+      real_maps: [M, K, H, W] mean map of the real images of each class, by each network; None likewise.
     """
 
     images: jax.Array
@@ -50,6 +51,7 @@ class Seen(NamedTuple):
     real: tuple[RealSide, ...] | None = None
     untrained: jax.Array | None = None
     draws: jax.Array | None = None
+    real_maps: jax.Array | None = None
 
 
 Values = jax.Array | tuple[jax.Array, dict[str, jax.Array]]
@@ -229,9 +231,8 @@ def register(
     Args:
       name: what weights and metrics shall call it.
       value: pure function ``Seen -> [B]``, one value an image (see ``Values``); its mean over the images is the term.
-      needs: what of "maps", "reference", "real", "untrained" and "draws" (see ``Seen``) it cannot do without: a network
-        that cannot give it is then refused, and with "maps" their facts (meta ratio, dead maps) are logged. None: it is
-        given whatever the networks can make.
+      needs: what of ``NEEDS`` (see ``Seen``) it cannot do without: a network that cannot give it is then refused, and
+        with "maps" their facts (meta ratio, dead maps) are logged. None: it is given whatever the networks can make.
       compares: whether it wants at least two networks.
       joint: whether it wants all images at once, see ``Term``.
 

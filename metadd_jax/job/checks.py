@@ -92,6 +92,11 @@ def check_settings(config: DistillConfig, settings: Mapping[str, InvariantConfig
                 f"--metadd.micro-batch {setting.micro_batch}{of} shows images in parts, and {joint[0]} compares all of "
                 "them at once; leave one of the two out"
             )
+        if setting.focus and config.parameterisation != "pixels":
+            raise ValueError(
+                f"--metadd.focus {setting.focus}{of} weighs the gradient of pixels, and --parameterisation "
+                f"{config.parameterisation} trains others; leave one of the two out"
+            )
         own = {name for name, _ in setting.extra}
         compared = {
             f"--metadd.extra {name}" if name in own else f"--metadd.{name}": setting.strengths[name]

@@ -70,7 +70,7 @@ def estimate(job: Job) -> tuple[list[Plan], dict[str, float]]:
     every = wrapped(job, base, stand_ins(job, variables))
     needs = [set(), *(_needs(setting) for setting in settings(job.config).values())]
     plans = [
-        _measure(job, method, tx, wrapped=method is not base, twins="untrained" in of)
+        _measure(job, method, tx, wrapped=method is not base, twins="untrained" in of, focused="focus" in of)
         for method, of in zip(every, needs, strict=True)
     ]
     refuse_what_cannot_fit(plans)
@@ -125,11 +125,12 @@ def _measure_choice(job: Job, method: mdd.distillers.Distiller, tx: Any) -> Plan
 
 
 def _needs(setting: mdd.invariant.InvariantConfig) -> set[str]:
-    """What the terms ask for beside what all networks see."""
-    return {need for term in setting.terms.values() for need in term.needs or ()}
+    """What the terms ask for beside what all networks see, and "focus" for a look at the plain images."""
+    asked = {need for term in setting.terms.values() for need in term.needs or ()}
+    return asked | {"focus"} if setting.focus else asked
 
 
-def _measure(job: Job, method: mdd.distillers.Distiller, tx: Any, *, wrapped: bool, twins: bool) -> Plan:
+def _measure(job: Job, method: mdd.distillers.Distiller, tx: Any, *, wrapped: bool, twins: bool, focused: bool) -> Plan:
     if not method.trains:
         return _measure_choice(job, method, tx)
     compiled, (state, *rest) = _compile(job, method, tx)
@@ -140,7 +141,7 @@ def _measure(job: Job, method: mdd.distillers.Distiller, tx: Any, *, wrapped: bo
         state, _ = jax.block_until_ready(compiled(state, *rest))
     seconds = (time.perf_counter() - start) / CALIBRATION_STEPS
     parts = _parts(job, method, state, compiled.memory_analysis().temp_size_in_bytes, wrapped=wrapped)
-    return Plan(method.name, step_flops(job, wrapped=wrapped, twins=twins), seconds, parts)
+    return Plan(method.name, step_flops(job, wrapped=wrapped, twins=twins, focused=focused), seconds, parts)
 
 
 def _parts(
@@ -191,13 +192,14 @@ def decode_flops(job: Job) -> float:
     return stored * float(cost["flops"])
 
 
-def step_flops(job: Job, *, wrapped: bool, twins: bool = False) -> float:
+def step_flops(job: Job, *, wrapped: bool, twins: bool = False, focused: bool = False) -> float:
     """Counts the FLOPs of one update, by the method's formula and, under MetaDD, that of docs/scaling.md for its terms.
 
     Args:
       job: the job.
       wrapped: whether MetaDD stands around the method.
       twins: whether a term looks through the untrained twins of the auxiliaries too.
+      focused: whether the auxiliaries see the plain images first, for the weights of the base method's gradient.
     """
     counts = job.counts
 
@@ -213,7 +215,8 @@ def step_flops(job: Job, *, wrapped: bool, twins: bool = False) -> float:
         return own
     seen = min(job.config.metadd.subset or sum(counts), sum(counts))
     # 3 for cross-entropy and map, 1 for the map's second order (docs/scaling.md).
-    return own + 4 * (1 + twins) * seen * sum(forward_flops(net) for net in job.seen)
+    passes = 4 * (1 + twins) * seen + focused * sum(counts)
+    return own + passes * sum(forward_flops(net) for net in job.seen)
 
 
 def judge_flops(job: Job) -> float:
@@ -250,8 +253,11 @@ def _stages(job: Job, plans: list[Plan]) -> dict[str, float]:
     if further := [net for net, _ in config.own.passes(job.backbone)[1:]]:
         epochs = recipes.backbone(config).epochs
         prepared = prepared | {"committee": epochs * real * 3 * sum(map(forward_flops, further))}
-    if any("real" in _needs(setting) for setting in settings(config).values()):
-        prepared = prepared | {"real side": real * sum(map(forward_flops, job.seen))}
+    # For each way to make maps and once for embeddings; a map's derivative passes the head alone.
+    passes: set[Any] = {setting.cam for setting in settings(config).values() if "real_maps" in _needs(setting)}
+    passes |= {None} if any("real" in _needs(setting) for setting in settings(config).values()) else set()
+    if passes:
+        prepared = prepared | {"real side": len(passes) * real * sum(map(forward_flops, job.seen))}
     stages |= {name: flops / rate for name, flops in prepared.items()}
     return {name: seconds / 3600 for name, seconds in stages.items()}
 

@@ -280,13 +280,14 @@ def wrapped(
     seen, reference = [auxiliaries[net.label] for net in job.seen], auxiliaries[job.backbone.label]
     # One base for all: the bare set and those under MetaDD draw the same keys and batches, so they are matched pairs.
     every = [base]
-    equipped: dict[frozenset[str], list[mdd.Auxiliary]] = {}
+    equipped: dict[tuple, list[mdd.Auxiliary]] = {}
     for name, setting in settings(config).items():
         invariant = dataclasses.replace(setting, views=recipes.augmentation(config, setting.views))
         # Controls may compare with all real images, which pass the networks here: once, and only if one asks.
-        asked = frozenset(need for term in invariant.terms.values() for need in term.needs or ())
+        needs = frozenset(need for term in invariant.terms.values() for need in term.needs or ())
+        asked = (needs, invariant.cam if "real_maps" in needs else None)
         if asked not in equipped:
-            equipped[asked] = mdd.invariant.equip(seen, job.dataset, invariant.terms.values())
+            equipped[asked] = mdd.invariant.equip(seen, job.dataset, invariant.terms.values(), cam=invariant.cam)
         method = mdd.distillers.metadd(base, equipped[asked], reference=reference, config=invariant)
         every.append(method._replace(name=method.name + name))
     return every
@@ -302,8 +303,10 @@ def stand_ins(job: Job, variables: dict[str, Any]) -> dict[str, mdd.Auxiliary]:
         )
         for net in job.networks
     }
-    terms = [term for setting in settings(job.config).values() for term in setting.terms.values()]
-    return found | {net.label: mdd.invariant.stand_in(found[net.label], terms) for net in job.seen}
+    for setting in settings(job.config).values():
+        terms = setting.terms.values()
+        found |= {net.label: mdd.invariant.stand_in(found[net.label], terms, cam=setting.cam) for net in job.seen}
+    return found
 
 
 def trace(job: Job) -> None:

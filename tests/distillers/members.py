@@ -106,6 +106,14 @@ def controlled(auxiliaries, dataset):
     return distillers.penalise(base(), equipped, terms, views=SMALL_VIEWS, calibration_steps=2)
 
 
+def led(auxiliaries, dataset):
+    """Terms that compare with real images, a base gradient that is weighed, an added one that is projected."""
+    terms = {"class_var": 0.3, "var_real": 0.3, "pos_real": 0.3}
+    equipped = invariant.equip(auxiliaries, dataset, [invariant.TERMS[name] for name in terms])
+    settings = {"views": SMALL_VIEWS, "calibration_steps": 2, "focus": 0.5, "project": "image"}
+    return distillers.penalise(base(), equipped, terms, **settings)
+
+
 def recover(**settings):
     teacher = make_net("convnet_bn:width=4,depth=1")
     settings = {"ipc": 2, "roll": (0, 2), "group_size": 2} | settings
@@ -203,6 +211,7 @@ MEMBERS = {
     "metadd over dm, factor 2": lambda a, d: wrapped(a, over=packed()),
     "metadd calibrated, in parts": lambda a, d: wrapped(a, weighting="calibrated", micro_batch=4),
     "controls over dm": controlled,
+    "leads over dm, focused, without conflict": led,
     "metadd per step": lambda a, d: wrapped(a, weighting="per_step", kl=0.0, ai=0.0),
     "metadd raw, attention, subset": with_vit,
     "dc": lambda a, d: matching(distillers.dc, class_batch=2),

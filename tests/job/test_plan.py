@@ -42,6 +42,11 @@ def test_controls_cost_a_pass_of_their_twins_and_of_the_real_images(job):
     config = dataclasses.replace(job.config, variants=("only,cos=1",))
     stages = plan._stages(dataclasses.replace(job, config=config), [plan.Plan("dm", 1.0, 1.0, ())])
     assert stages["real side"] == pytest.approx(len(job.dataset.train.images) * own / 3600)
+    config = dataclasses.replace(job.config, variants=("var_real=1", "var_real=1,cam.alpha=mean", "only,cos=1"))
+    stages = plan._stages(dataclasses.replace(job, config=config), [plan.Plan("dm", 1.0, 1.0, ())])
+    assert stages["real side"] == pytest.approx(3 * len(job.dataset.train.images) * own / 3600)
+    focused = plan.step_flops(job, wrapped=True, focused=True) - plan.step_flops(job, wrapped=True)
+    assert focused == pytest.approx(sum(job.counts) * own)
     assert "real side" not in plan._stages(job, [plan.Plan("dm", 1.0, 1.0, ())])
 
 

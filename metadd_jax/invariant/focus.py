@@ -1,0 +1,83 @@
+"""Where all networks look, as a weight of the base method's gradient: no penalty, but a say in what it may change.
+
+Ours, made of MetaDD's split of maps (arXiv 2410.05103; ``split.split_maps``): the gradient of the base method in the
+pixel ij of an image is multiplied by
+
+    w_ij = (1 - f) + f m_ij / mean_ij m,    m_ij = 1[c_m,ij >= 0.5 for all m]  or  min_m c_m,ij,
+
+c_m the image's class activation map by network m. The mean of w over an image is 1, so that the step size keeps its
+meaning; an image without meta features (dead maps) has w = 1 everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from metadd_jax import features, parallel, parts, split
+from metadd_jax.invariant.loss import part_size
+from metadd_jax.invariant.settings import FOCUS_MASKS, InvariantConfig
+from metadd_jax.ranges import OneOf, require
+from metadd_jax.structs import Auxiliary
+
+
+def focus_weights(maps: jax.Array, *, focus: float, mask: str = "hard") -> jax.Array:
+    """Computes w [B, H, W] of the module's formula; its mean over each image is 1.
+
+    Args:
+      maps: [M, B, H, W] in [0, 1].
+      focus: f in [0, 1]; at 1 nothing outside of the mask moves.
+      mask: m as "hard", the meta features, or "soft", the least of the maps.
+
+    Raises:
+      ValueError: for another mask.
+    """
+    require("mask", mask, OneOf(FOCUS_MASKS))
+    chex.assert_rank(maps, 4)
+    m = split.split_maps(maps).meta.astype(maps.dtype) if mask == "hard" else maps.min(axis=0)
+    share = m.mean(axis=(1, 2), keepdims=True)
+    # The division is kept from 0 before the choice: of two branches both are computed.
+    return 1.0 - focus + focus * jnp.where(share > 0, m / jnp.where(share > 0, share, 1.0), 1.0)
+
+
+def focus_on_meta(
+    images: jax.Array, labels: jax.Array, auxiliaries: Sequence[Auxiliary], *, config: InvariantConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Looks at the plain images through all networks and computes w: constants, without a gradient.
+
+    Args:
+      images: [N, H, W, C] in the set's value space.
+      labels: [N] int.
+      auxiliaries: M frozen networks with spatial maps.
+      config: ``focus``, ``focus_mask``, ``cam`` and ``micro_batch`` count.
+
+    Returns:
+      w [N, H, W], and metrics: "focus_area" [], the share of pixels with w above 1, and "focus_largest" [], the
+      largest w.
+
+    Raises:
+      ValueError: see ``features.observe``.
+    """
+    # The plain images and not a view: the weights lie over the pixels that are trained.
+    images = parallel.divide(jax.lax.stop_gradient(images))
+
+    def look(part: tuple[jax.Array, jax.Array]) -> Any:
+        maps = features.stack_maps(auxiliaries, *part, config=config.cam)
+        return focus_weights(maps, focus=config.focus, mask=config.focus_mask)
+
+    w = jax.lax.stop_gradient(parts.map_parts(look, (images, labels), size=part_size(images, config, {})))
+    return w, {"focus_area": (w > 1).mean(), "focus_largest": w.max()}
+
+
+def weigh_gradient(images: jax.Array, weights: jax.Array) -> jax.Array:
+    """Returns ``images`` as they are, to the bit, whose gradient is multiplied by w on its way back.
+
+    Args:
+      images: [N, H, W, C].
+      weights: w [N, H, W]; constants.
+    """
+    return images + (weights - 1.0)[..., None] * (images - jax.lax.stop_gradient(images))
