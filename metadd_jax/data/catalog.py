@@ -69,6 +69,10 @@ CONSTANTS: dict[str, Constants] = {
     "tiny_imagenet_frepo": Constants((0.4759, 0.4481, 0.3926), (0.2763, 0.2687, 0.2813)),
     "imagenette_frepo": Constants((0.4626, 0.4588, 0.4251), (0.2790, 0.2745, 0.2973)),
     "imagewoof_frepo": Constants((0.4917, 0.4613, 0.3931), (0.2513, 0.2442, 0.2530)),
+    # RDED standardises every set by ImageNet's; CV-DD has CIFAR-10's of FRePo.
+    "cifar10_rded": _IMAGENET,
+    "cifar100_rded": _IMAGENET,
+    "cifar100_cvdd": Constants((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
 }
 
 TFDS_NAMES: dict[str, str] = {
@@ -81,6 +85,9 @@ TFDS_NAMES: dict[str, str] = {
     "tiny_imagenet_sre2l": "tiny_imagenet",
     "imagenette_frepo": "imagenette",
     "imagewoof_frepo": "imagewoof",
+    "cifar10_rded": "cifar10",
+    "cifar100_rded": "cifar100",
+    "cifar100_cvdd": "cifar100",
 }
 """The TensorFlow Datasets name of a set whose name here differs, or that it is a part of."""
 

@@ -8,7 +8,7 @@ import pathlib
 import stat
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -231,17 +231,35 @@ def _read_split(
 
 
 def _open(path: pathlib.Path, read: Callable[[PIL.Image.Image], _Answer]) -> _Answer:
-    """Opens a picture, reads it, and calls whatever Pillow raises by the picture's name."""
+    return open_picture(path, read, name=path)
+
+
+def open_picture(
+    source: pathlib.Path | IO[bytes], read: Callable[[PIL.Image.Image], _Answer], *, name: object
+) -> _Answer:
+    """Opens a picture, reads it, and calls whatever Pillow raises by the picture's name.
+
+    Args:
+      source: the file, or its bytes as a stream.
+      read: gives what is wanted of the opened picture.
+      name: what an error calls it.
+
+    Returns:
+      What ``read`` gives.
+
+    Raises:
+      ValueError: if it is unreadable, too large or not 8-bit.
+    """
     import PIL.Image
 
     try:
-        with PIL.Image.open(path) as picture:
+        with PIL.Image.open(source) as picture:
             return read(picture)
     except decoding.UnfitError as error:
-        raise ValueError(f"{path} {error}") from error
+        raise ValueError(f"{name} {error}") from error
     except (PIL.Image.DecompressionBombError, MemoryError) as error:
         raise ValueError(
-            f"{path} is larger than can be opened ({error or 'out of memory'}); make it smaller"
+            f"{name} is larger than can be opened ({error or 'out of memory'}); make it smaller"
         ) from error
     except (OSError, SyntaxError, ValueError, RecursionError) as error:  # What Pillow raises for damaged files.
-        raise ValueError(f"{path} is no readable picture ({error}); replace or remove it") from error
+        raise ValueError(f"{name} is no readable picture ({error}); replace or remove it") from error

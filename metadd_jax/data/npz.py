@@ -147,10 +147,25 @@ def _arrays(path: pathlib.Path, archive: zipfile.ZipFile) -> dict[str, np.ndarra
             stacklevel=5,
         )
     wanted += ["class_names"] if "class_names" in members else []
-    return {field: _array(path, archive, members[field], field) for field in wanted}
+    return {field: read_array(path, archive, members[field], field) for field in wanted}
 
 
-def _array(path: pathlib.Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, field: str) -> np.ndarray:
+def read_array(path: pathlib.Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, field: str) -> np.ndarray:
+    """Reads one array of an npz, once what its head claims is seen to be there and to fit.
+
+    Args:
+      path: the npz, for errors.
+      archive: the npz, opened.
+      info: the member.
+      field: what an error calls it.
+
+    Returns:
+      The array; never Python objects.
+
+    Raises:
+      ValueError: if it claims more than it holds or than fits into memory, or holds objects; of a damaged archive also
+        those of ``cache.UNREADABLE``.
+    """
     with archive.open(info) as stream:
         shape, dtype = files.array_head(stream)
     if dtype.hasobject:

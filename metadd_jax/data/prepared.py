@@ -97,22 +97,14 @@ def read(folder: pathlib.Path, *, classes: Sequence[int] = (), image_size: int |
       ValueError: if a library is missing, or the set has no such splits, is no image-classification set, has
         images of several sizes, or is damaged.
     """
-    try:
-        import PIL  # noqa: F401
-        import tensorflow_datasets as tfds
-
-        builder = tfds.builder_from_directory(folder)
-    except ImportError as error:
-        raise ValueError(f"cannot read {folder} ({error}); {_INSTALL}") from error
-    keys = _keys(builder, folder)
-    image, names = builder.info.features[keys[0]], builder.info.features[keys[1]].names
+    builder, keys, image, names = _open(folder)
     if classes and len(names) != catalog.IMAGENET_CLASSES:
         raise ValueError(
             f"{folder} has {len(names)} classes, not ImageNet's {catalog.IMAGENET_CLASSES}; prepare it again"
         )
     mode = "L" if image.shape[-1] == 1 else "RGB"
     # Decoded here, not by TFDS, which takes cv2 where it finds it and leaves a CMYK picture its four channels.
-    decoders = {keys[0]: tfds.decode.SkipDecoding()}
+    decoders = _undecoded(keys)
 
     def decode(split: str) -> tuple[np.ndarray, np.ndarray]:
         records = builder.as_data_source(split, decoders=decoders)
@@ -122,6 +114,47 @@ def read(folder: pathlib.Path, *, classes: Sequence[int] = (), image_size: int |
 
     train, test = decode("train"), decode(_test_split(builder, decoders, keys[1]))
     return RawSet(*train, *test, np.array([names[index] for index in classes] or names))
+
+
+def read_split(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Decodes one split of a prepared set, which need have no other.
+
+    Args:
+      folder: a prepared set.
+      split: its name.
+
+    Returns:
+      images [N, H, W, C] uint8, labels [N] int64, and the class names.
+
+    Raises:
+      ValueError: as ``read``.
+    """
+    builder, keys, image, names = _open(folder)
+    if split not in builder.info.splits:
+        raise ValueError(f"{folder} has the splits {', '.join(builder.info.splits)}, not {split}; prepare it again")
+    mode = "L" if image.shape[-1] == 1 else "RGB"
+    records = builder.as_data_source(split, decoders=_undecoded(keys))
+    images, labels = _decode(records, keys, folder, split, classes=(), mode=mode, image_size=None, progress=False)
+    return images, labels, list(names)
+
+
+def _open(folder: pathlib.Path) -> tuple[Any, Any, Any, Any]:
+    """The builder of a prepared set, what image and label are called in it, the image's feature and the class names."""
+    try:
+        import PIL  # noqa: F401
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(folder)
+    except ImportError as error:
+        raise ValueError(f"cannot read {folder} ({error}); {_INSTALL}") from error
+    keys = _keys(builder, folder)
+    return builder, keys, builder.info.features[keys[0]], builder.info.features[keys[1]].names
+
+
+def _undecoded(keys: Any) -> dict[str, Any]:
+    import tensorflow_datasets as tfds
+
+    return {keys[0]: tfds.decode.SkipDecoding()}
 
 
 def _keys(builder: tfds.core.DatasetBuilder, folder: pathlib.Path) -> tuple[str, str]:

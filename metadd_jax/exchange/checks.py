@@ -96,6 +96,26 @@ def check_probabilities(source: object, soft: np.ndarray) -> None:
         raise ValueError(f"{source} has soft labels that are no probabilities; turn logits into softmax(logits)")
 
 
+def whole(source: object, labels: np.ndarray) -> np.ndarray:
+    """Reads labels as class numbers, never cut to fit: 2^32 is no class 0, and 0.5 neither.
+
+    Args:
+      source: what the error names.
+      labels: [N] of any type.
+
+    Returns:
+      [N] int32.
+
+    Raises:
+      ValueError: if they are no whole numbers in int32.
+    """
+    with np.errstate(invalid="ignore"):  # NaN is caught by the comparison
+        hard = labels.astype(np.int32)
+    if labels.dtype.kind not in "iuf" or not np.array_equal(labels, hard):
+        raise ValueError(f"{source} has labels that are no whole numbers in int32 ({labels.dtype}); give class indices")
+    return hard
+
+
 def check_whitening(source: object, shape: tuple[int, ...], metadata: dict[str, Any]) -> None:
     """Checks that a whitened set comes with what undoes the whitening.
 

@@ -63,7 +63,20 @@ def to_value_space(images: ArrayLike, metadata: dict[str, Any], dataset: structs
         for name, theirs, atol in (alike, ("std", arrays.std, 1e-4))
     ):
         return np.asarray(images, np.float32)
-    unit = to_pixels(images, metadata)
+    return from_pixels(to_pixels(images, metadata), dataset)
+
+
+def from_pixels(unit: np.ndarray, dataset: structs.Dataset) -> np.ndarray:
+    """Brings pixels into the value space of real data.
+
+    Args:
+      unit: [N, H, W, C] float, 0 black and 1 white.
+      dataset: the real data, of the same H, W and C; whitened or not.
+
+    Returns:
+      [N, H, W, C] float32.
+    """
+    arrays, white = dataset.train, dataset.whitening
     if white is None:
         return ((unit - np.asarray(arrays.mean)) / np.asarray(arrays.std)).astype(np.float32)
     flat = (unit.reshape(len(unit), -1) - white.mean) @ white.matrix
@@ -135,12 +148,7 @@ def export_png_folder(
     empty = directory.is_dir() and not any(directory.iterdir())
     if overwrite and not empty and os.path.lexists(directory):
         _refuse_changed(directory)
-    checks.check_set("the set", synthetic, metadata)
-    if synthetic.images.shape[-1] not in (1, 3):
-        raise ValueError(f"PNG files hold 1 or 3 channels, the set has {synthetic.images.shape[-1]}; export an npz")
-    unit = to_pixels(synthetic.images, metadata)
-    # Rounded, not cut off: astype alone would darken every pixel by half a level.
-    pixels = np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
+    pixels, clipped = to_eight_bits(synthetic, metadata)
     names = [_folder_name(label, name) for label, name in enumerate(metadata["class_names"])]
     with folder.whole_folder(directory, overwrite=overwrite or empty) as partial:
         for label, name in enumerate(names):
@@ -151,7 +159,28 @@ def export_png_folder(
                 picture.save(partial / name / f"{number:04d}.png")
         files.write_json(partial / "classes.json", dict(zip(names, metadata["class_names"], strict=True)))
         folder.seal(partial)
-    return share_outside(unit)
+    return clipped
+
+
+def to_eight_bits(synthetic: structs.SyntheticSet, metadata: dict[str, Any]) -> tuple[np.ndarray, float]:
+    """Makes of a set what pictures hold.
+
+    Args:
+      synthetic: the set, 1 or 3 channels.
+      metadata: see ``checks.check_set``.
+
+    Returns:
+      pixels, clipped: [N, H, W, C] uint8, and the share (0..1) of values further outside [0, 1] than rounding reaches.
+
+    Raises:
+      ValueError: if the set or its metadata are unfit, or no picture has as many channels.
+    """
+    checks.check_set("the set", synthetic, metadata)
+    if synthetic.images.shape[-1] not in (1, 3):
+        raise ValueError(f"PNG files hold 1 or 3 channels, the set has {synthetic.images.shape[-1]}; export an npz")
+    unit = to_pixels(synthetic.images, metadata)
+    # Rounded, not cut off: astype alone would darken every pixel by half a level.
+    return np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8), share_outside(unit)
 
 
 def _refuse_changed(directory: pathlib.Path) -> None:

@@ -11,6 +11,7 @@ import os
 import pathlib
 import pickle
 import types
+import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ import numpy as np
 
 from metadd_jax import files, structs
 from metadd_jax.exchange import checks
+
+_SMALL = 1 << 26  # bytes that a tensor may always take: one number repeated is a legitimate way to store few
 
 
 def export_torch(
@@ -122,17 +125,7 @@ def load_torch(
     synthetic = from_channels_first(file, to_numpy(images), labels, **fields)
     if "zca_inverse" in extra:
         height, width, channels = synthetic.images.shape[1:]
-        order = np.argsort(_channels_first_order((height, width, channels)))  # argsort inverts a permutation
-        zca_mean, zca_inverse = to_numpy(extra["zca_mean"]), to_numpy(extra["zca_inverse"])
-        if zca_mean.shape != order.shape or zca_inverse.shape != 2 * order.shape:
-            raise ValueError(
-                f"{file} has zca_inverse {zca_inverse.shape}, not ({order.size}, {order.size}); restore it"
-            )
-        metadata |= {
-            "value_space": "zca",
-            "zca_mean": zca_mean[order],
-            "zca_inverse": zca_inverse[np.ix_(order, order)],
-        }
+        metadata |= {"value_space": "zca", **whitening_from(file, extra, (height, width, channels))}
     checks.check_set(file, synthetic, metadata)
     return synthetic, metadata
 
@@ -165,7 +158,7 @@ def from_channels_first(
             raise ValueError(f"{source} has {len(images)} images and soft labels {soft.shape}; need [N, K]")
         soft = soft.astype(np.float32)
         checks.check_probabilities(source, soft)
-    hard = _whole(source, labels) if soft is None or labels.ndim == 1 else soft.argmax(axis=1).astype(np.int32)
+    hard = checks.whole(source, labels) if soft is None or labels.ndim == 1 else soft.argmax(axis=1).astype(np.int32)
     # Stable: within a class the images keep their order.
     order = np.argsort(hard, kind="stable")
     return structs.SyntheticSet(
@@ -174,15 +167,6 @@ def from_channels_first(
         soft_labels=None if soft is None else jnp.asarray(soft[order]),
         learning_rate=None if learning_rate is None else jnp.asarray(learning_rate, jnp.float32),
     )
-
-
-def _whole(source: object, labels: np.ndarray) -> np.ndarray:
-    """Labels [N] as int32, never cut to fit: 2^32 is no class 0, and 0.5 neither."""
-    with np.errstate(invalid="ignore"):  # NaN is caught by the comparison
-        hard = labels.astype(np.int32)
-    if labels.dtype.kind not in "iuf" or not np.array_equal(labels, hard):
-        raise ValueError(f"{source} has labels that are no whole numbers in int32 ({labels.dtype}); give class indices")
-    return hard
 
 
 def _check_said(file: pathlib.Path, content: dict[str, Any], metadata: dict[str, Any]) -> None:
@@ -200,6 +184,27 @@ def _check_said(file: pathlib.Path, content: dict[str, Any], metadata: dict[str,
 def _channels_first_order(shape: tuple[int, int, int]) -> np.ndarray:
     """Where each number of a flattened [C, H, W] image stands in the flattened [H, W, C] image of ``shape``."""
     return np.arange(np.prod(shape)).reshape(shape).transpose(2, 0, 1).ravel()
+
+
+def whitening_from(source: object, content: dict[str, Any], shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    """Reads the transform that ``export_torch`` keeps with a whitened set.
+
+    Args:
+      source: what the error names.
+      content: the file's dictionary, with ``zca_mean`` [D] and ``zca_inverse`` [D, D] for a flattened [C, H, W] image.
+      shape: (H, W, C).
+
+    Returns:
+      Both for a flattened [H, W, C] image.
+
+    Raises:
+      ValueError: if they are of another size.
+    """
+    order = np.argsort(_channels_first_order(shape))  # argsort inverts a permutation
+    zca_mean, zca_inverse = to_numpy(content["zca_mean"]), to_numpy(content["zca_inverse"])
+    if zca_mean.shape != order.shape or zca_inverse.shape != 2 * order.shape:
+        raise ValueError(f"{source} has zca_inverse {zca_inverse.shape}, not ({order.size}, {order.size}); restore it")
+    return {"zca_mean": zca_mean[order], "zca_inverse": zca_inverse[np.ix_(order, order)]}
 
 
 def _is_ours(file: pathlib.Path) -> bool:
@@ -225,10 +230,11 @@ def read(file: pathlib.Path) -> Any:
     torch = require_torch()
     if not file.is_file():
         raise ValueError(f"no file at {file}; check the path")
+    _refuse_packed(file)
     try:
         # weights_only: a pickle from the net may run any code; NumPy's numbers, which DC's files hold, are let through.
-        with torch.serialization.safe_globals(_numbers()):
-            return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([*_numbers(), torch.utils.data.TensorDataset]):
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -238,6 +244,35 @@ def read(file: pathlib.Path) -> Any:
     except (RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{file} is not a readable PyTorch file ({reason}); restore it") from error
+    try:
+        _refuse_claims(file, content, max(file.stat().st_size, _SMALL))
+    except RecursionError as error:  # a list may hold itself
+        raise ValueError(f"{file} nests its content without end; restore it") from error
+    return content
+
+
+def _refuse_packed(file: pathlib.Path) -> None:
+    """Refuses an archive whose members unpack to more than the file holds: PyTorch stores them as they are."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            claimed = sum(info.file_size for info in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return  # an older PyTorch's file, or none: torch.load tells
+    if claimed > file.stat().st_size:
+        raise ValueError(f"{file} claims {claimed:,} bytes and holds {file.stat().st_size:,}; PyTorch packs nothing")
+
+
+def _refuse_claims(file: pathlib.Path, content: Any, limit: int) -> None:
+    """Refuses tensors that are larger than the file: one number may stand for terabytes until it is copied."""
+    if isinstance(content, require_torch().utils.data.TensorDataset):
+        content = getattr(content, "tensors", ())
+    if isinstance(content, dict):
+        content = list(content.values())
+    if isinstance(content, list | tuple):
+        for value in content:
+            _refuse_claims(file, value, limit)
+    elif isinstance(content, require_torch().Tensor) and content.numel() * content.element_size() > limit:
+        raise ValueError(f"{file} claims a tensor {tuple(content.shape)}, larger than the file; restore it")
 
 
 def _numbers() -> list[Any]:

@@ -1,6 +1,7 @@
 """Folders of bare PyTorch tensors, as the peers' programs read them: those of MTT's line, and IDC's packed images.
 
-MTT, TESLA, DATM: ``images_best.pt`` [N, C, H, W] in training space, ``labels_best.pt``, ``lr_best.pt``.
+MTT, TESLA, DATM: ``images_best.pt`` [N, C, H, W] in training space, ``labels_best.pt``, ``lr_best.pt``; DD-Ranking the
+same without ``_best``.
 IDC, NCFM: ``data.pt``, a list of packed images [n, C, H, W] in [0, 1] and their labels [n].
 A bare tensor says nothing of itself, so ``facts.json`` lies beside them. torch is optional.
 """
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from metadd_jax import files, structs
+from metadd_jax import files, ranges, structs
 from metadd_jax.exchange import checks, pixels, pytorch
 from metadd_jax.storage import folder
 
+_SUFFIX = {"mtt": "_best", "ddranking": ""}
 _LEAST = float(np.finfo(np.float32).tiny)  # of a probability, so that its logarithm is a number
 
 
@@ -27,9 +29,10 @@ def export_tensors(
     synthetic: structs.SyntheticSet,
     metadata: dict[str, Any],
     *,
+    names: str = "mtt",
     overwrite: bool = False,
 ) -> None:
-    """Writes the folder that MTT's and DATM's evaluations read, whole or not at all.
+    """Writes the folder that MTT's and DATM's evaluations read, or DD-Ranking's, whole or not at all.
 
     Soft labels are written as logits: whoever reads them takes a softmax (temperature 1), which of probabilities would
     be flat. They are the logarithms of the probabilities, which are the trained logits but for a number an image.
@@ -38,12 +41,15 @@ def export_tensors(
       directory: the folder to make.
       synthetic: the set. Without a learned step size there is no ``lr_best.pt``.
       metadata: see ``checks.check_set``; it goes into ``facts.json``.
+      names: "mtt" (``images_best.pt``, ``labels_best.pt``, ``lr_best.pt``) or "ddranking" (``images.pt`` and so on).
       overwrite: replace a folder that this function wrote.
 
     Raises:
       ValueError: if torch is missing, the folder exists, or the set is unfit.
     """
     torch = pytorch.require_torch()
+    ranges.require("names", names, ranges.OneOf(tuple(_SUFFIX)))
+    suffix = _SUFFIX[names]
     checks.check_set("the set", synthetic, metadata)
     labels = np.asarray(synthetic.labels, np.int64)
     if synthetic.soft_labels is not None:
@@ -51,12 +57,46 @@ def export_tensors(
     facts = {name: value for name, value in metadata.items() if not name.startswith("zca_")}
     kind = "classes" if synthetic.soft_labels is None else "logits, temperature 1"
     with folder.whole_folder(directory, overwrite=overwrite) as partial:
-        torch.save(_channels_first(torch, synthetic.images), partial / "images_best.pt")
-        torch.save(torch.tensor(labels), partial / "labels_best.pt")
+        torch.save(_channels_first(torch, synthetic.images), partial / f"images{suffix}.pt")
+        torch.save(torch.tensor(labels), partial / f"labels{suffix}.pt")
         if synthetic.learning_rate is not None:
-            torch.save(torch.tensor(float(synthetic.learning_rate)), partial / "lr_best.pt")
+            torch.save(torch.tensor(float(synthetic.learning_rate)), partial / f"lr{suffix}.pt")
         files.write_json(partial / "facts.json", files.plain(facts | {"labels": kind}))
         folder.seal(partial)
+
+
+def export_tensor_dataset(
+    file: str | os.PathLike, synthetic: structs.SyntheticSet, metadata: dict[str, Any], *, overwrite: bool = False
+) -> None:
+    """Writes a ``torch.utils.data.TensorDataset`` of images [N, C, H, W] float32 and labels, for a ``DataLoader``.
+
+    Args:
+      file: the ``.pt`` to write. ``torch.load`` takes it, without running anything else, where
+        ``torch.serialization.add_safe_globals([TensorDataset])`` was called.
+      synthetic: the set; labels are [N] int64, or [N, K] probabilities of a set with soft ones.
+      metadata: see ``checks.check_set``. A TensorDataset has no place for it: keep the set's JSON beside it.
+      overwrite: replace an existing file that holds a TensorDataset.
+
+    Raises:
+      ValueError: if torch is missing, a file exists that may not be replaced, or the set is unfit.
+    """
+    torch = pytorch.require_torch()
+    file = pathlib.Path(file).expanduser().absolute()
+
+    def is_ours(path: pathlib.Path) -> bool:
+        try:
+            return isinstance(pytorch.read(path), torch.utils.data.TensorDataset)
+        except ValueError:
+            return False
+
+    checks.refuse_existing(file, overwrite=overwrite, is_ours=is_ours)
+    checks.check_set("the set", synthetic, metadata)
+    labels = np.asarray(synthetic.labels, np.int64)
+    if synthetic.soft_labels is not None:
+        labels = np.asarray(synthetic.soft_labels, np.float32)
+    content = torch.utils.data.TensorDataset(_channels_first(torch, synthetic.images), torch.tensor(labels))
+    with files.atomic_path(file) as temporary:
+        torch.save(content, temporary)
 
 
 def export_packed(

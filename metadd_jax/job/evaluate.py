@@ -1,6 +1,7 @@
-"""Train networks from scratch on a distilled set and print their accuracy on the real test split.
+"""Train networks from scratch on a distilled set, ours or a peer's, and print their accuracy on the real test split.
 
 metadd evaluate runs/mnist5k/dm/seed0/synthetic.npz --networks vgg11:width=8 mlp
+metadd evaluate images_best.pt --dataset cifar10 --space zca --networks convnet
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import numpy as np
 
 import metadd_jax as mdd
 from metadd_jax import keys
-from metadd_jax.job import command, common, labels, parsing, plugins
+from metadd_jax.exchange import peer, peers
+from metadd_jax.job import command, common, judged, labels, parsing, plugins
 from metadd_jax.job.parsing import Mark
-from metadd_jax.ranges import OneOf, Whole
+from metadd_jax.ranges import OneOf, Real, Whole
 from metadd_jax.training import recipes
 
 
@@ -24,9 +26,21 @@ class EvaluateConfig:
     """Judge one distilled set across architectures.
 
     Attributes:
-      file: synthetic.npz, or the folder that holds it.
+      file: synthetic.npz, or the folder that holds it; or a peer's file or folder, with --dataset (docs/formats.md).
       networks: what to train on it.
+      format: of the file: "metadd", "dc" (DC, DSA, DM), "mtt" (MTT, TESLA, DATM), "ddranking", "idc" (IDC, NCFM),
+        "tensordataset", "images" (folders: SRe2L, RDED), "webdataset", "npz" (plain, KIP), "frepo" (FRePo, RCIG),
+        "safetensors", "tfds"; "auto" goes by what is there.
+      space: how the numbers of a peer's file are scaled, where it does not say: "pixels" in [0, 1], "standardised" by
+        the constants of --dataset ("standardised:imagenet": by those of another), or "zca" (MTT's whitening).
+      factor: how many cells a side each packed image of IDC's or NCFM's file holds.
+      set: of a file with several sets (DC's): "last", "all", or a number from 0 on.
+      file_labels: how a peer's labels [N, K] are read: "logits", "probabilities", or "hard" (the largest); default: as
+        its format says.
+      learning_rate: the step size learned with a peer's set, where no file beside it has it (MTT's is in its log).
+      image_size: side that the real images are brought to for a peer's set.
       dataset: other real data to judge on, of the same classes and constants; default: what the set was made from.
+        A peer's file does not say, so that it must be named.
       data_dir: where prepared TFDS data lies.
       cache_dir: where decoded images are kept (default: ~/.cache/metadd_jax).
       seeds: trainings of each network.
@@ -46,6 +60,13 @@ class EvaluateConfig:
 
     file: Annotated[str, Mark.POSITIONAL]
     networks: tuple[str, ...] = ("convnet:width=16", "lenet", "mlp")
+    format: Annotated[str, OneOf(("auto", "metadd", *peers.FORMATS))] = "auto"
+    space: str | None = None
+    factor: Annotated[int | None, Whole(1)] = None
+    set: str = "last"
+    file_labels: Annotated[str | None, OneOf(peer.LABELS)] = None
+    learning_rate: Annotated[float | None, Real(0, above=True)] = None
+    image_size: Annotated[int | None, Whole(1)] = None
     dataset: str | None = None
     data_dir: str | None = None
     cache_dir: str | None = None
@@ -77,18 +98,25 @@ def run(arguments: list[str], *, program: str = "metadd evaluate") -> None:
     train = recipes.EVALUATIONS[config.recipe]
     for words in (config.augmentation, config.pretrain_augmentation):
         mdd.training.dc_evaluation(1, augmentation="none" if words == "auto" else words)  # refuses what it cannot read
-    synthetic, metadata = common.load_set(config.file)
-    cache = common.open_cache(config.cache_dir)
+    source = judged.Source(
+        config.file, config.format, config.space, config.factor, config.set, config.file_labels, config.learning_rate,
+        config.image_size,
+    )  # fmt: skip
     # After the names and the words of the command: typos cost no loading.
-    dataset = common.real_data(metadata, name=config.dataset, data_dir=config.data_dir, cache_dir=config.cache_dir)
+    sets, dataset, lines = judged.load(
+        source, dataset=config.dataset, data_dir=config.data_dir, cache_dir=config.cache_dir
+    )
+    for line in lines:
+        print(line)
+    cache = common.open_cache(config.cache_dir)
     words = _tokens(config.augmentation, dataset)
     nets = common.networks(config.networks, dataset)
     guidance = None if config.kd is None else mdd.training.Guidance(common.networks((config.kd,), dataset)[0])
     teacher = labels.join(chosen, _teachers(config, chosen, dataset, cache))
     with command.bar(len(nets), "judge", "net") as progress:
-        rows = mdd.evaluation.cross_architecture(
+        tables = mdd.evaluation.cross_architecture(
             keys.root(0, "judge"),
-            synthetic,
+            sets,
             dataset,
             nets,
             seeds=config.seeds,
@@ -100,17 +128,19 @@ def run(arguments: list[str], *, program: str = "metadd evaluate") -> None:
         )
     print(
         f"{config.file}: recipe {config.recipe!r}, {config.epochs} epochs, augmentation {words}, labels "
-        f"{labels.told(chosen, teacher, {'': [synthetic]})}"
+        f"{labels.told(chosen, teacher, {'': sets})}"
         f"{f' and a guide ({guidance.net.label})' if guidance else ''}, {config.seeds} trainings, test split"
     )
-    for row in rows:
-        values = 100 * np.array(row.accuracies)
+    # Of several sets one row a network, over all trainings of all of them, as the DC family reports.
+    for rows in zip(*tables, strict=True):
+        values = 100 * np.array([accuracy for row in rows for accuracy in row.accuracies])
+        network = rows[0].network
         # A mean with a NaN in it says nothing, and one of the others would hide it.
         if not np.isfinite(values).all():
-            print(f"{row.network:<28} diverged ({int(np.isnan(values).sum())} of {len(values)} trainings)")
+            print(f"{network:<28} diverged ({int(np.isnan(values).sum())} of {len(values)} trainings)")
             continue
         spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-        print(f"{row.network:<28} {values.mean():5.1f}{spread}")
+        print(f"{network:<28} {values.mean():5.1f}{spread}")
 
 
 def _tokens(words: str, dataset: mdd.Dataset) -> mdd.augment.Augmentation:

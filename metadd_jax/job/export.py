@@ -1,12 +1,14 @@
-"""Hand a distilled set on: NumPy, PNG folders (ImageFolder layout), the DC family's .pt file, MTT's or IDC's tensors.
+"""Hand a distilled set on: NumPy, folders of pictures, the tensors of the peers' programs, archives of loaders.
 
 metadd export runs/mnist5k/dm/seed0 --format png --out exported
+metadd export runs/mnist5k/dm/seed0 --format ddranking --out judged
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from metadd_jax import exchange
@@ -14,7 +16,26 @@ from metadd_jax.job import common, parsing
 from metadd_jax.job.parsing import Mark
 from metadd_jax.ranges import OneOf
 
-_FORMATS = {".npz": "npz", ".pt": "torch", ".pth": "torch"}
+# What a file's name says; folders may have any.
+_SUFFIXES: dict[str, tuple[str, ...]] = {".npz": ("npz",), ".safetensors": ("safetensors",)}
+_SUFFIXES |= dict.fromkeys((".pt", ".pth"), ("torch", "tensordataset"))
+# Each returns the share of the values that 8 bits clip, or None where nothing is lost.
+_WRITERS: dict[str, Callable[..., float | None]] = {
+    "npz": exchange.export_npz,
+    "png": exchange.export_png_folder,
+    "torch": exchange.export_torch,
+    "mtt": exchange.export_tensors,
+    "ddranking": lambda *args, **options: exchange.export_tensors(*args, names="ddranking", **options),
+    "idc": exchange.export_packed,
+    "sre2l": lambda *args, **options: exchange.export_pictures(*args, style="sre2l", **options),
+    "rded": lambda *args, **options: exchange.export_pictures(*args, style="rded", **options),
+    "huggingface": lambda *args, **options: exchange.export_pictures(*args, style="huggingface", **options),
+    "webdataset": exchange.export_webdataset,
+    "tfds": exchange.export_array_record,
+    "frepo": exchange.export_regression,
+    "safetensors": exchange.export_safetensors,
+    "tensordataset": exchange.export_tensor_dataset,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,16 +44,18 @@ class ExportConfig:
 
     Attributes:
       file: synthetic.npz, or the folder that holds it.
-      out: file (npz, torch) or folder (png, mtt, idc) to write.
-      format: "npz" (float32, exact), "png" (8 bits: clips, the share is printed), or of PyTorch "torch" (DC, DSA, DM),
-        "mtt" (MTT, DATM: images_best.pt, labels_best.pt with soft labels as logits, lr_best.pt) or "idc" (a packed
-        set: data.pt, and decoded.pt in IDC's order).
+      out: file (npz, torch, tensordataset, safetensors) or folder (all others) to write.
+      format: exact: "npz", "safetensors", of PyTorch "torch" (DC, DSA, DM), "tensordataset", "mtt" (MTT, DATM:
+        images_best.pt, labels_best.pt with soft labels as logits, lr_best.pt), "ddranking" (images.pt, labels.pt,
+        lr.pt), "idc" (a packed set: data.pt, and decoded.pt in IDC's order), "frepo" (a Flax checkpoint of FRePo's and
+        RCIG's, KIP's npz). 8 bits, the share that is clipped is printed: "png", "huggingface" (imagefolder with a data
+        card), "webdataset" (tar), "tfds" (ArrayRecord), and as JPEG "sre2l" and "rded".
       overwrite: replace what is there.
     """
 
     file: Annotated[str, Mark.POSITIONAL]
     out: str
-    format: Annotated[str, OneOf(("npz", "png", "torch", "mtt", "idc"))] = "npz"
+    format: Annotated[str, OneOf(tuple(_WRITERS))] = "npz"
     overwrite: bool = False
 
 
@@ -45,22 +68,15 @@ def run(arguments: list[str], *, program: str = "metadd export") -> None:
     """
     config = parsing.parse(ExportConfig, arguments, program=program, description=__doc__)
     # The name says what the user wants; an .npz called .pt would be refused by whoever opens it.
-    wanted = _FORMATS.get(pathlib.Path(config.out).suffix, config.format)
-    if wanted != config.format:
-        raise ValueError(f"--out {config.out} is the name of another format; add --format {wanted}, or rename it")
+    wanted = _SUFFIXES.get(pathlib.Path(config.out).suffix, (config.format,))
+    if config.format not in wanted:
+        raise ValueError(f"--out {config.out} is the name of another format; add --format {wanted[0]}, or rename it")
     synthetic, metadata = common.load_set(config.file)
-    note = ""
-    if config.format == "png":
-        clipped = exchange.export_png_folder(config.out, synthetic, metadata, overwrite=config.overwrite)
-        note = f"; 8 bits clipped {100 * clipped:.1f} % of the values"
-    elif config.format == "mtt":
-        exchange.export_tensors(config.out, synthetic, metadata, overwrite=config.overwrite)
-    elif config.format == "idc":
-        stored = _packed(pathlib.Path(config.file))
-        exchange.export_packed(config.out, stored, synthetic, metadata, overwrite=config.overwrite)
-    else:
-        write = exchange.export_npz if config.format == "npz" else exchange.export_torch
-        write(config.out, synthetic, metadata, overwrite=config.overwrite)
+    stored = [_packed(pathlib.Path(config.file))] if config.format == "idc" else []
+    clipped = _WRITERS[config.format](config.out, *stored, synthetic, metadata, overwrite=config.overwrite)
+    note = "" if clipped is None else f"; 8 bits clipped {100 * clipped:.1f} % of the values"
+    if clipped is not None and (synthetic.soft_labels is not None or synthetic.learning_rate is not None):
+        note += ", and pictures hold neither soft labels nor a step size"
     print(f"wrote {config.out}{note}")
 
 

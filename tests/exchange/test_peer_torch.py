@@ -1,0 +1,241 @@
+"""Files as the programs of DC's, MTT's and IDC's lines and DD-Ranking's users write them, by torch.save alone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from peer_data import LABELS, MEAN, NAMES, ORDER, STD, images, ours, real
+
+from metadd_jax import exchange
+
+torch = pytest.importorskip("torch")
+
+
+def save(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(torch.tensor(value) if isinstance(value, np.ndarray) else value, path)
+    return path
+
+
+def settle(place, **options):
+    (peer,) = exchange.load_peer(place)
+    return exchange.settle(peer, real(whitened=options.get("space") == "zca"), **options)
+
+
+def test_each_run_of_a_file_of_dc_is_a_set(tmp_path):
+    runs = [images(), images()]
+    data = [[torch.tensor(run), torch.tensor(LABELS)] for run in runs]
+    accuracies = {"ConvNet": [np.float64(0.5)] * 3}
+    save(tmp_path / "res_DM_X_ConvNet_2ipc.pt", {"data": data, "accs_all_exps": accuracies})
+    peers = exchange.load_peer(tmp_path / "res_DM_X_ConvNet_2ipc.pt")
+    assert [peer.format for peer in peers] == ["dc", "dc"]
+    for peer, run in zip(peers, runs, strict=True):
+        synthetic, facts = exchange.settle(peer, real(), space="standardised")
+        np.testing.assert_array_equal(synthetic.images, ours(run))
+        np.testing.assert_array_equal(synthetic.labels, LABELS[ORDER])
+        assert facts["constants"] == "caller" and facts["value_space"] == "standardised"
+
+
+def test_the_one_pair_of_datadam_is_a_set(tmp_path):
+    one = images()
+    save(tmp_path / "syn_data.pt", {"data": [torch.tensor(one), torch.tensor(LABELS)]})
+    synthetic, _ = settle(tmp_path / "syn_data.pt", space="standardised")
+    np.testing.assert_array_equal(synthetic.images, ours(one))
+
+
+def test_nobody_guesses_the_value_space(tmp_path):
+    save(tmp_path / "images_best.pt", images())
+    save(tmp_path / "labels_best.pt", LABELS)
+    with pytest.raises(
+        ValueError, match=r"does not say how its numbers were scaled .*--space standardised, zca or pix"
+    ):
+        settle(tmp_path / "images_best.pt")
+    with pytest.raises(ValueError, match="--space normal is unknown; use pixels, standardised, zca"):
+        settle(tmp_path / "images_best.pt", space="normal")
+
+
+@pytest.mark.parametrize("space", ["standardised", "zca"])
+def test_mtts_tensors_are_taken_as_they_are_in_training_space(tmp_path, space):
+    one = images()
+    save(tmp_path / "images_best.pt", torch.tensor(one, requires_grad=True))
+    save(tmp_path / "labels_best.pt", LABELS)
+    synthetic, facts = settle(tmp_path, space=space)
+    np.testing.assert_array_equal(synthetic.images, ours(one))
+    assert facts["value_space"] == space and synthetic.learning_rate is None
+    assert ("zca_inverse" in facts) == (space == "zca")
+    told, _ = settle(tmp_path, space=space, learning_rate=0.03)
+    assert float(told.learning_rate) == pytest.approx(0.03)
+
+
+def test_pixels_are_standardised_by_the_data(tmp_path):
+    """The same pixels by NumPy alone: as they are, and from the constants of ImageNet."""
+    unit = np.random.default_rng(3).uniform(size=(6, 3, 4, 6)).astype(np.float32)
+    wanted = (ours(unit) - np.array(MEAN)) / np.array(STD)
+    save(tmp_path / "labels_best.pt", LABELS)
+    save(tmp_path / "images_best.pt", unit)
+    np.testing.assert_allclose(settle(tmp_path, space="pixels")[0].images, wanted, rtol=1e-5, atol=1e-6)
+    imagenet = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)[..., None, None]
+    save(tmp_path / "images_best.pt", (unit - imagenet[0]) / imagenet[1])
+    synthetic, _ = settle(tmp_path, space="standardised:imagenet")
+    np.testing.assert_allclose(synthetic.images, wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="--space standardised:imagenett is unknown"):
+        settle(tmp_path, space="standardised:imagenett")
+
+
+def test_what_mtt_turns_back_from_whitening_is_pixels(tmp_path):
+    unit = np.random.default_rng(3).uniform(size=(6, 3, 4, 6)).astype(np.float32)
+    save(tmp_path / "images_zca_5000.pt", unit)
+    save(tmp_path / "labels_5000.pt", LABELS)
+    (peer,) = exchange.load_peer(tmp_path / "images_zca_5000.pt")
+    assert peer.space == "pixels" and "turned back into pixels" in peer.notes[0]
+    synthetic, _ = exchange.settle(peer, real())
+    np.testing.assert_allclose(synthetic.images, (ours(unit) - MEAN) / STD, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"holds pixels in \[0, 1\] by its format, not zca; leave --space out"):
+        settle(tmp_path / "images_zca_5000.pt", space="zca")
+
+
+def test_datms_logits_and_step_size_come_with_their_images(tmp_path):
+    logits = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32) * 3
+    one = images()
+    save(tmp_path / "images_best.pt", one)
+    save(tmp_path / "labels_best.pt", logits)
+    save(tmp_path / "lr_best.pt", torch.tensor(0.0163))
+    synthetic, _ = settle(tmp_path, space="zca")
+    wanted = torch.softmax(torch.tensor(logits), dim=1).numpy()
+    order = np.argsort(logits.argmax(axis=1), kind="stable")
+    np.testing.assert_allclose(synthetic.soft_labels, wanted[order], rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(synthetic.images, np.moveaxis(one, 1, -1)[order])
+    assert float(synthetic.learning_rate) == pytest.approx(0.0163)
+    hard, _ = settle(tmp_path, space="zca", labels="hard")
+    assert hard.soft_labels is None and hard.labels.tolist() == logits.argmax(axis=1)[order].tolist()
+
+
+def test_teslas_probabilities_are_not_flattened(tmp_path):
+    soft = np.random.default_rng(1).dirichlet([1, 1, 1], 6).astype(np.float32)
+    save(tmp_path / "images_best.pt", images())
+    save(tmp_path / "labels_best.pt", soft)
+    synthetic, _ = settle(tmp_path, space="standardised")
+    np.testing.assert_allclose(synthetic.soft_labels, soft[np.argsort(soft.argmax(1), kind="stable")], atol=1e-6)
+    # DD-Ranking takes a softmax of whatever is stored.
+    for name in ("images", "labels"):
+        (tmp_path / f"{name}_best.pt").rename(tmp_path / f"{name}.pt")
+    synthetic, _ = settle(tmp_path, space="standardised")
+    flat = torch.softmax(torch.tensor(soft), dim=1).numpy()
+    np.testing.assert_allclose(synthetic.soft_labels, flat[np.argsort(flat.argmax(1), kind="stable")], atol=1e-6)
+
+
+def test_a_set_published_in_parts_is_one_set(tmp_path):
+    one = images()
+    for part in range(3):
+        save(tmp_path / f"images_best_{part}.pt", one[2 * part : 2 * part + 2])
+    save(tmp_path / "labels_best.pt", LABELS)
+    synthetic, _ = settle(tmp_path, space="standardised")
+    np.testing.assert_array_equal(synthetic.images, ours(one))
+
+
+def test_idcs_packed_set_is_told_and_ours_says_its_factor(tmp_path):
+    save(tmp_path / "data.pt", [torch.rand(3, 3, 4, 6), torch.tensor([0, 1, 2])])
+    (peer,) = exchange.load_peer(tmp_path / "data.pt")
+    assert (peer.format, peer.packed, peer.factor, peer.space) == ("idc", True, None, "pixels")
+    (tmp_path / "facts.json").write_text('{"value_space": "standardised", "images_of_a_stored_one": 4}')
+    (peer,) = exchange.load_peer(tmp_path)
+    assert peer.factor == 2
+
+
+def test_a_tensor_dataset_is_read(tmp_path):
+    one = images()
+    save(tmp_path / "set.pt", torch.utils.data.TensorDataset(torch.tensor(one), torch.tensor(LABELS)))
+    synthetic, _ = settle(tmp_path / "set.pt", space="standardised")
+    np.testing.assert_array_equal(synthetic.images, ours(one))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"model": {"conv.weight": torch.zeros(3)}}, "looks like the weights of a network"),
+        ({"module.conv.weight": torch.zeros(3)}, "looks like the weights of a network"),
+        ([[[torch.zeros(3)]]], "MTT's replay buffer"),
+        ([torch.zeros(2, 4), [True], None, 0.5, None, torch.zeros(2, 3)], "a batch of SRe2L's stored labels"),
+        ({"data": 3}, "no data list"),
+        ({"data": [[torch.zeros(2, 3, 4, 6)]]}, "no data list"),
+        ({"data": [[torch.zeros(2, 3, 4, 6), torch.zeros(3)]]}, r"images \(2, 3, 4, 6\) and labels \(3,\)"),
+        ([torch.zeros(2, 3, 4, 6)], "images without labels"),
+        ({"data": [[torch.zeros(1, 1, 1, 1).expand(9000, 3, 64, 64), torch.zeros(9000)]]}, "claims a tensor"),
+        (3, "a int; give the file"),
+    ],
+)
+def test_what_is_no_set_is_told_in_one_line(tmp_path, content, words):
+    save(tmp_path / "file.pt", content)
+    with pytest.raises(ValueError, match=words) as told:
+        exchange.load_peer(tmp_path / "file.pt")
+    assert "\n" not in str(told.value)
+
+
+def test_the_wrong_format_is_refused_by_the_right_one(tmp_path):
+    save(tmp_path / "images_best.pt", images())
+    save(tmp_path / "labels_best.pt", LABELS)
+    for format, words in {"dc": "format mtt, not dc", "images": "PyTorch file, not images"}.items():
+        with pytest.raises(ValueError, match=words):
+            exchange.load_peer(tmp_path / "images_best.pt", format=format)
+    with pytest.raises(ValueError, match="format='kip'"):
+        exchange.load_peer(tmp_path / "images_best.pt", format="kip")
+    (tmp_path / "labels_best.pt").unlink()
+    with pytest.raises(ValueError, match=r"no file at .*labels_best\.pt"):
+        exchange.load_peer(tmp_path)
+
+
+def test_other_images_or_classes_than_the_datas_are_refused(tmp_path):
+    save(tmp_path / "images_best.pt", images()[:, :, :, :5])
+    save(tmp_path / "labels_best.pt", LABELS)
+    with pytest.raises(ValueError, match=r"holds images \(4, 5, 3\), but pets has \(4, 6, 3\)"):
+        settle(tmp_path, space="standardised")
+    save(tmp_path / "images_best.pt", images())
+    save(tmp_path / "labels_best.pt", LABELS + 1)
+    with pytest.raises(ValueError, match="labels 1 to 3 but 3 class names"):
+        settle(tmp_path, space="standardised")
+    save(tmp_path / "labels_best.pt", np.zeros((6, 4), np.float32))
+    with pytest.raises(ValueError, match="labels of 4 classes, but pets has 3"):
+        settle(tmp_path, space="standardised")
+
+
+def test_an_archive_that_unpacks_to_more_than_it_holds_is_refused(tmp_path):
+    import zipfile
+
+    save(tmp_path / "set.pt", {"data": [[torch.zeros(100, 3, 32, 32), torch.zeros(100)]]})
+    with (
+        zipfile.ZipFile(tmp_path / "set.pt") as archive,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for info in archive.infolist():
+            bomb.writestr(info.filename, archive.read(info))
+    with pytest.raises(ValueError, match=r"bomb\.pt claims 1,2\d\d,\d\d\d bytes and holds"):
+        exchange.load_peer(tmp_path / "bomb.pt")
+
+
+@pytest.mark.parametrize("whitened", [False, True])
+def test_our_files_for_the_peers_say_themselves_what_they_are(tmp_path, whitened):
+    data = real(whitened=whitened)
+    soft = np.eye(3, dtype=np.float32) * 0.9 + 0.1 / 3 if whitened else None
+    rng = np.random.default_rng(5)
+    made = exchange.settle(
+        exchange.Peer(
+            source=tmp_path, format="npz", images=rng.normal(size=(3, 4, 6, 3)).astype(np.float32), labels=np.arange(3)
+        ),
+        data,
+        space="zca" if whitened else "standardised",
+        learning_rate=0.02,
+    )[0]
+    made = dataclasses.replace(made, soft_labels=soft)
+    facts = {**exchange.value_space(data), "class_names": NAMES}
+    exchange.export_torch(tmp_path / "dc.pt", made, facts)
+    exchange.export_tensors(tmp_path / "mtt", made, facts)
+    exchange.export_tensors(tmp_path / "ddr", made, facts, names="ddranking")
+    assert {file.name for file in (tmp_path / "ddr").glob("*.pt")} == {"images.pt", "labels.pt", "lr.pt"}
+    for place in ("dc.pt", "mtt", "ddr"):
+        (peer,) = exchange.load_peer(tmp_path / place)
+        again, said = exchange.settle(peer, data)  # nobody has to say the value space
+        np.testing.assert_array_equal(again.images, made.images)
+        assert float(again.learning_rate) == pytest.approx(0.02)
+        if whitened:
+            np.testing.assert_allclose(again.soft_labels, made.soft_labels, rtol=1e-5, atol=1e-7)
+        assert exchange.check_belongs(said, data) is None
