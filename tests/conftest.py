@@ -1,5 +1,6 @@
 """Four CPU devices and quick compilation for every test; helpers that several test files share."""
 
+import gc
 import os
 
 import jax
@@ -15,6 +16,9 @@ if jax.__version_info__ < (0, 12):  # XLA ends the process at a flag that it doe
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
 jax.config.update("jax_num_cpu_devices", 4)
+# Tracing makes millions of small objects, among which there is little garbage, and notes where each operation was said.
+gc.set_threshold(200_000, 50, 100)
+jax.config.update("jax_traceback_in_locations_limit", 0)
 
 
 @pytest.fixture

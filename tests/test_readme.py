@@ -13,7 +13,9 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize("edit", ["as it stands", "another network, without MetaDD"])
+@pytest.mark.parametrize(
+    "edit", ["as it stands", pytest.param("another network, without MetaDD", marks=pytest.mark.slow)]
+)
 def test_the_example(edit, cache, monkeypatch):
     monkeypatch.setenv("METADD_CACHE", str(cache))
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
