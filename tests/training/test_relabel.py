@@ -89,6 +89,13 @@ def test_the_divergence_in_numbers():
         relabel.divergence(jnp.zeros((1, 3)), jnp.zeros((1, 2)), 1.0)
 
 
+@pytest.mark.parametrize(("temperature", "expected"), [(20.0, 0.00255924), (1.0, 0.912983)])
+def test_the_divergence_is_that_of_rdeds_vectors(temperature, expected):
+    """newer_methods.md 12.1: batchmean without T squared; with it the first is 1.023696."""
+    teacher, student = jnp.array([[2.0, 0.0, -1.0]]), jnp.array([[0.0, 1.0, 0.0]])
+    np.testing.assert_allclose(relabel.divergence(teacher, student, temperature), [expected], rtol=2e-5)
+
+
 def test_training_follows_the_teacher_and_not_the_labels():
     params = fit(PLAIN)
     assert_close(params, by_hand([IMAGES] * 3, 2.0, 0.5))
