@@ -41,6 +41,7 @@ def penalise(
     subset: int | None = None,
     micro_batch: int | None = None,
     checkpoint: bool = False,
+    drawn: int | None = None,
     project: str = "none",
     focus: float = 0.0,
     focus_mask: str = "hard",
@@ -64,6 +65,7 @@ def penalise(
       subset: number of images looked at per step (random, unbiased); None for all.
       micro_batch: most images that pass the networks at once; None for all, on a CPU for 10.
       checkpoint: compute the networks' forward passes again for the gradient: less memory, more time.
+      drawn: how many of the networks look at a step, drawn anew; None for all of them.
       project: take out of the added gradient what points against the base method's: "none", "set" (over the whole set)
         or "image" (image by image); see ``conflict``.
       focus: how far the base method's own gradient is weighed by where all networks look, 0 to 1; see
@@ -81,8 +83,8 @@ def penalise(
     """
     config = invariant.InvariantConfig(
         ai=0.0, pos=0.0, var=0.0, weighting=weighting, cap=cap, calibration_steps=calibration_steps, views=views,
-        cam=cam, subset=subset, micro_batch=micro_batch, checkpoint=checkpoint, project=project,
-        focus=focus, focus_mask=focus_mask,
+        cam=cam, subset=subset, micro_batch=micro_batch, checkpoint=checkpoint, drawn=drawn,
+        project=project, focus=focus, focus_mask=focus_mask,
     )  # fmt: skip
     return penalise_by(base, auxiliaries, terms, config, reference=reference, name=name)
 
@@ -137,7 +139,7 @@ def penalise_by(
             strengths[term.name] = strength
     known = {term: known[term] for term in strengths}
     # Now, and not at the first trace after long training.
-    invariant.check_networks(known, auxiliaries, reference, cam=config.cam)
+    invariant.check_networks(known, auxiliaries, reference, config=config)
     for one in auxiliaries if config.focus else ():
         features.map_kind(one.net, config.cam)  # refuses a network without maps
 

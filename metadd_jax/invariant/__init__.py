@@ -3,7 +3,8 @@
 from metadd_jax.invariant.controls import CONTROLS
 from metadd_jax.invariant.equipment import equip, stand_in
 from metadd_jax.invariant.focus import focus_on_meta, focus_weights, weigh_gradient
-from metadd_jax.invariant.loss import check_networks, invariant_loss, invariant_terms, look
+from metadd_jax.invariant.looking import check_networks, draw_networks, look
+from metadd_jax.invariant.loss import invariant_loss, invariant_terms
 from metadd_jax.invariant.settings import FOCUS_MASKS, PROJECT, WEIGHTING, InvariantConfig
 from metadd_jax.invariant.terms import (
     POSITIVITY,
@@ -37,6 +38,7 @@ __all__ = [
     "check_networks",
     "cross_entropy",
     "divergence",
+    "draw_networks",
     "equip",
     "focus_on_meta",
     "focus_weights",

@@ -17,18 +17,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from metadd_jax import augment, features, keys, parallel, parts, split
-from metadd_jax.invariant.equipment import map_way
+from metadd_jax import augment, keys, parallel, parts, split
+from metadd_jax.invariant.looking import check_networks, draw_networks, look
 from metadd_jax.invariant.settings import InvariantConfig
 from metadd_jax.invariant.terms import Seen, Term
 from metadd_jax.structs import Auxiliary
 
 _CPU_PART = 10
-_EQUIPMENT = {
-    "real": "the real embeddings",
-    "untrained": "the random weights",
-    "real_maps": "the mean maps of real images (by the cam of the loss)",
-}
 
 
 def invariant_loss(
@@ -68,11 +63,11 @@ def invariant_loss(
     terms = config.terms if terms is None else terms
     w = config.strengths if weights is None else weights
     check_weights(terms, w)
-    check_networks(terms, auxiliaries, reference, cam=config.cam)
+    check_networks(terms, auxiliaries, reference, config=config)
 
     def weighted_sum(images: jax.Array, items: tuple, shares: jax.Array, w: dict, networks: tuple) -> tuple:
-        labels, draws = items
-        seen = look(images, labels, *networks, terms=terms, config=config, draws=draws)
+        (labels, draws), (auxiliaries, reference, drawn) = items, networks
+        seen = look(images, labels, auxiliaries, reference, terms=terms, config=config, draws=draws, drawn=drawn)
         L, facts = values_of(terms, seen)  # {t: L_t of each image [B]}
         # Each image has its share of the mean, 1 / B, so that the images can pass the networks in parts.
         loss = sum((w[t] * (L[t] @ shares) for t in terms), start=jnp.zeros(()))
@@ -81,7 +76,7 @@ def invariant_loss(
     images, labels = shared_view(key, images, labels, config)
     w = {t: jnp.asarray(w[t], jnp.float32) for t in terms}
     # An argument of the parts and not closed over: there the engine makes constants of the networks.
-    networks = (tuple(auxiliaries), reference)
+    networks = (tuple(auxiliaries), reference, draw_networks(key, len(auxiliaries), config))
     items, size = (labels, _draws(key, labels, terms)), part_size(images, config, terms)
     (loss,), facts = parts.means(weighted_sum, images, items, w, networks, size=size)
     return loss, _metrics(facts)
@@ -117,69 +112,21 @@ def invariant_terms(
     chex.assert_rank([images, labels], [4, 1])
     config = config or InvariantConfig()
     terms = config.terms if terms is None else terms
-    check_networks(terms, auxiliaries, reference, cam=config.cam)
+    check_networks(terms, auxiliaries, reference, config=config)
 
     def one_by_one(images: jax.Array, items: tuple, shares: jax.Array, _: Any, networks: tuple) -> tuple:
-        labels, draws = items
-        seen = look(images, labels, *networks, terms=terms, config=config, draws=draws)
+        (labels, draws), (auxiliaries, reference, drawn) = items, networks
+        seen = look(images, labels, auxiliaries, reference, terms=terms, config=config, draws=draws, drawn=drawn)
         L, facts = values_of(terms, seen)
         return jnp.stack([L[t] @ shares for t in terms]) if terms else jnp.zeros(0), facts
 
     images, labels = shared_view(key, images, labels, config)
-    networks = (tuple(auxiliaries), reference)
+    networks = (tuple(auxiliaries), reference, draw_networks(key, len(auxiliaries), config))
     items, size = (labels, _draws(key, labels, terms)), part_size(images, config, terms)
     means, facts = parts.means(one_by_one, images, items, (), networks, size=size)
     # The means are the terms themselves here, and those have gradients.
     own = {name: fact for name, fact in _metrics(facts).items() if name.removeprefix("loss_") not in terms}
     return dict(zip(terms, means, strict=True)), own
-
-
-def check_networks(
-    terms: Mapping[str, Term],
-    auxiliaries: Sequence[Auxiliary],
-    reference: Auxiliary | None,
-    *,
-    cam: features.CamConfig | None = None,
-) -> None:
-    """Refuses networks that cannot serve the terms.
-
-    Args:
-      terms: the terms by name.
-      auxiliaries: the networks that shall look at the images.
-      reference: the main network, or None.
-      cam: how maps are made; None for the defaults.
-
-    Raises:
-      ValueError: what is no frozen network, no auxiliary, one where a term compares networks, or no reference where a
-        term needs it.
-    """
-    if not isinstance(auxiliaries, Sequence):
-        raise ValueError(f"auxiliaries is a {type(auxiliaries).__name__}; give a list of what features.freeze returns")
-    for one in auxiliaries if reference is None else (*auxiliaries, reference):
-        if not isinstance(one, Auxiliary):
-            raise ValueError(f"an auxiliary or reference is a {type(one).__name__}; give what features.freeze returns")
-    if not auxiliaries:
-        raise ValueError("the invariant loss needs at least 1 auxiliary network, got 0")
-    for word, how in _EQUIPMENT.items():
-        lacking = [one.net.name for one in auxiliaries if not _has(one, word, cam or features.CamConfig())]
-        asking = [name for name, term in terms.items() if word in (term.needs or ())]
-        if asking and lacking:
-            raise ValueError(
-                f"L_{asking[0]} needs {how} of {lacking[0]}; give what invariant.equip(auxiliaries, dataset, terms) "
-                "returns"
-            )
-    compare = [f"L_{name}" for name, term in terms.items() if term.compares]
-    if compare and len(auxiliaries) < 2:
-        raise ValueError(
-            f"{' and '.join(compare)} compare networks: give at least 2 auxiliaries, or leave out what compares "
-            "(strength 0)"
-        )
-    lonely = [name for name, term in terms.items() if "reference" in (term.needs or ())]
-    if lonely and reference is None:
-        off = "; or set kl=0" if lonely == ["ai"] else ""
-        raise ValueError(
-            f"L_{lonely[0]} needs reference=..., a frozen network of the backbone's architecture to compare with{off}"
-        )
 
 
 def check_weights(terms: Mapping[str, Term], weights: Mapping[str, Any]) -> None:
@@ -193,80 +140,6 @@ def check_weights(terms: Mapping[str, Term], weights: Mapping[str, Any]) -> None
             f"weights are for {', '.join(sorted(weights))}, but the terms in use are {', '.join(terms)} (strengths of "
             "the config above 0); give one weight for each"
         )
-
-
-def look(
-    images: jax.Array,
-    labels: jax.Array,
-    auxiliaries: Sequence[Auxiliary],
-    reference: Auxiliary | None,
-    *,
-    terms: Mapping[str, Term],
-    config: InvariantConfig,
-    draws: jax.Array | None = None,
-) -> Seen:
-    """Shows images to every network, and keeps what the terms need of it.
-
-    Args:
-      images: [B, H, W, C] in the set's value space.
-      labels: [B] int.
-      auxiliaries: M frozen networks.
-      reference: the frozen main network, or None.
-      terms: those that will read what is seen.
-      config: its ``cam`` and ``checkpoint`` count.
-      draws: [B] uint32, see ``Seen``.
-
-    Raises:
-      ValueError: see ``features.observe``.
-    """
-    asked = {need for term in terms.values() for need in term.needs or ()}
-    if any(term.needs is None for term in terms.values()):
-        # Whatever there is: a compiled program drops what its terms do not read.
-        asked |= {"reference", "maps"} if all(_has_map(one, config.cam) for one in auxiliaries) else {"reference"}
-        asked |= {word for word in _EQUIPMENT if all(_has(one, word, config.cam) for one in auxiliaries)}
-
-    def observe(auxiliary: Auxiliary, images: jax.Array) -> features.Sight:
-        return features.observe(auxiliary, images, labels, maps="maps" in asked, config=config.cam)
-
-    def observe_untrained(twin: Auxiliary, images: jax.Array) -> Any:
-        return features.observe(twin, images, labels, config=config.cam).maps
-
-    if config.checkpoint:  # one network at a time: its activations are made anew on the way back
-        observe, observe_untrained = jax.checkpoint(observe), jax.checkpoint(observe_untrained)
-    sights = [observe(auxiliary, images) for auxiliary in auxiliaries]
-    main = None
-    if reference is not None and "reference" in asked:
-        main = features.observe(reference, images, labels, maps=False).logits
-    return Seen(
-        images=images,
-        labels=labels,
-        logits=jnp.stack([sight.logits for sight in sights]),
-        maps=jnp.stack([sight.maps for sight in sights if sight.maps is not None]) if "maps" in asked else None,
-        embeddings=tuple(sight.embedding for sight in sights),
-        reference=main,
-        real=tuple(one.real for one in auxiliaries if one.real is not None) if "real" in asked else None,
-        untrained=jnp.stack([observe_untrained(one.untrained, images) for one in auxiliaries])
-        if "untrained" in asked
-        else None,
-        draws=draws,
-        real_maps=jnp.stack(
-            [one.real_maps[map_way(one.net, config.cam)] for one in auxiliaries if one.real_maps is not None]
-        )
-        if "real_maps" in asked
-        else None,
-    )
-
-
-def _has_map(auxiliary: Auxiliary, cam: features.CamConfig) -> bool:
-    return auxiliary.net.has_map and features.map_kind(auxiliary.net, cam) in auxiliary.map_eps
-
-
-def _has(auxiliary: Auxiliary, word: str, cam: features.CamConfig) -> bool:
-    """Whether a network was equipped with what ``word`` of ``_EQUIPMENT`` says."""
-    if word != "real_maps":
-        return getattr(auxiliary, word) is not None
-    # Maps of another kind would be another target: rollout and HiResCAM lie at other places.
-    return auxiliary.net.has_map and map_way(auxiliary.net, cam) in (auxiliary.real_maps or {})
 
 
 def values_of(terms: Mapping[str, Term], seen: Seen) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:

@@ -41,6 +41,8 @@ class InvariantConfig:
       positivity: L_pos as "jaccard", "soft_ratio" or "hinge" (see ``positivity``).
       views: DSA tokens joined by "_" (or an ``augment.Strategy``) for the one draw that all auxiliaries share; "none"
         shows the plain image.
+      drawn: number of auxiliaries that look at a step, drawn anew without replacement, as in CLoM (1 of a pool); None
+        for all. The others are not passed in that step. The ``focus`` is that of all.
       subset: number of synthetic images looked at per step (random, unbiased); None for all.
       micro_batch: largest number of images that pass the auxiliaries at once; None for all, on a CPU for 10.
         Memory is that of one part, whose gradient is taken as it passes by; no work is done twice.
@@ -65,6 +67,7 @@ class InvariantConfig:
     temperature: Annotated[float, Real(0, above=True)] = 1.0
     positivity: Annotated[str, OneOf(POSITIVITY)] = "jaccard"
     views: Annotated[augment.Augmentation, Text("augment.strategy")] = "color_crop_cutout_flip_scale_rotate"
+    drawn: Annotated[int | None, Whole(1)] = None
     subset: Annotated[int | None, Whole(1)] = None
     micro_batch: Annotated[int | None, Whole(1)] = None
     checkpoint: bool = False

@@ -92,6 +92,11 @@ def check_settings(config: DistillConfig, settings: Mapping[str, InvariantConfig
                 f"--metadd.micro-batch {setting.micro_batch}{of} shows images in parts, and {joint[0]} compares all of "
                 "them at once; leave one of the two out"
             )
+        if setting.drawn and setting.drawn > len(config.seen):
+            raise ValueError(
+                f"--metadd.drawn {setting.drawn}{of} is more than the {len(config.seen)} networks of --seen; lower it, "
+                "or None for all of them"
+            )
         if setting.focus and config.parameterisation != "pixels":
             raise ValueError(
                 f"--metadd.focus {setting.focus}{of} weighs the gradient of pixels, and --parameterisation "
@@ -103,6 +108,11 @@ def check_settings(config: DistillConfig, settings: Mapping[str, InvariantConfig
             for name, term in setting.terms.items()
             if term.compares
         }
+        if compared and setting.drawn == 1:
+            raise ValueError(
+                f"--metadd.drawn 1{of} leaves one network a step, and {', '.join(compared)} compare networks: draw "
+                "two, or set them to 0"
+            )
         if compared and len(config.seen) < 2:
             option, strength = next(iter(compared.items()))
             raise ValueError(

@@ -215,7 +215,8 @@ def step_flops(job: Job, *, wrapped: bool, twins: bool = False, focused: bool = 
         return own
     seen = min(job.config.metadd.subset or sum(counts), sum(counts))
     # 3 for cross-entropy and map, 1 for the map's second order (docs/scaling.md).
-    passes = 4 * (1 + twins) * seen + focused * sum(counts)
+    share = (job.config.metadd.drawn or len(job.seen)) / max(len(job.seen), 1)
+    passes = 4 * (1 + twins) * seen * share + focused * sum(counts)
     return own + passes * sum(forward_flops(net) for net in job.seen)
 
 

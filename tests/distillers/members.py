@@ -114,6 +114,15 @@ def led(auxiliaries, dataset):
     return distillers.penalise(base(), equipped, terms, **settings)
 
 
+def drawn(auxiliaries, dataset):
+    """Two of three networks of other widths at each step."""
+    net = make_net("convnet:width=5,depth=1")
+    three = [*auxiliaries, features.freeze(net, net.init(jax.random.key(12)), dataset)]
+    terms = {"ai": 0.3, "class_mean": 0.3, "var": 0.1}
+    equipped = invariant.equip(three, dataset, [invariant.TERMS[name] for name in terms])
+    return distillers.penalise(base(), equipped, terms, views=SMALL_VIEWS, calibration_steps=2, drawn=2)
+
+
 def recover(**settings):
     teacher = make_net("convnet_bn:width=4,depth=1")
     settings = {"ipc": 2, "roll": (0, 2), "group_size": 2} | settings
@@ -211,6 +220,7 @@ MEMBERS = {
     "metadd over dm, factor 2": lambda a, d: wrapped(a, over=packed()),
     "metadd calibrated, in parts": lambda a, d: wrapped(a, weighting="calibrated", micro_batch=4),
     "controls over dm": controlled,
+    "metadd, two of three drawn": drawn,
     "leads over dm, focused, without conflict": led,
     "metadd per step": lambda a, d: wrapped(a, weighting="per_step", kl=0.0, ai=0.0),
     "metadd raw, attention, subset": with_vit,

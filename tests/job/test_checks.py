@@ -167,6 +167,11 @@ TOGETHER = {
     ],
     "--metadd.subset 11 is larger than the 10 synthetic images": ["--metadd.subset", 11],
     "--metadd.subset 12 in --variants subset=12": ["--variants", "subset=12"],
+    "--metadd.drawn 3 in --variants drawn=3 is more than the 2 networks of --seen": ["--variants", "drawn=3"],
+    "--metadd.drawn 1 leaves one network a step, and --metadd.pos": ["--metadd.drawn", 1],
+    "--metadd.focus 0.5 in --variants focus=0.5 weighs the gradient of pixels": [
+        "--parameterisation", "factor2", "--variants", "focus=0.5",
+    ],
     "--variants ai=0.3 is the same setting as MetaDD without a variant": ["--variants", "ai=0.3"],
     "--variants ai=2.0 is the same setting as --variants ai=2;": ["--variants", "ai=2", "ai=2.0"],
     "kl_cap": ["--variants", "kl=-1"],
