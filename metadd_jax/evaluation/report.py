@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from metadd_jax import files
-from metadd_jax.evaluation import statistics
+from metadd_jax.evaluation import scores, statistics
 from metadd_jax.evaluation.judging import Row
 from metadd_jax.structs import SyntheticSet
 
@@ -342,8 +342,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     Args:
       results: a dict of ``rows``, ``comparisons`` (of ``compare``), ``agreement`` (see ``agreement_lines``),
         ``whole_data`` (network -> accuracy on the split ``evaluated_on``), ``notes`` (lines on protocol, seeds and
-        machine), ``repeats`` (see ``repeats``) and, where they were measured, ``seconds`` (set -> seconds per step) and
-        ``pulls`` (see ``pull_lines``).
+        machine), ``repeats`` (see ``repeats``) and, where they were measured, ``gains`` (of ``scores.gains``),
+        ``seconds`` (set -> seconds per step) and ``pulls`` (see ``pull_lines``).
     """
     parts = ["# Results", "", *results["notes"], "", *table_lines(results["rows"], repeats=results.get("repeats", {}))]
     if results["whole_data"]:
@@ -352,6 +352,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         parts += ["", f"Trained on the whole training split (percent on the {where} split): {whole}."]
     for comparison in results["comparisons"]:
         parts += ["", *comparison_lines(comparison)]
+    if gained := scores.gain_lines(results.get("gains", {})):
+        parts += ["", *gained]
     if spread := spread_lines(results["rows"]):
         parts += ["", *spread]
     if any(results["agreement"].values()):  # compared where there are two networks

@@ -13,7 +13,7 @@ import difflib
 from typing import Any
 
 from metadd_jax import distillers, features, files, parallel, ranges
-from metadd_jax.evaluation import report
+from metadd_jax.evaluation import report, scores
 from metadd_jax.job import checks, command, effects, options, parsing, plan, plugins, prepare, presets, results, stages
 
 
@@ -103,6 +103,7 @@ def _do(job: prepare.Job, found: dict[str, Any] | None = None) -> str:
             "rows": rows,
             "repeats": report.repeats(sets, seeds),
             "comparisons": [report.compare(rows, *pair) for pair in pairs],
+            "gains": scores.gains(rows) if learned["rule"] == "hard" else {},
             "agreement": results.agreements(job, sets, auxiliaries),
             "pulls": effects.pulls(job.directory, distilled, seeds),
             "seconds": watch.medians(),

@@ -13,9 +13,8 @@ from typing import Annotated
 import numpy as np
 
 import metadd_jax as mdd
-from metadd_jax import keys
 from metadd_jax.exchange import peer, peers
-from metadd_jax.job import command, common, judged, labels, parsing, plugins
+from metadd_jax.job import command, common, judged, labels, parsing, plugins, set_scores
 from metadd_jax.job.parsing import Mark
 from metadd_jax.ranges import OneOf, Real, Whole
 from metadd_jax.training import recipes
@@ -52,8 +51,10 @@ class EvaluateConfig:
         labels (ModelPool's distillation of knowledge).
       epochs: passes over the distilled set (the DC family's recipe: 300, or 1000 with DSA).
       augmentation: DSA tokens joined by "_", "none", or "auto" (by data set); the sre2l recipes have their own.
-      pretrain_epochs: passes over the real data for the teachers.
-      pretrain_augmentation: as augmentation, for the teachers.
+      scores: tell DD-Ranking's label-robust and augmentation-robust scores too: random real images, hard labels and
+        trainings without augmentation for comparison, about three times the work (docs/methods.md).
+      pretrain_epochs: passes over the real data for the teachers and, with --scores, for the row of all real images.
+      pretrain_augmentation: as augmentation, for those trainings.
       plugin: a Python file that is read first: the networks and data sets that it registers can be named here
         (repeatable).
     """
@@ -76,6 +77,7 @@ class EvaluateConfig:
     kd: str | None = None
     epochs: Annotated[int, Whole(1)] = 300
     augmentation: str = "auto"
+    scores: bool = False
     pretrain_epochs: Annotated[int, Whole(1)] = 12
     pretrain_augmentation: str = "auto"
     plugin: Annotated[tuple[str, ...], Mark.REPEATED] = ()
@@ -103,7 +105,7 @@ def run(arguments: list[str], *, program: str = "metadd evaluate") -> None:
         config.image_size,
     )  # fmt: skip
     # After the names and the words of the command: typos cost no loading.
-    sets, dataset, lines = judged.load(
+    sets, dataset, lines, metadata = judged.load(
         source, dataset=config.dataset, data_dir=config.data_dir, cache_dir=config.cache_dir
     )
     for line in lines:
@@ -112,47 +114,53 @@ def run(arguments: list[str], *, program: str = "metadd evaluate") -> None:
     words = _tokens(config.augmentation, dataset)
     nets = common.networks(config.networks, dataset)
     guidance = None if config.kd is None else mdd.training.Guidance(common.networks((config.kd,), dataset)[0])
-    teacher = labels.join(chosen, _teachers(config, chosen, dataset, cache))
+    if config.scores:
+        set_scores.require_fit(chosen, sets)
+    teacher = labels.join(chosen, _on_real_data(config, chosen.networks, dataset, cache))
+    judge = set_scores.Judge(
+        dataset,
+        nets,
+        config.seeds,
+        train(config.epochs, augmentation=words),
+        "hard" if chosen.rule == "hard" else "own",
+        teacher,
+        guidance,
+    )
     with command.bar(len(nets), "judge", "net") as progress:
-        tables = mdd.evaluation.cross_architecture(
-            keys.root(0, "judge"),
-            sets,
-            dataset,
-            nets,
-            seeds=config.seeds,
-            recipe=train(config.epochs, augmentation=words),
-            labels="hard" if chosen.rule == "hard" else "own",
-            teacher=teacher,
-            guidance=guidance,
-            on_network=lambda label: progress.update(),
-        )
+        accuracies = judge.train(sets, on_network=lambda label: progress.update())
     print(
         f"{config.file}: recipe {config.recipe!r}, {config.epochs} epochs, augmentation {words}, labels "
         f"{labels.told(chosen, teacher, {'': sets})}"
         f"{f' and a guide ({guidance.net.label})' if guidance else ''}, {config.seeds} trainings, test split"
     )
     # Of several sets one row a network, over all trainings of all of them, as the DC family reports.
-    for rows in zip(*tables, strict=True):
-        values = 100 * np.array([accuracy for row in rows for accuracy in row.accuracies])
-        network = rows[0].network
+    for net, values in zip(nets, 100 * accuracies, strict=True):
         # A mean with a NaN in it says nothing, and one of the others would hide it.
         if not np.isfinite(values).all():
-            print(f"{network:<28} diverged ({int(np.isnan(values).sum())} of {len(values)} trainings)")
+            print(f"{net.label:<28} diverged ({int(np.isnan(values).sum())} of {len(values)} trainings)")
             continue
         spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-        print(f"{network:<28} {values.mean():5.1f}{spread}")
+        print(f"{net.label:<28} {values.mean():5.1f}{spread}")
+    if config.scores:
+        whole = [one.accuracy for one in _on_real_data(config, config.networks, dataset, cache)]
+        counts = set_scores.stored(sets[0], metadata, dataset)
+        with command.bar(set_scores.trainings(judge), "scores", "net") as progress:
+            found = set_scores.measure(
+                judge, sets[0], accuracies, whole, counts, on_network=lambda label: progress.update()
+            )
+        print("\n" + "\n".join(set_scores.lines([net.label for net in nets], found, counts)))
 
 
 def _tokens(words: str, dataset: mdd.Dataset) -> mdd.augment.Augmentation:
     return mdd.data.augmentation(dataset.name) if words == "auto" else words
 
 
-def _teachers(
-    config: EvaluateConfig, chosen: labels.Labels, dataset: mdd.Dataset, cache: pathlib.Path
+def _on_real_data(
+    config: EvaluateConfig, networks: tuple[str, ...], dataset: mdd.Dataset, cache: pathlib.Path
 ) -> list[mdd.training.Trained]:
-    """The networks that label, trained as the auxiliaries of a distillation are."""
-    if not chosen.networks:
+    """Networks trained on the real data as the auxiliaries of a distillation are."""
+    if not networks:
         return []
     seen = _tokens(config.pretrain_augmentation, dataset)
     recipe = mdd.training.pretraining(config.pretrain_epochs, augmentation=seen)
-    return common.pretrain(common.networks(chosen.networks, dataset), dataset, recipe, cache, description="teachers")
+    return common.pretrain(common.networks(networks, dataset), dataset, recipe, cache, description="real data")

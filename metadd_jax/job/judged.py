@@ -71,7 +71,7 @@ def is_ours(source: Source) -> bool:
 
 def load(
     source: Source, *, dataset: str | None, data_dir: str | None = None, cache_dir: str | None = None
-) -> tuple[list[mdd.SyntheticSet], mdd.Dataset, list[str]]:
+) -> tuple[list[mdd.SyntheticSet], mdd.Dataset, list[str], dict[str, Any]]:
     """Loads a set, or those of a peer's file, and the real data that it is judged on.
 
     Args:
@@ -81,7 +81,8 @@ def load(
       cache_dir: where decoded images are kept.
 
     Returns:
-      The sets, the data in their value space, and lines that a user should read.
+      The sets, the data in their value space, lines that a user should read, and what is said beside the sets: ours say
+      much; of a peer's packed set "ipc", [K], the images of each class that are stored.
 
     Raises:
       ValueError: if the file is missing, damaged or does not belong to the data, or what it does not say is not said.
@@ -90,7 +91,8 @@ def load(
         if source.said:
             raise ValueError(f"{source.said[0]} is for files of others; {source.file} says itself what it holds")
         synthetic, metadata = common.load_set(source.file)
-        return [synthetic], common.real_data(metadata, name=dataset, data_dir=data_dir, cache_dir=cache_dir), []
+        real = common.real_data(metadata, name=dataset, data_dir=data_dir, cache_dir=cache_dir)
+        return [synthetic], real, [], metadata
     found = exchange.load_peer(source.file, format=None if source.format == "auto" else source.format)
     chosen = _chosen(found, source.which)
     # Before the data, which takes long to load: what nobody says is refused first.
@@ -108,7 +110,9 @@ def load(
         )
         exchange.check_belongs(metadata, real, other_data=True)
         sets.append(synthetic)
-    return sets, real, _told(found, unpacked, space, sets[0])
+    packed = len(unpacked[0].images) // len(chosen[0].images)
+    counts = np.bincount(np.asarray(sets[0].labels), minlength=real.num_classes)
+    return sets, real, _told(found, unpacked, space, sets[0]), {"ipc": (counts // packed).tolist()}
 
 
 def _chosen(found: list[exchange.Peer], which: str) -> list[exchange.Peer]:

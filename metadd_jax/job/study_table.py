@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from metadd_jax.evaluation import report, statistics
-from metadd_jax.job import study_spread
+from metadd_jax.evaluation import report, scores, statistics
+from metadd_jax.job import study_gains, study_spread
 from metadd_jax.job.studies import Study
 
 ROLES = report.ROLES
@@ -83,7 +83,11 @@ def _table(study: Study, found: Sequence[tuple[str, int, Mapping[str, Any]]]) ->
         if reference in by_row:
             others = [name for name in names if name != reference]
             comparisons.append(_comparison(reference, {name: _paired(by_row, reference, name) for name in others}))
-    return {"rows": [{"row": name, **_facts(cells)} for name, cells in by_row.items()], "comparisons": comparisons}
+    return {
+        "rows": [{"row": name, **_facts(cells)} for name, cells in by_row.items()],
+        "comparisons": comparisons,
+        "gains": study_gains.over_real(study, by_row),
+    }
 
 
 def _facts(cells: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -179,6 +183,8 @@ def markdown(table: Mapping[str, Any]) -> str:
             lines += ["", *_comparison_lines(comparison)]
             if spread := study_spread.lines(comparison):
                 lines += ["", *spread]
+        if gained := scores.gain_lines(one["gains"]):
+            lines += ["", *gained]
     return "\n".join(lines) + "\n"
 
 
