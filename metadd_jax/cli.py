@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "train networks from scratch on a distilled set and print their accuracy",
     "show": "draw a distilled set and what networks see in it",
     "study": "measure a table: sets of many methods, each distilled and judged once",
+    "report": "write a page of a run, a study or several: tables, curves, images, history, cost",
     "export": "hand a distilled set on: NumPy, pictures, the files of the peers' programs, archives of loaders",
     "prepare_tiny_imagenet": "prepare Tiny-ImageNet from its original download",
 }

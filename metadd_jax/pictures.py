@@ -118,10 +118,6 @@ def maps(
             f"maps {stack.shape} do not fit {networks} networks and images {images.shape}; need [M, B, H, W]"
         )
     pixels, stack = np.clip(images, 0, 1)[:_MAX_MAPS], stack[:, :_MAX_MAPS]
-    # Under the colours a grey image, so that a hue is always the map's.
-    grey = pixels.mean(axis=-1)
-    high = np.asarray(stack >= threshold)
-    meta = np.asarray(high.all(axis=0))
     heads = ["image", *network_names, "meta", *network_names]
     names = [class_names[label] for label in labels[:_MAX_MAPS]]
     paper = _Paper(
@@ -132,15 +128,10 @@ def maps(
         top=2 * _LINE,
         title=_printable(title),
     )
-    for row, image in enumerate(pixels):
-        drawn = [
-            image,
-            *(_heat(grey[row], stack[m, row]) for m in range(networks)),
-            _mask(grey[row], meta[row], _META),
-            *(_mask(grey[row], high[m, row] & ~meta[row], _HETEROGENEOUS) for m in range(networks)),
-        ]
+    drawn = views(pixels, stack, threshold=threshold)
+    for row in range(len(pixels)):
         for column, picture in enumerate(drawn):
-            paper.put(row, column, picture)
+            paper.put(row, column, picture[row])
         paper.name_left(row, names[row])
     for column, head in enumerate(heads):
         paper.name_above(0, column, head)
@@ -151,6 +142,31 @@ def maps(
     ):
         paper.name_group(column, group)
     paper.save(file)
+
+
+def views(images: ArrayLike, stack: ArrayLike, *, threshold: float = 0.5) -> list[np.ndarray]:
+    """Draws images as they are, under the map of each network, and split into meta and heterogeneous features.
+
+    Args:
+      images: [B, H, W, 1 or 3] pixels in [0, 1] (values outside are clipped).
+      stack: [M, B, H, W] class activation maps in [0, 1].
+      threshold: a pixel is high where the map reaches this (0..1).
+
+    Returns:
+      2 + 2 M pictures [B, H, W, 1 or 3] in [0, 1]: the images; each network's map in colours; the pixels that are high
+      for all networks; for each network those that are high for it and not for all.
+    """
+    pixels, stack = np.clip(np.asarray(images, np.float32), 0, 1), np.asarray(stack, np.float32)
+    # Under the colours a grey image, so that a hue is always the map's.
+    grey = pixels.mean(axis=-1)
+    high = np.asarray(stack >= threshold)
+    meta = np.asarray(high.all(axis=0))
+    return [
+        pixels,
+        *(_heat(grey, heat) for heat in stack),
+        _mask(grey, meta, _META),
+        *(_mask(grey, own & ~meta, _HETEROGENEOUS) for own in high),
+    ]
 
 
 def curves(
@@ -325,7 +341,7 @@ def _text_width(names: Sequence[str]) -> int:
 
 
 def _heat(grey: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A map [H, W] in colours over the grey image [H, W], less transparent where it is higher; [H, W, 3]."""
+    """Maps [..., H, W] in colours over grey images [..., H, W], less transparent where they are higher; [..., 3]."""
     from matplotlib import colormaps
 
     heat = np.clip(heat, 0, 1)
@@ -335,6 +351,6 @@ def _heat(grey: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def _mask(grey: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:
-    """The grey image, dimmed, with a mask [H, W] in ``colour`` through which the image still shows."""
+    """Grey images, dimmed, with masks [..., H, W] in ``colour`` through which the image still shows; [..., 3]."""
     tinted = 0.25 * grey[..., None] + 0.75 * np.asarray(colour)
     return np.where(mask[..., None], tinted, 0.6 * grey[..., None])

@@ -14,7 +14,21 @@ from typing import Any
 
 from metadd_jax import distillers, features, files, parallel, ranges
 from metadd_jax.evaluation import report, scores
-from metadd_jax.job import checks, command, effects, options, parsing, plan, plugins, prepare, presets, results, stages
+from metadd_jax.job import (
+    checks,
+    command,
+    effects,
+    history,
+    options,
+    parsing,
+    plan,
+    plugins,
+    prepare,
+    presets,
+    results,
+    stages,
+)  # fmt: skip
+from metadd_jax.job import report as report_file
 
 
 def run(arguments: list[str], *, program: str = "metadd distill") -> None:
@@ -39,11 +53,24 @@ def run(arguments: list[str], *, program: str = "metadd distill") -> None:
         if config.plan:
             print("\n".join(plan.lines(job, *plan.estimate(job))))
         else:
-            _go_on(job)
+            _work(job)
     # Also after Ctrl-C: the next start must find the folder free.
     finally:
         if prepared.lock:
             prepared.lock.release()
+
+
+def _work(job: prepare.Job) -> None:
+    """Does the job, keeps its diary and leaves its page: on the first process, which writes for all."""
+    resumed = history.resumed(job.directory)
+    if resumed:
+        print(f"Goes on in {job.directory}: {resumed}")
+    if not parallel.is_main():
+        _go_on(job)
+        return
+    with history.kept(job.directory, resumed=resumed):
+        _go_on(job)
+    report_file.leave(job.directory)
 
 
 def _go_on(job: prepare.Job) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import metadd_jax as mdd
 from metadd_jax import exchange, files, keys, parallel, pictures
 from metadd_jax.evaluation import report
-from metadd_jax.job import backbones, command, labels, recipes, runfolder
+from metadd_jax.job import backbones, command, labels, recipes, report_images, runfolder
 from metadd_jax.job.prepare import BASELINES, Job, seeds
 
 
@@ -97,6 +97,8 @@ def _draw_set(job: Job, folder: pathlib.Path, synthetic: mdd.SyntheticSet, seen:
     labels, shown = synthetic.labels[first], [net.name for net in job.seen]
     stack = mdd.evaluation.map_stack(seen, synthetic.images[first], labels, config=job.config.metadd.cam)
     pictures.maps(folder / "maps.png", pixels[first], labels, stack, network_names=shown, class_names=names)
+    # By labels, which differ where two networks of one family are looked through.
+    report_images.write_maps(folder, first, stack, [net.label for net in job.seen])
 
 
 def draw_generator(directory: pathlib.Path, dataset: mdd.Dataset, parameterisation: Any) -> None:

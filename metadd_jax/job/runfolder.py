@@ -25,7 +25,7 @@ FREE = ("run_dir", "overwrite", "plan", "data_dir", "cache_dir", "at_once", "sav
 # What a run writes for each set, beside its checkpoints.
 _OF_A_SET = (
     "metrics.jsonl", "synthetic.npz", "synthetic.json", "latents.npz", "latents.json", "synthetic.png", "packed.png",
-    "maps.png",
+    "maps.png", "maps.npz",
 )  # fmt: skip
 _SEED = re.compile(r"seed\d+")
 
@@ -199,7 +199,7 @@ def _tidy(directory: pathlib.Path) -> None:
 
 def _clear(directory: pathlib.Path) -> None:
     """Removes a run's files, results first: killed on the way, the rest still is a run that can go on."""
-    for name in ("results.md", "results.json"):
+    for name in ("report.html", "history.jsonl", "results.md", "results.json"):
         (directory / name).unlink(missing_ok=True)
     for folder in _seeds(directory):
         for step in (folder / "checkpoints").glob("step_*"):

@@ -23,7 +23,20 @@ import numpy as np
 import metadd_jax as mdd
 from metadd_jax import exchange, files, pictures, storage
 from metadd_jax.evaluation import report
-from metadd_jax.job import cells, checks, common, memory, parsing, plugins, prepare, studies, study_plan, study_table
+from metadd_jax.job import (
+    cells,
+    checks,
+    common,
+    history,
+    memory,
+    parsing,
+    plugins,
+    prepare,
+    studies,
+    study_plan,
+    study_table,
+)  # fmt: skip
+from metadd_jax.job import report as report_file
 from metadd_jax.job.cells import Cell
 from metadd_jax.job.errors import in_one_line
 from metadd_jax.job.parsing import Mark
@@ -87,9 +100,10 @@ def run(arguments: list[str], *, program: str = "metadd study") -> None:
         print("\n".join(work.plan_lines()))
         return
     deadline = None if budget is None else time.monotonic() + budget
-    left = work.do(deadline)
-    if config.memory:
-        left += work.measure_memory(deadline)
+    with history.kept(work.folder, resumed=work.resumed()):
+        left = work.do(deadline)
+        if config.memory:
+            left += work.measure_memory(deadline)
     print(work.write_table())
     print("\n".join(left))
     print(f"Sets and table lie in {work.folder}")
@@ -260,6 +274,12 @@ class Work:
         left, needed = deadline - time.monotonic(), study_plan.by_row(list(self.study.rows), self.times).get(cell.row)
         return left > 0 and (needed is None or needed <= left)
 
+    def resumed(self) -> str:
+        """Says what earlier starts left, "" where there is nothing."""
+        done = sum(self.result(folder) is not None for _, folder in self.cells)
+        begun = [text for _, folder in self.wanted() if (text := history.resumed(folder))]
+        return ", ".join([f"{done} of {len(self.cells)} cells"] * bool(done) + begun)
+
     def plan_lines(self) -> list[str]:
         """The cells of each row, done and left, and their hours."""
         first = {cell.row: cell for cell, _ in reversed(self.cells)}
@@ -303,7 +323,11 @@ class Work:
         """Writes ``study.json`` and ``study.md`` of all cells that are done; returns the Markdown."""
         # Under a lock and read inside it: of two processes the last to write has seen every cell.
         with storage.lock.waiting(self.folder / f".table{storage.LOCK}"):
-            found = [(cell.row, cell.seed, result) for cell, folder in self.cells if (result := self.result(folder))]
+            found = [
+                (cell.row, cell.seed, {**result, "folder": folder.name})
+                for cell, folder in self.cells
+                if (result := self.result(folder))
+            ]
             table = study_table.summary(self.study, found, cells=len(self.cells))
             text = study_table.markdown(table)
             files.write_json(self.folder / "study.json", table)
@@ -312,6 +336,7 @@ class Work:
                 self._draw()
             except (OSError, ValueError) as error:  # a picture costs no result
                 warnings.warn(f"no study.png: {error}", stacklevel=1)
+            report_file.leave(self.folder)
         return text
 
     def _draw(self) -> None:

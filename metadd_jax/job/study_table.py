@@ -49,6 +49,7 @@ def summary(study: Study, found: Sequence[tuple[str, int, Mapping[str, Any]]], *
             {
                 "row": row,
                 "seed": seed,
+                "folder": result.get("folder"),
                 **{name: result[name] for name in ("set", "labels", "images", "stored_values", "frozen_values")},
                 "accuracies": [
                     {name: line[name] for name in ("network", "role", "accuracies")} for line in _plain(result["rows"])
