@@ -92,6 +92,7 @@ def distil(
     directory: str | pathlib.Path | None = None,
     chunk_of: Callable[[int], Callable] | None = None,
     on_chunk: Callable[[int, dict[str, float]], None] | None = None,
+    saves_now: Callable[[], bool] | None = None,
 ) -> DistillState:
     """Distils one set, going on from ``directory/checkpoints`` if a run was interrupted there.
 
@@ -106,7 +107,9 @@ def distil(
       config: how long and how.
       directory: where ``checkpoints/`` and ``metrics.jsonl`` go; None keeps nothing.
       chunk_of: from ``compile_chunks``, to share compiled steps between seeds.
-      on_chunk: called with the steps done and the chunk's mean metrics (for a progress bar).
+      on_chunk: called with the steps done and the chunk's mean metrics (for a progress bar), after its checkpoint.
+      saves_now: asked behind each chunk: whether to save a checkpoint there too, as before an end that comes early. All
+        processes must answer alike.
 
     Warns where the set or its metrics look wrong at the end (see ``condition.Condition.warnings``).
 
@@ -159,7 +162,8 @@ def distil(
             facts |= _pulls(seed, method, state, dataset.train, config)
         log.write(done, facts)
         lines.append(facts)
-        if checkpoints is not None and (done == config.steps or _crosses(start, done, config.save_every)):
+        wanted = saves_now is not None and saves_now()
+        if checkpoints is not None and (is_last or wanted or _crosses(start, done, config.save_every)):
             checkpoints.save(done, state)
         if on_chunk:
             on_chunk(done, means)

@@ -12,7 +12,7 @@ from typing import Any
 import metadd_jax as mdd
 from metadd_jax import distillers, exchange, features, files, provenance, storage
 from metadd_jax.evaluation import report
-from metadd_jax.job import command, effects, options, plan, prepare, recipes, results, runfolder, stages
+from metadd_jax.job import command, effects, options, plan, prepare, recipes, results, runfolder, stages, stopping
 from metadd_jax.job.options import DistillConfig
 
 RESULT = "cell.json"  # in a cell's folder, its last file: a cell that has it is done
@@ -100,11 +100,11 @@ def _differences(said: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-class _Watch(effects.Stopwatch):
+class _Watch(stopping.Watch):
     """Keeps the times of a set beside it, for the next start too, and stops at the end of the budget."""
 
-    def __init__(self, folder: pathlib.Path, deadline: float | None) -> None:
-        super().__init__()
+    def __init__(self, folder: pathlib.Path, deadline: float | None, stop: stopping.Stop, steps: int) -> None:
+        super().__init__(stop, steps)
         self._log, self._deadline = storage.JsonLines(folder / TIMES), deadline
         # A start that goes on says so before its first chunk, so the first that can be timed is the one that compiles.
         self._compiles = any(folder.glob("*/seed*/checkpoints/step_*"))
@@ -124,7 +124,14 @@ class _Watch(effects.Stopwatch):
         return statistics.median(laps) if laps else None
 
 
-def run(cell: Cell, folder: pathlib.Path, dataset: mdd.Dataset, *, deadline: float | None = None) -> dict[str, Any]:
+def run(
+    cell: Cell,
+    folder: pathlib.Path,
+    dataset: mdd.Dataset,
+    *,
+    deadline: float | None = None,
+    stop: stopping.Stop | None = None,
+) -> dict[str, Any]:
     """Distils and judges a cell, going on where an earlier start was stopped, and writes ``cell.json``.
 
     Args:
@@ -132,6 +139,7 @@ def run(cell: Cell, folder: pathlib.Path, dataset: mdd.Dataset, *, deadline: flo
       folder: of the cell; the folder of a run of the main job.
       dataset: the real data of its options.
       deadline: the ``time.monotonic()`` after which the distilling stops at the end of a chunk.
+      stop: who asks the whole study to end, or None.
 
     Returns:
       What ``cell.json`` holds.
@@ -146,7 +154,7 @@ def run(cell: Cell, folder: pathlib.Path, dataset: mdd.Dataset, *, deadline: flo
     prepared = prepare.open_job(config, dataset=dataset)
     try:
         job = plan.for_memory(prepared)
-        watch = _Watch(folder, deadline)
+        watch = _Watch(folder, deadline, stop or stopping.Stop(), config.steps)
         networks = networks_of(job) if _wants_networks(cell, job) else ({}, {})
         teachers = stages.label_teachers(job, networks[0])
         ready = time.perf_counter()

@@ -27,7 +27,8 @@ from metadd_jax.job import (
     presets,
     results,
     stages,
-)  # fmt: skip
+    stopping,
+)
 from metadd_jax.job import report as report_file
 
 
@@ -47,33 +48,34 @@ def run(arguments: list[str], *, program: str = "metadd distill") -> None:
     # One voice: every process would print the same lines.
     if not parallel.is_main():
         command.be_silent()
-    prepared = prepare.open_job(config)
-    try:
-        job = plan.for_memory(prepared)
-        if config.plan:
-            print("\n".join(plan.lines(job, *plan.estimate(job))))
-        else:
-            _work(job)
-    # Also after Ctrl-C: the next start must find the folder free.
-    finally:
-        if prepared.lock:
-            prepared.lock.release()
+    with stopping.listening(config.time_limit) as stop:
+        prepared = prepare.open_job(config)
+        try:
+            job = plan.for_memory(prepared)
+            if config.plan:
+                print("\n".join(plan.lines(job, *plan.estimate(job))))
+            else:
+                _work(job, stop)
+        # Also after Ctrl-C: the next start must find the folder free.
+        finally:
+            if prepared.lock:
+                prepared.lock.release()
 
 
-def _work(job: prepare.Job) -> None:
+def _work(job: prepare.Job, stop: stopping.Stop) -> None:
     """Does the job, keeps its diary and leaves its page: on the first process, which writes for all."""
     resumed = history.resumed(job.directory)
     if resumed:
         print(f"Goes on in {job.directory}: {resumed}")
     if not parallel.is_main():
-        _go_on(job)
+        _go_on(job, stop)
         return
     with history.kept(job.directory, resumed=resumed):
-        _go_on(job)
+        _go_on(job, stop)
     report_file.leave(job.directory)
 
 
-def _go_on(job: prepare.Job) -> None:
+def _go_on(job: prepare.Job, stop: stopping.Stop) -> None:
     """Does what is not done yet, and prints the results."""
     found = report.read(job.directory)
     missing = [] if found is None else results.unwritten(job, found)
@@ -83,17 +85,19 @@ def _go_on(job: prepare.Job) -> None:
     if missing:
         print(f"{', '.join(map(str, missing))}: missing or damaged; made anew")
     if found is None or missing:
-        print(_do(job, found))
+        print(_do(job, stop, found))
         print(f"Sets, pictures and results lie in {job.directory}")
     else:
         print(results.show(job, found))
         print(f"{job.directory} is finished; --overwrite starts anew, another --run-dir keeps both")
 
 
-def _do(job: prepare.Job, found: dict[str, Any] | None = None) -> str:
+def _do(job: prepare.Job, stop: stopping.Stop, found: dict[str, Any] | None = None) -> str:
     """Pre-trains, distils, draws, judges, writes; the results as Markdown, or "" on all processes but the first.
 
     Args:
+      job: the job.
+      stop: who asks for an early end.
       found: the results of an earlier start, where only files of the sets are to be made anew.
     """
     config, markdown = job.config, ""
@@ -104,7 +108,7 @@ def _do(job: prepare.Job, found: dict[str, Any] | None = None) -> str:
         label: features.freeze(network.net, network.variables, job.dataset) for label, network in trained.items()
     }
     job = stages.prepare_latents(job)
-    watch = effects.Stopwatch()
+    watch = stopping.Watch(stop, config.steps)
     distilled = stages.distil_all(job, *stages.all_methods(job, trained, auxiliaries), watch)
     if parallel.is_main():
         results.draw(job, distilled, auxiliaries)

@@ -43,6 +43,10 @@ class Stopwatch:
         self._last = (method, done, now)
         return seconds
 
+    def saves_now(self) -> bool:
+        """Tells whether the state is to be saved behind this chunk, whatever the grid of checkpoints says."""
+        return False
+
     def medians(self) -> dict[str, float]:
         """Returns the median seconds a step by method, of the methods that ran in this start."""
         # The median: other work on the machine makes single chunks slower, never quicker.

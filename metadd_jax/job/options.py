@@ -36,8 +36,8 @@ GROUPS = {
         "pretrain_augmentation", "at_once",
     ),
     "the run": (
-        "run_dir", "overwrite", "plan", "plugin", "chunk", "save_every", "device_mode", "stream_per_class",
-        "coordinator", "num_processes", "process_id",
+        "run_dir", "overwrite", "plan", "plugin", "time_limit", "chunk", "save_every", "device_mode",
+        "stream_per_class", "coordinator", "num_processes", "process_id",
     ),
 }  # fmt: skip
 # What --help shows; --help-all shows the others too.
@@ -45,7 +45,7 @@ FIRST = frozenset({
     "dataset", "data_dir", "image_size",
     "method", "wrapped", "ipc", "backbone", "seen", "steps", "image_lr", "distill_seeds", "variants",
     "unseen", "train_seeds", "eval_recipe", "eval_labels", "eval_epochs",
-    "run_dir", "overwrite", "plan", "plugin",
+    "run_dir", "overwrite", "plan", "plugin", "time_limit",
     "metadd.ai", "metadd.pos", "metadd.var", "metadd.weighting",
 })  # fmt: skip
 
@@ -147,6 +147,7 @@ class DistillConfig:
       process_id: the number of this one, from 0.
       run_dir: the run's folder (default: runs/PRESET), shared by all processes.
       overwrite: start anew in a folder that holds a run.
+      time_limit: work at most so long, "11h", "12m": ends at a checkpoint (docs/long_runs.md).
       plugin: a Python file of yours that is read first: the methods, networks, terms and data sets that it registers
         can be named here (repeatable).
     """
@@ -201,6 +202,7 @@ class DistillConfig:
     num_processes: Annotated[int | None, Whole(1)] = 1
     process_id: Annotated[int | None, Whole(0)] = None
     run_dir: Annotated[str | None, Text("files.require_writable")] = None
+    time_limit: Annotated[str | None, Text("stopping.seconds_of")] = None
     overwrite: bool = False
     plugin: Annotated[tuple[str, ...], Text("plugins.load"), Mark.REPEATED] = ()
 

@@ -21,7 +21,7 @@ from metadd_jax.training import views
 FORMAT = 3
 # Settings that do not change a number: a run may go on under other values of these.
 HOSTS = ("coordinator", "num_processes", "process_id")
-FREE = ("run_dir", "overwrite", "plan", "data_dir", "cache_dir", "at_once", "save_every", *HOSTS)
+FREE = ("run_dir", "overwrite", "plan", "time_limit", "data_dir", "cache_dir", "at_once", "save_every", *HOSTS)
 # What a run writes for each set, beside its checkpoints.
 _OF_A_SET = (
     "metrics.jsonl", "synthetic.npz", "synthetic.json", "latents.npz", "latents.json", "synthetic.png", "packed.png",

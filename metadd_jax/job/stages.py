@@ -131,7 +131,7 @@ def distil_all(
                 started = method if start is None else mdd.distillers.start_from(method, start)
                 state = mdd.distillers.distil(
                     seed, started, tx, job.dataset, run_config(config), directory=folder, chunk_of=chunk_of,
-                    on_chunk=on_chunk,
+                    on_chunk=on_chunk, saves_now=watch.saves_now,
                 )  # fmt: skip
             synthetic = jax.device_get(method.synthetic(state))
             if parallel.is_main():

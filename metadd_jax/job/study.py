@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import re
 import shlex
 import shutil
 import time
@@ -32,10 +31,11 @@ from metadd_jax.job import (
     parsing,
     plugins,
     prepare,
+    stopping,
     studies,
     study_plan,
     study_table,
-)  # fmt: skip
+)
 from metadd_jax.job import report as report_file
 from metadd_jax.job.cells import Cell
 from metadd_jax.job.errors import in_one_line
@@ -55,6 +55,7 @@ class StudyConfig:
       seeds: distillation seeds, which is how many sets of each row (default: the study's own number).
       only: rows to work on; the table shows all that is there.
       budget: how long to work, "90s", "12m" or "2h": cells that fit are done, one seed of every row before the second.
+      time_limit: as budget, but with exit status 75 where cells are left, for a queue that starts the command again.
       plan: list the cells, what is done and the hours that are left; work on none.
       memory: measure the peak resident memory of each row's distilling too, in a fresh process of two chunks (Linux).
       merge: folders of the same study whose finished cells are taken over (repeatable).
@@ -70,6 +71,7 @@ class StudyConfig:
     seeds: Annotated[int | None, Whole(1)] = None
     only: tuple[str, ...] = ()
     budget: str | None = None
+    time_limit: str | None = None
     plan: bool = False
     memory: bool = False
     merge: Annotated[tuple[str, ...], Mark.REPEATED] = ()
@@ -89,7 +91,8 @@ def run(arguments: list[str], *, program: str = "metadd study") -> None:
     plugins.load(arguments)
     description = f"{__doc__}\nStudies:\n{studies.listing()}"
     config = parsing.parse(StudyConfig, arguments, program=program, description=description)
-    budget = seconds_of(config.budget) if config.budget else None
+    times = {"--budget": config.budget, "--time-limit": config.time_limit}
+    limits = [stopping.seconds_of(text, option=option) for option, text in times.items() if text]
     study = studies.get(config.name)
     for row in config.only:
         study.require_row(row)
@@ -99,9 +102,13 @@ def run(arguments: list[str], *, program: str = "metadd study") -> None:
     if config.plan:
         print("\n".join(work.plan_lines()))
         return
-    deadline = None if budget is None else time.monotonic() + budget
-    with history.kept(work.folder, resumed=work.resumed()):
-        left = work.do(deadline)
+    deadline = time.monotonic() + min(limits) if limits else None
+    resumed = work.resumed()
+    if resumed:
+        print(f"Goes on in {work.folder}: {resumed}")
+    # The limit is the deadline: cells that do not fit are not begun. SIGTERM ends the one in work.
+    with stopping.listening() as stop, history.kept(work.folder, resumed=resumed):
+        left = work.do(deadline, stop)
         if config.memory:
             left += work.measure_memory(deadline)
     print(work.write_table())
@@ -109,18 +116,8 @@ def run(arguments: list[str], *, program: str = "metadd study") -> None:
     print(f"Sets and table lie in {work.folder}")
     if work.failed:
         raise ValueError(f"{len(work.failed)} cell(s) failed: {next(iter(work.failed.values()))}")
-
-
-def seconds_of(text: str) -> float:
-    """Reads a time such as "90s", "12m" or "1.5h".
-
-    Raises:
-      ValueError: if it is none.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-    if not found or not float(found[1]):
-        raise ValueError(f'--budget {text} is no time above 0; write it like "90s", "12m" or "2h"')
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+    if config.time_limit and work.wanted():
+        raise stopping.Stopped(f"stopped by the time limit of {config.time_limit}")
 
 
 @dataclasses.dataclass
@@ -197,8 +194,8 @@ class Work:
             self.known[folder]["memory"] = files.read_json(folder / MEMORY)
         return self.known.get(folder)
 
-    def do(self, deadline: float | None) -> list[str]:
-        """Does the cells that are left and fit before ``deadline`` (``time.monotonic()``).
+    def do(self, deadline: float | None, stop: stopping.Stop | None = None) -> list[str]:
+        """Does the cells that are left and fit before ``deadline`` (``time.monotonic()``), until ``stop`` asks to end.
 
         Returns:
           What is left and why, in lines.
@@ -214,7 +211,7 @@ class Work:
             try:
                 with storage.Lock(lock):
                     if self.result(folder) is None:  # another process may have just done it
-                        self._do(cell, folder, deadline)
+                        self._do(cell, folder, deadline, stop)
             except storage.HeldError as error:
                 held[folder] = str(error)
             except cells.OutOfTimeError:
@@ -224,10 +221,10 @@ class Work:
                 print(f"{cell.row}, seed {cell.seed}: {failed[folder]}")
         return self._left(held)
 
-    def _do(self, cell: Cell, folder: pathlib.Path, deadline: float | None) -> None:
+    def _do(self, cell: Cell, folder: pathlib.Path, deadline: float | None, stop: stopping.Stop | None) -> None:
         number, done = len(self.cells), sum(self.result(place) is not None for _, place in self.cells)
         print(f"[{done + 1}/{number}] {cell.row}, seed {cell.seed}", flush=True)
-        cells.run(cell, folder, self.data[cell.row], deadline=deadline)
+        cells.run(cell, folder, self.data[cell.row], deadline=deadline, stop=stop)
 
     def measure_memory(self, deadline: float | None) -> list[str]:
         """Measures the memory of each row's distilling where that is not done; returns what went wrong, in lines."""

@@ -48,7 +48,7 @@ def chunk_of():
 
 
 def run(dataset, directory=None, method=None, seed=3, tx=TX, **settings):
-    given = {name: settings.pop(name) for name in ("chunk_of", "on_chunk") if name in settings}
+    given = {name: settings.pop(name) for name in ("chunk_of", "on_chunk", "saves_now") if name in settings}
     return distillers.distil(seed, method or toy(), tx, dataset, config(**settings), directory=directory, **given)
 
 
@@ -136,6 +136,23 @@ def test_a_run_killed_between_checkpoints_goes_on_from_the_last(dataset, tmp_pat
     whole = run(dataset, tmp_path / "whole", chunk_of=chunk_of)
     assert same(broken, whole)
     assert lines(tmp_path / "broken") == lines(tmp_path / "whole")
+
+
+def test_a_run_that_is_asked_to_end_saves_off_its_grid_and_goes_on_in_the_same_bits(dataset, tmp_path, chunk_of):
+    asked = iter([False, False, True])
+
+    def end(done, means):
+        if done == 6:
+            raise SystemExit
+
+    with pytest.raises(SystemExit):
+        run(dataset, tmp_path / "ended", chunk_of=chunk_of, on_chunk=end, saves_now=lambda: next(asked))
+    assert storage.Checkpointer(tmp_path / "ended" / "checkpoints").latest() == 6
+    calls = []
+    ended = run(dataset, tmp_path / "ended", chunk_of=chunk_of, on_chunk=lambda done, _: calls.append(done))
+    assert calls == [6, 8]
+    assert same(ended, run(dataset, tmp_path / "whole", chunk_of=chunk_of))
+    assert lines(tmp_path / "ended") == lines(tmp_path / "whole")
 
 
 def test_resume_on_four_devices_gives_the_same_bits(dataset, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from metadd_jax import files, storage
 from metadd_jax.evaluation import report
-from metadd_jax.job import cells, memory, options, plan, prepare, studies, study, study_plan, study_table
+from metadd_jax.job import cells, memory, options, plan, prepare, stopping, studies, study, study_plan, study_table
 
 ROWS = {"random": "random", "dm": "", "dm at 2": "--ipc 2"}
 TINY = studies.Study(
@@ -151,13 +151,13 @@ def test_a_budget_does_what_fits_and_says_what_is_left(opened, done, monkeypatch
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("12m", 720), ("1.5h", 5400)])
 def test_times_are_read(text, seconds):
-    assert study.seconds_of(text) == seconds
+    assert stopping.seconds_of(text, option="--budget") == seconds
 
 
 @pytest.mark.parametrize("text", ["12", "m", "0m", "-3m", "1d", ""])
 def test_what_is_no_time_is_refused(text):
     with pytest.raises(ValueError, match="is no time above 0"):
-        study.seconds_of(text)
+        stopping.seconds_of(text, option="--budget")
 
 
 def test_two_folders_come_together_as_one_that_did_it_all(opened, done):
