@@ -48,7 +48,7 @@ def run(arguments: list[str], *, program: str = "metadd distill") -> None:
     # One voice: every process would print the same lines.
     if not parallel.is_main():
         command.be_silent()
-    with stopping.listening(config.time_limit) as stop:
+    with stopping.listening(limit=config.time_limit) as stop:
         prepared = prepare.open_job(config)
         try:
             job = plan.for_memory(prepared)

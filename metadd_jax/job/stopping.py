@@ -81,7 +81,7 @@ class Stop:
 
 
 @contextlib.contextmanager
-def listening(limit: str | None = None) -> Iterator[Stop]:
+def listening(*, limit: str | None = None) -> Iterator[Stop]:
     """Takes SIGTERM, and watches a time limit, while the block runs.
 
     Args:

@@ -66,7 +66,7 @@ def test_the_time_limit_leaves_room_for_the_longest_chunk(monkeypatch):
 
 def test_where_nothing_asks_the_limit_ends_the_work():
     began = time.monotonic()
-    with pytest.raises(stopping.Stopped, match="the time limit of"), stopping.listening("0.3s"):
+    with pytest.raises(stopping.Stopped, match="the time limit of"), stopping.listening(limit="0.3s"):
         while True:
             time.sleep(0.05)
     assert time.monotonic() - began < 5
