@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 import metadd_jax as mdd
-from metadd_jax import distillers, exchange, features, files, provenance, storage
+from metadd_jax import distillers, exchange, files, provenance, storage
 from metadd_jax.evaluation import report
 from metadd_jax.job import command, effects, options, plan, prepare, recipes, results, runfolder, stages, stopping
 from metadd_jax.job.options import DistillConfig
@@ -214,12 +214,12 @@ def networks_of(job: prepare.Job) -> tuple[dict[str, mdd.training.Trained], dict
     config = job.config
     recipe = (recipes.pretraining(config), recipes.backbone(config), config.evaluate_on)
     weights = tuple(getattr(config.own, name) for name in config.own.file_fields)
-    key = (job.dataset.fingerprint, job.backbone, job.seen, *recipe, *weights, job.cache)
+    apart = config.seen_epochs if config.wrapped else ()
+    key = (job.dataset.fingerprint, job.backbone, job.seen, apart, *recipe, *weights, job.cache)
     # Kept: the cells of a study share them, and to freeze one passes real images through it.
     if key not in _MADE:
         trained = stages.pretrain_all(job, unseen=False)
-        frozen = {label: features.freeze(each.net, each.variables, job.dataset) for label, each in trained.items()}
-        _MADE[key] = trained, frozen
+        _MADE[key] = trained, stages.freeze_all(job, trained)
     return _MADE[key]
 
 

@@ -39,6 +39,8 @@ def check_options(config: DistillConfig) -> None:
         )
     if config.wrapped and not config.seen:
         raise ValueError("MetaDD looks through auxiliary networks: name some by --seen, or distil bare by --no-wrapped")
+    if len(set(config.seen_epochs)) < len(config.seen_epochs):
+        raise ValueError(f"--seen-epochs {' '.join(map(str, config.seen_epochs))} says a number twice; say it once")
     # The default keeps no validation images: they would be missing from the real ones.
     if config.evaluate_on == "validation" and not config.validation_fraction:
         raise ValueError("--evaluate-on validation needs --validation-fraction, for example 0.1")
@@ -92,10 +94,10 @@ def check_settings(config: DistillConfig, settings: Mapping[str, InvariantConfig
                 f"--metadd.micro-batch {setting.micro_batch}{of} shows images in parts, and {joint[0]} compares all of "
                 "them at once; leave one of the two out"
             )
-        if setting.drawn and setting.drawn > len(config.seen):
+        if setting.drawn and setting.drawn > config.auxiliaries:
             raise ValueError(
-                f"--metadd.drawn {setting.drawn}{of} is more than the {len(config.seen)} networks of --seen; lower it, "
-                "or None for all of them"
+                f"--metadd.drawn {setting.drawn}{of} is more than the {config.auxiliaries} networks of --seen; lower "
+                "it, or None for all of them"
             )
         if setting.focus and config.parameterisation != "pixels":
             raise ValueError(
@@ -113,10 +115,10 @@ def check_settings(config: DistillConfig, settings: Mapping[str, InvariantConfig
                 f"--metadd.drawn 1{of} leaves one network a step, and {', '.join(compared)} compare networks: draw "
                 "two, or set them to 0"
             )
-        if compared and len(config.seen) < 2:
+        if compared and config.auxiliaries < 2:
             option, strength = next(iter(compared.items()))
             raise ValueError(
-                f"{option} {strength}{of} compares networks, and --seen names {len(config.seen)}: name two, or set "
+                f"{option} {strength}{of} compares networks, and --seen names {config.auxiliaries}: name two, or set "
                 f"{' and '.join(compared)} to 0"
             )
 

@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 from typing import Any
 
-from metadd_jax import distillers, features, files, parallel, ranges
+from metadd_jax import distillers, files, parallel, ranges
 from metadd_jax.evaluation import report, scores
 from metadd_jax.job import (
     checks,
@@ -104,9 +104,7 @@ def _do(job: prepare.Job, stop: stopping.Stop, found: dict[str, Any] | None = No
     trained = stages.pretrain_all(job)
     # Before the long work, as every other training on the real images.
     teachers = stages.label_teachers(job, trained)
-    auxiliaries = {
-        label: features.freeze(network.net, network.variables, job.dataset) for label, network in trained.items()
-    }
+    auxiliaries = stages.freeze_all(job, trained)
     job = stages.prepare_latents(job)
     watch = stopping.Watch(stop, config.steps)
     distilled = stages.distil_all(job, *stages.all_methods(job, trained, auxiliaries), watch)

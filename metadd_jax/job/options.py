@@ -26,7 +26,7 @@ GROUPS = {
     ),
     "the distilled sets": (
         "method", "wrapped", "ipc", "ipc_per_class", "short_class", "parameterisation", "backbone", "pool", "pool_main",
-        "pool_warmup", "matched", "balance", "seen", "steps",
+        "pool_warmup", "matched", "balance", "seen", "seen_epochs", "steps",
         "image_lr", "image_momentum", "distill_seeds", "first_seed", "variants",
     ),
     "how they are judged": (
@@ -110,6 +110,8 @@ class DistillConfig:
       balance: how: "balanced" (gradients of one size in each class, also None), "sum" (as they are) or "normalised"
         (each channel of an image's gradient by its largest; image_lr is then the largest step of a pixel).
       seen: auxiliary networks that MetaDD looks through.
+      seen_epochs: passes over the real data of these auxiliaries: each network is one auxiliary for each number, 0 with
+        random weights ("1 5": twice as many); none: pretrain_epochs. The rows of the table stay as they are.
       unseen: further networks for the table.
       steps: updates of the synthetic images.
       image_lr: learning rate of the synthetic images (SGD; sre2l: Adam).
@@ -173,6 +175,7 @@ class DistillConfig:
     matched: Annotated[tuple[str, ...], Text("backbones.check")] = ()
     balance: Annotated[str | None, OneOf(distillers.several.BALANCES)] = None
     seen: Annotated[tuple[str, ...], Text("common.check_names")] = ("vgg11_bn:width=8", "alexnet:width=8")
+    seen_epochs: Annotated[tuple[int, ...], Each(Whole(0))] = ()
     unseen: Annotated[tuple[str, ...], Text("common.check_names")] = ("resnet18:width=4", "lenet", "mlp")
     steps: Annotated[int, Whole(1)] = 200
     image_lr: Annotated[float, Real(0, above=True)] = 1.0
@@ -213,6 +216,11 @@ class DistillConfig:
                 f"own holds settings of {type(self.own).__name__}, but the method is {self.method}; give "
                 f"{wanted.__name__}(...), or change the method by with_method"
             )
+
+    @property
+    def auxiliaries(self) -> int:
+        """How many networks MetaDD looks through."""
+        return len(self.seen) * max(len(self.seen_epochs), 1)
 
     def option(self, path: str) -> str:
         """How the user writes a field: "own.lr_teacher" is ``--mtt.lr-teacher``."""

@@ -215,9 +215,10 @@ def step_flops(job: Job, *, wrapped: bool, twins: bool = False, focused: bool = 
         return own
     seen = min(job.config.metadd.subset or sum(counts), sum(counts))
     # 3 for cross-entropy and map, 1 for the map's second order (docs/scaling.md).
-    share = (job.config.metadd.drawn or len(job.seen)) / max(len(job.seen), 1)
+    looking = [net for net, _ in job.looked_through.values()]
+    share = (job.config.metadd.drawn or len(looking)) / max(len(looking), 1)
     passes = 4 * (1 + twins) * seen * share + focused * sum(counts)
-    return own + passes * sum(forward_flops(net) for net in job.seen)
+    return own + passes * sum(map(forward_flops, looking))
 
 
 def judge_flops(job: Job) -> float:
@@ -254,11 +255,16 @@ def _stages(job: Job, plans: list[Plan]) -> dict[str, float]:
     if further := [net for net, _ in config.own.passes(job.backbone)[1:]]:
         epochs = recipes.backbone(config).epochs
         prepared = prepared | {"committee": epochs * real * 3 * sum(map(forward_flops, further))}
+    looking = [net for net, _ in job.looked_through.values()]
+    if config.wrapped and (
+        apart := sum((epochs or 0) * forward_flops(net) for net, epochs in job.looked_through.values())
+    ):
+        prepared = prepared | {"auxiliaries": 3 * real * apart}
     # For each way to make maps and once for embeddings; a map's derivative passes the head alone.
     passes: set[Any] = {setting.cam for setting in settings(config).values() if "real_maps" in _needs(setting)}
     passes |= {None} if any("real" in _needs(setting) for setting in settings(config).values()) else set()
     if passes:
-        prepared = prepared | {"real side": len(passes) * real * sum(map(forward_flops, job.seen))}
+        prepared = prepared | {"real side": len(passes) * real * sum(map(forward_flops, looking))}
     stages |= {name: flops / rate for name, flops in prepared.items()}
     return {name: seconds / 3600 for name, seconds in stages.items()}
 

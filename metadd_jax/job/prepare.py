@@ -49,6 +49,14 @@ class Job:
         return (self.backbone, *self.seen, *self.unseen)
 
     @property
+    def looked_through(self) -> dict[str, tuple[mdd.zoo.Architecture, int | None]]:
+        """MetaDD's auxiliaries by name: the network, and its passes over the real data; None for those of the table."""
+        epochs = self.config.seen_epochs
+        if not epochs:
+            return {net.label: (net, None) for net in self.seen}
+        return {f"{net.label}, {number} epochs": (net, number) for net in self.seen for number in epochs}
+
+    @property
     def roles(self) -> dict[str, str]:
         # Unseen, then seen, then the backbone: of a label in several groups the last counts.
         named = {net.label: "unseen" for net in self.unseen}
@@ -274,10 +282,10 @@ def wrapped(
     Args:
       job: the job.
       base: the bare method.
-      auxiliaries: the frozen networks by label, those seen and the backbone, which is the reference.
+      auxiliaries: the frozen networks by name: those of ``Job.looked_through``, and the backbone, the reference.
     """
     config = job.config
-    seen, reference = [auxiliaries[net.label] for net in job.seen], auxiliaries[job.backbone.label]
+    reference = auxiliaries[job.backbone.label]
     # One base for all: the bare set and those under MetaDD draw the same keys and batches, so they are matched pairs.
     every = [base]
     equipped: dict[tuple, list[mdd.Auxiliary]] = {}
@@ -287,6 +295,7 @@ def wrapped(
         needs = frozenset(need for term in invariant.terms.values() for need in term.needs or ())
         asked = (needs, invariant.cam if "real_maps" in needs else None)
         if asked not in equipped:
+            seen = [auxiliaries[name] for name in job.looked_through]
             equipped[asked] = mdd.invariant.equip(seen, job.dataset, invariant.terms.values(), cam=invariant.cam)
         method = mdd.distillers.metadd(base, equipped[asked], reference=reference, config=invariant)
         every.append(method._replace(name=method.name + name))
@@ -294,7 +303,7 @@ def wrapped(
 
 
 def stand_ins(job: Job, variables: dict[str, Any]) -> dict[str, mdd.Auxiliary]:
-    """The job's networks, by label, as if they were trained and frozen; ``variables`` are any of theirs."""
+    """The job's networks and auxiliaries, by name, as if trained and frozen; ``variables`` are any, by label."""
     found = {
         net.label: mdd.Auxiliary(
             variables=variables[net.label],
@@ -303,9 +312,10 @@ def stand_ins(job: Job, variables: dict[str, Any]) -> dict[str, mdd.Auxiliary]:
         )
         for net in job.networks
     }
+    found |= {name: found[net.label] for name, (net, _) in job.looked_through.items()}
     for setting in settings(job.config).values():
         terms = setting.terms.values()
-        found |= {net.label: mdd.invariant.stand_in(found[net.label], terms, cam=setting.cam) for net in job.seen}
+        found |= {name: mdd.invariant.stand_in(found[name], terms, cam=setting.cam) for name in job.looked_through}
     return found
 
 

@@ -16,9 +16,10 @@ def augmentation(config: DistillConfig, words: augment.Augmentation) -> augment.
     return catalog.augmentation(config.dataset) if words == "auto" else words
 
 
-def pretraining(config: DistillConfig) -> Recipe:
-    """How the networks of the table are trained on the real images."""
-    return recipes.pretraining(config.pretrain_epochs, augmentation=augmentation(config, config.pretrain_augmentation))
+def pretraining(config: DistillConfig, *, epochs: int | None = None) -> Recipe:
+    """How the networks of the table are trained on the real images, or others for so many ``epochs``."""
+    words = augmentation(config, config.pretrain_augmentation)
+    return recipes.pretraining(config.pretrain_epochs if epochs is None else epochs, augmentation=words)
 
 
 def backbone(config: DistillConfig) -> Recipe:

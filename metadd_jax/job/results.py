@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 import metadd_jax as mdd
-from metadd_jax import exchange, files, keys, parallel, pictures
+from metadd_jax import exchange, files, keys, parallel, pictures, ranges
 from metadd_jax.evaluation import report
 from metadd_jax.job import backbones, command, labels, recipes, report_images, runfolder
+from metadd_jax.job.options import DistillConfig
 from metadd_jax.job.prepare import BASELINES, Job, seeds
 
 
@@ -178,6 +179,12 @@ def _describe_start(start: str) -> str:
     return words.get(start, f"the images of {start}")
 
 
+def _describe_seen(config: DistillConfig) -> str:
+    if not config.wrapped or not config.seen_epochs:
+        return ""
+    return f"MetaDD looked through the seen networks after {ranges.listed([*map(str, config.seen_epochs)])} epochs. "
+
+
 def notes(job: Job) -> list[str]:
     """Protocol, seeds and machine, for the head of the results."""
     config, facts = job.config, command.versions()
@@ -193,7 +200,7 @@ def notes(job: Job) -> list[str]:
         f"draws{real}) of the mean of {config.train_seeds} trainings each; last epoch, no choice on the test split.",
         "",
         f"{config.method}: {config.steps} steps, {config.own.describe()}, from {_describe_start(config.own.start)}, "
-        f"backbone {job.backbone.label}{backbones.describe(job.drawn, config)}. "
+        f"backbone {job.backbone.label}{backbones.describe(job.drawn, config)}. {_describe_seen(config)}"
         f"Judged by the recipe {config.eval_recipe!r}, "
         f"{config.eval_epochs} epochs, {recipes.describe_evaluation(config)}. jax {facts['jax']}, {facts['device']}, "
         f"{facts['machine']}. Agreement and maps.png, of every set alike: {config.metadd.cam.describe()}.",

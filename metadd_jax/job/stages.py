@@ -10,7 +10,7 @@ import jax
 import optax
 
 import metadd_jax as mdd
-from metadd_jax import exchange, keys, parallel
+from metadd_jax import exchange, features, keys, parallel
 from metadd_jax.distillers.run import compile_chunks
 from metadd_jax.evaluation import report
 from metadd_jax.job import backbones, command, common, effects, labels, recipes, results
@@ -28,7 +28,8 @@ def pretrain_all(job: Job, *, unseen: bool = True) -> dict[str, mdd.training.Tra
       The trained networks by label.
     """
     config, every = job.config, []
-    networks = list(job.networks if unseen else (job.backbone, *job.seen))
+    # Auxiliaries with epochs of their own are trained apart (``freeze_all``).
+    networks = list(job.networks if unseen else (job.backbone, *(() if config.seen_epochs else job.seen)))
     usual, own = recipes.pretraining(config), recipes.backbone(config)
     variables = config.own.backbone_variables(job.backbone)
     # Weights from a file are measured and not trained. Under a recipe of the method's own (SRe2L's squeeze) the
@@ -42,6 +43,34 @@ def pretrain_all(job: Job, *, unseen: bool = True) -> dict[str, mdd.training.Tra
     networks = networks[len(every) :]  # the backbone is the first
     every += common.pretrain(networks, job.dataset, usual, job.cache, split=config.evaluate_on)
     return {trained.net.label: trained for trained in every}
+
+
+def freeze_all(job: Job, trained: dict[str, mdd.training.Trained]) -> dict[str, mdd.Auxiliary]:
+    """Freezes the trained networks, and trains and freezes the auxiliaries that have epochs of their own.
+
+    Args:
+      job: the job.
+      trained: the networks trained on the real data, by label.
+
+    Returns:
+      The frozen networks by label, and the auxiliaries by the names of ``Job.looked_through``.
+    """
+    config = job.config
+    frozen: dict[str, mdd.Auxiliary] = {}
+    for number in config.seen_epochs if config.wrapped else ():
+        variables: list[Any] = [parallel.jit(net.init)(keys.root(0, "pretrain")) for net in job.seen if not number]
+        if number:
+            recipe, about = recipes.pretraining(config, epochs=number), f"auxiliaries, {number} epochs"
+            made = common.pretrain(
+                job.seen, job.dataset, recipe, job.cache, split=config.evaluate_on, description=about
+            )
+            variables = [one.variables for one in made]
+        names = [name for name, (_, epochs) in job.looked_through.items() if epochs == number]
+        frozen |= {
+            name: features.freeze(net, weights, job.dataset)
+            for name, net, weights in zip(names, job.seen, variables, strict=True)
+        }
+    return {label: features.freeze(one.net, one.variables, job.dataset) for label, one in trained.items()} | frozen
 
 
 def prepare_latents(job: Job) -> Job:
@@ -85,7 +114,7 @@ def all_methods(
     Args:
       job: the job.
       trained: the networks trained on the real data, by label; among them the backbone.
-      auxiliaries: the same ones frozen, by label.
+      auxiliaries: the frozen ones (``freeze_all``).
     """
     backbone = trained[job.backbone.label]
     with command.bars("net") as progress:
