@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from metadd_jax import augment, ranges, training, zoo
+from metadd_jax import augment, exchange, ranges, training, zoo
 from metadd_jax.distillers import class_images
 from metadd_jax.distillers.contract import LABELS, Distiller
 from metadd_jax.distillers.registry import Method, Progress
@@ -54,6 +54,8 @@ class TrajectoryMatching(Method):
       rho: radius of adaptive GSAM in the experts' training, which leads them to flat minima (FTD, DATM: 0.01); 0
         trains them plainly.
       rho_alpha: alpha of GSAM (DATM: 0.3), see ``training.sharpness``.
+      buffers: a folder of MTT's ``replay_buffer_N.pt``, or one such file, whose experts are taken in place of ours (see
+        ``exchange.load_buffers``); what trained them plays no part then.
     """
 
     # A small set's: the published rows (metadd_jax/job/published.py) take 10 to 80 steps and 50 to 100 experts.
@@ -72,11 +74,13 @@ class TrajectoryMatching(Method):
     half: bool = False
     rho: Annotated[float, Real(0)] = 0.0
     rho_alpha: Annotated[float, Real(0)] = 0.0
+    buffers: str | None = None
 
     group: ClassVar[str] = "mtt"
     reads_last: ClassVar[bool] = False  # whether the method asks the finished experts too
     scratch_fields: ClassVar[tuple[str, ...]] = ("batch_syn",)
     frozen_fields: ClassVar[tuple[str, ...]] = ("experts",)
+    file_fields: ClassVar[tuple[str, ...]] = ("buffers",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,8 +154,8 @@ class TrajectoryMatching(Method):
             raise ValueError(f"{net.label} has batch norm, whose statistics no trajectory holds; use its instance norm")
 
     def check_prepare(self) -> None:
-        """Refuses experts too short for the last target."""
-        if self.snapshots - 1 > self.epochs:
+        """Refuses experts too short for the last target; of other people's that is seen when they are read."""
+        if self.buffers is None and self.snapshots - 1 > self.epochs:
             raise ValueError(
                 f"max_start_epoch={self.max_start_epoch} and expert_epochs={self.expert_epochs} reach epoch "
                 f"{self.snapshots - 1} of experts of {self.epochs} epochs; raise epochs or lower one of them"
@@ -179,9 +183,15 @@ class TrajectoryMatching(Method):
         *,
         progress: Progress,
     ) -> jax.Array:
-        """Trains the experts, or takes them from the cache: [experts, snapshots, P] float32 on the device."""
+        """Trains the experts, or takes them from the cache or a peer's files: [experts, snapshots, P] on the device."""
         del trained
         progress("experts", 0, self.experts)
+        if self.buffers is not None:
+            read = exchange.load_buffers(
+                self.buffers, net, experts=self.experts, snapshots=self.snapshots, last=self.reads_last
+            )
+            progress("experts", self.experts, self.experts)
+            return jnp.asarray(read)
         trajectories = training.train_experts(
             self._folder(net, dataset, cache), net, dataset, self._recipe(),
             on_shard=lambda done: progress("experts", done, self.experts), **self._numbers(),
@@ -213,6 +223,8 @@ class TrajectoryMatching(Method):
         self, net: zoo.Architecture, dataset: Dataset, cache: pathlib.Path
     ) -> Sequence[tuple[pathlib.Path, int]]:
         """The folder of the experts: a snapshot of the start and one after each epoch."""
+        if self.buffers is not None:
+            return []
         # The first snapshot is stored whole, the others as steps from it.
         width = 2 if self.half else 4
         size = self.experts * net.num_params() * (4 + width * self.epochs)
@@ -235,11 +247,14 @@ class TrajectoryMatching(Method):
 
     def prepare_flops(self, forward: float, images: int) -> dict[str, float]:
         """FLOPs of the experts' training; GSAM takes every gradient twice."""
+        if self.buffers is not None:
+            return {}
         return {"experts": 3 * (1 + (self.rho > 0)) * forward * self.experts * self.epochs * images}
 
     def describe(self) -> str:
         """How many experts, and how long the student trains."""
-        return f"{self.experts} experts of {self.epochs} epochs, {self.syn_steps} student steps"
+        experts = f"{self.experts} experts of " + (f"{self.epochs} epochs" if self.buffers is None else self.buffers)
+        return f"{experts}, {self.syn_steps} student steps"
 
 
 def trajectory_optimiser(

@@ -2,6 +2,7 @@
 
 from metadd_jax.exchange.arrays import export_npz, is_set_file, load_npz
 from metadd_jax.exchange.belongs import check_belongs
+from metadd_jax.exchange.buffers import load_buffers
 from metadd_jax.exchange.checks import check_set
 from metadd_jax.exchange.latents import export_latents, load_latents
 from metadd_jax.exchange.packages import export_pictures, export_regression, export_safetensors, export_webdataset
@@ -36,6 +37,7 @@ __all__ = [
     "export_torch",
     "export_webdataset",
     "is_set_file",
+    "load_buffers",
     "load_latents",
     "load_npz",
     "load_packed",

@@ -78,7 +78,7 @@ def _guess(content: Any) -> str:
             return "it looks like the weights of a network: zoo.torchvision.load reads those"
         return f"a dictionary of {', '.join(map(str, list(content)[:4]))}; give the file with images and labels"
     if isinstance(content, list) and content and isinstance(content[0], list):
-        return "it looks like MTT's replay buffer: metadd import_experts reads those"
+        return "it looks like MTT's replay buffer: metadd distill --mtt.buffers reads those"
     if isinstance(content, list) and len(content) == 6:
         return "it looks like a batch of SRe2L's stored labels; give the folder of its pictures"
     return f"a {type(content).__name__}; give the file with images and labels"

@@ -54,8 +54,8 @@ FIRST = frozenset({
 LATER = frozenset(
     f"own.{name}"
     for name in (
-        "at_once", "checkpoint", "class_batch", "first_images", "group_ipc", "half", "micro_batch", "patience",
-        "raw_lr", "sampler_lr",
+        "at_once", "buffers", "checkpoint", "class_batch", "first_images", "group_ipc", "half", "micro_batch",
+        "patience", "raw_lr", "sampler_lr",
     )
 )  # fmt: skip
 

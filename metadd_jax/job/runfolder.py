@@ -237,8 +237,8 @@ def plain(config: DistillConfig) -> dict[str, Any]:
         found["own"]["init"] = f"{config.own.init} (SHA-256 {starting.content(config.own.start)})"
     for name in config.own.file_fields:
         file = getattr(config.own, name)
-        if file and pathlib.Path(file).is_file():
-            found["own"][name] = f"{file} (SHA-256 {files.hash_file(file)})"
+        if file and pathlib.Path(file).expanduser().exists():
+            found["own"][name] = f"{file} (SHA-256 {starting.content(file)})"
     for file in _named_files(config.parameterisation):
         found["parameterisation"] += f" ({file.name}: SHA-256 {files.hash_file(file)})"
     found["plugin"] = plugins.facts(config.plugin)

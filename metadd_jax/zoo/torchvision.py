@@ -45,7 +45,9 @@ def load(net: Architecture, file: str | os.PathLike) -> Variables:
 
     Args:
       net: at ImageNet geometry, with as many classes as the file.
-      file: .safetensors (needs safetensors), .pth or .pt (needs torch; read with ``weights_only=True``).
+      file: .safetensors (needs safetensors), .pth or .pt (needs torch; read with ``weights_only=True``). The state dict
+        may be in {"model": ...} or {"state_dict": ...} beside other things, and its keys may begin with "module.", as
+        the programs that train teachers leave it.
 
     Returns:
       ``params`` (and ``batch_stats``), float32.
@@ -230,13 +232,25 @@ def _format(file: pathlib.Path) -> tuple[Callable[[pathlib.Path], dict], Callabl
 
         def read(path: pathlib.Path) -> Any:
             content = torch.load(path, map_location="cpu", weights_only=True)
-            return {key: value.detach().float().numpy() for key, value in content.items()}
+            return {key: value.detach().float().numpy() for key, value in _bare(content).items()}
 
         def write(path: pathlib.Path, state: State) -> None:
             torch.save({key: torch.from_numpy(value) for key, value in state.items()}, path)
 
         return _reader(read), write
     raise ValueError(f"cannot tell the kind of {file}; its name must end in .safetensors, .pth or .pt")
+
+
+def _bare(content: Any) -> Mapping[str, Any]:
+    """A state dict without what training programs put around it."""
+    # {"model": ...}: RDED's teachers; {"state_dict": ...}: PyTorch's ImageNet example and most others.
+    for name in ("state_dict", "model", "model_state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            return _bare(content[name])
+    # DataParallel's networks have everything under one name.
+    if all(key.startswith("module.") for key in content):
+        return {key.removeprefix("module."): value for key, value in content.items()}
+    return content
 
 
 def _reader(read: Callable[[pathlib.Path], dict]) -> Callable[[pathlib.Path], dict]:

@@ -188,3 +188,19 @@ def test_a_missing_library_or_file_is_told(resnet, tmp_path, monkeypatch, suffix
 def test_other_suffixes_are_refused(resnet, tmp_path):
     with pytest.raises(ValueError, match=r"its name must end in \.safetensors, \.pth or \.pt"):
         zoo.torchvision.load(resnet[0], tmp_path / "weights.npz")
+
+
+@pytest.mark.parametrize("around", ["model", "state_dict", "module.", "both"])
+def test_the_files_of_training_programs_are_read(resnet, tmp_path, around):
+    """RDED's and SRe2L's teachers, DataParallel's networks: the same weights with something around them."""
+    torch = pytest.importorskip("torch")
+    net, state = resnet
+    content = {key: torch.tensor(value) for key, value in state.items()}
+    if around in ("module.", "both"):
+        content = {f"module.{key}": value for key, value in content.items()}
+    if around != "module.":
+        name = "state_dict" if around == "both" else around
+        content = {"epoch": 3, name: content, "optimizer": {"state": {}}, "best_acc1": torch.tensor(0.5)}
+    torch.save(content, tmp_path / "checkpoint.pth")
+    read, wanted = zoo.torchvision.load(net, tmp_path / "checkpoint.pth"), zoo.torchvision.from_state(net, state)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), read, wanted))
