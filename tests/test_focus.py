@@ -12,11 +12,14 @@ LABELS = jnp.array([0, 1, 2, 0, 1])
 RNG = np.random.default_rng(0)
 
 
-def expected(maps, focus, mask):
+def expected(maps, focus, mask, cap=10.0):
     m = (maps >= 0.5).all(0).astype(float) if mask == "hard" else maps.min(0)
-    share = m.mean((1, 2), keepdims=True)
-    scaled = np.divide(m, share, out=np.ones_like(m), where=share > 0)
-    return 1 - focus + focus * scaled
+    found = np.ones_like(m)
+    for image, own in enumerate(m):
+        if own.any():
+            f = min(focus, (cap - 1) / max(own.max() / own.mean() - 1, 1e-9))
+            found[image] = 1 - f + f * own / own.mean()
+    return found
 
 
 def test_weights_of_a_hand_example():
@@ -29,6 +32,16 @@ def test_weights_of_a_hand_example():
     np.testing.assert_allclose(soft[0], np.array([[0.6, 0.1], [0.2, 0.5]]) / 0.35, rtol=1e-6)
     half = invariant.focus_weights(jnp.asarray(maps), focus=0.5)
     np.testing.assert_allclose(half[0], [[1.5, 0.5], [0.5, 1.5]])
+
+
+def test_where_little_is_shared_the_focus_is_lowered_and_not_the_mean():
+    maps = np.zeros((2, 2, 20, 20), np.float32)
+    maps[:, 0, 3, 4] = 1  # one pixel of 400
+    maps[:, 1, :10] = 1  # half of them
+    found = np.asarray(invariant.focus_weights(jnp.asarray(maps), focus=1.0, cap=10.0))
+    assert found[0, 3, 4] == pytest.approx(10) and found[0, 0, 0] == pytest.approx(1 - 9 / 399)
+    np.testing.assert_allclose(found[1], np.where(maps[0, 1] > 0, 2, 0))
+    np.testing.assert_allclose(found.mean((1, 2)), [1, 1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("mask", ["hard", "soft"])
@@ -68,6 +81,7 @@ def test_the_weights_are_those_of_the_plain_images_in_parts_too(micro_batch):
     wanted = expected(np.asarray(maps, np.float64), 0.8, "soft")
     np.testing.assert_allclose(w, wanted, rtol=1e-3, atol=1e-4)
     assert float(facts["focus_area"]) == pytest.approx((wanted > 1).mean(), abs=0.01)
+    assert wanted.max() > 1.5
     assert float(facts["focus_largest"]) == pytest.approx(wanted.max(), rel=1e-3)
     sums = jax.grad(lambda x: invariant.focus_on_meta(x, LABELS, auxiliaries, config=config)[0].sum())(x)
     assert (np.asarray(sums) == 0).all()

@@ -45,6 +45,7 @@ def penalise(
     project: str = "none",
     focus: float = 0.0,
     focus_mask: str = "hard",
+    focus_cap: float = 10.0,
     name: str = "penalty",
 ) -> Distiller:
     """Adds terms that frozen networks judge the synthetic images by to the loss of ``base``.
@@ -71,6 +72,7 @@ def penalise(
       focus: how far the base method's own gradient is weighed by where all networks look, 0 to 1; see
         ``invariant.focus``. Not for latents.
       focus_mask: "hard" or "soft".
+      focus_cap: largest weight of a pixel.
       name: what follows the base method's name and "+".
 
     Returns:
@@ -84,7 +86,7 @@ def penalise(
     config = invariant.InvariantConfig(
         ai=0.0, pos=0.0, var=0.0, weighting=weighting, cap=cap, calibration_steps=calibration_steps, views=views,
         cam=cam, subset=subset, micro_batch=micro_batch, checkpoint=checkpoint, drawn=drawn,
-        project=project, focus=focus, focus_mask=focus_mask,
+        project=project, focus=focus, focus_mask=focus_mask, focus_cap=focus_cap,
     )  # fmt: skip
     return penalise_by(base, auxiliaries, terms, config, reference=reference, name=name)
 

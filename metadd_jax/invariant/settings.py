@@ -32,6 +32,7 @@ class InvariantConfig:
         else); the mean weight of an image stays 1 (``focus``). For sets of pixels. It costs a pass of all images
         through all networks.
       focus_mask: "hard", the pixels that are high (0.5) in all maps, or "soft", the least of the maps.
+      focus_cap: largest weight of a pixel: where the networks share little of an image, its focus is lowered.
       kl: s, the sign and size of the KL term in L_ai: +1 towards the reference (the paper's formula as reported),
         -1/2 away from it, 0 without, which did best on validation images (docs/measurements.md).
       kl_reverse: KL(p_m || p_ref) instead of KL(p_ref || p_m).
@@ -61,6 +62,7 @@ class InvariantConfig:
     project: Annotated[str, OneOf(PROJECT)] = "none"
     focus: Annotated[float, Real(0, 1)] = 0.0
     focus_mask: Annotated[str, OneOf(FOCUS_MASKS)] = "hard"
+    focus_cap: Annotated[float, Real(1, above=True)] = 10.0
     kl: Annotated[float, Real()] = 0.0
     kl_reverse: bool = False
     kl_cap: Annotated[float | None, Real(0, above=True)] = None

@@ -132,7 +132,9 @@ def weights(auxiliaries, images, focus, mask="hard"):
     maps = np.asarray(features.stack_maps(auxiliaries, jnp.asarray(images), jnp.arange(6) // 2), np.float64)
     m = (maps >= 0.5).all(0).astype(float) if mask == "hard" else maps.min(0)
     share = m.mean((1, 2), keepdims=True)
-    return (1 - focus + focus * np.divide(m, share, out=np.ones_like(m), where=share > 0))[..., None]
+    above = np.divide(m, share, out=np.ones_like(m), where=share > 0) - 1
+    largest = np.maximum(above.max((1, 2), keepdims=True), 1e-9)
+    return (1 + np.minimum(focus, 9 / largest) * above)[..., None]
 
 
 @pytest.mark.parametrize("mask", ["hard", "soft"])
