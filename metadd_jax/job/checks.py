@@ -13,7 +13,7 @@ from typing import Any
 import metadd_jax as mdd
 from metadd_jax import augment, distillers, files, ranges, training
 from metadd_jax.invariant import InvariantConfig
-from metadd_jax.job import recipes
+from metadd_jax.job import logs, recipes, stopping
 from metadd_jax.job.options import DistillConfig
 
 
@@ -24,6 +24,9 @@ def check_options(config: DistillConfig) -> None:
       ValueError: one line that names the option and what it may be.
     """
     ranges.check(config, spell=config.option)
+    logs.require(config.log_to)
+    if config.time_limit is not None:
+        stopping.seconds_of(config.time_limit, option="--time-limit")
     distillers.parameterisations.check(config.parameterisation)
     # Each alone is in its range, and the last seed may still not be.
     if config.first_seed + config.distill_seeds > ranges.SEEDS:

@@ -8,14 +8,14 @@ from typing import Any
 
 import metadd_jax as mdd
 from metadd_jax import files, storage
-from metadd_jax.job import command
+from metadd_jax.job import bundle, command
 
 
 def load_set(file: str) -> tuple[mdd.SyntheticSet, dict[str, Any]]:
-    """Reads a distilled set from ``synthetic.npz`` or from the folder that holds it.
+    """Reads a distilled set from ``synthetic.npz``, from the folder that holds it, or from a bundle.
 
     Args:
-      file: the path of either, as the user wrote it ("~" is their home).
+      file: the path, as the user wrote it ("~" is their home).
 
     Returns:
       The set, and its metadata.
@@ -24,6 +24,9 @@ def load_set(file: str) -> tuple[mdd.SyntheticSet, dict[str, Any]]:
       ValueError: if there is none, or it is damaged; the folder of a run names the sets that it holds.
     """
     path = pathlib.Path(file).expanduser()
+    if path.is_file() and path.suffix != ".npz" and bundle.is_bundle(path):
+        held = bundle.read(path)
+        return held.synthetic, held.metadata
     if not path.is_dir():
         return mdd.exchange.load_npz(path)
     inside = [] if (path / "synthetic.npz").exists() else sets_inside(path)

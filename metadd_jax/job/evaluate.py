@@ -1,6 +1,7 @@
 """Train networks from scratch on a distilled set, ours or a peer's, and print their accuracy on the real test split.
 
 metadd evaluate runs/mnist5k/dm/seed0/synthetic.npz --networks vgg11:width=8 mlp
+metadd evaluate dm.zip    (a bundle of metadd export: by its own protocol, and by how much the numbers differ)
 metadd evaluate images_best.pt --dataset cifar10 --space zca --networks convnet
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 
 import metadd_jax as mdd
 from metadd_jax.exchange import peer, peers
-from metadd_jax.job import command, common, judged, labels, parsing, plugins, set_scores
+from metadd_jax.job import bundle, command, common, judged, labels, parsing, plugins, rejudge, set_scores
 from metadd_jax.job.parsing import Mark
 from metadd_jax.ranges import OneOf, Real, Whole
 from metadd_jax.training import recipes
@@ -25,7 +26,8 @@ class EvaluateConfig:
     """Judge one distilled set across architectures.
 
     Attributes:
-      file: synthetic.npz, or the folder that holds it; or a peer's file or folder, with --dataset (docs/formats.md).
+      file: synthetic.npz, or the folder that holds it; or a peer's file or folder, with --dataset (docs/formats.md); or
+        a bundle, which is judged by its own protocol where no option below says another.
       networks: what to train on it.
       format: of the file: "metadd", "dc" (DC, DSA, DM), "mtt" (MTT, TESLA, DATM), "ddranking", "idc" (IDC, NCFM),
         "tensordataset", "images" (folders: SRe2L, RDED), "webdataset", "npz" (plain, KIP), "frepo" (FRePo, RCIG),
@@ -100,6 +102,11 @@ def run(arguments: list[str], *, program: str = "metadd evaluate") -> None:
     train = recipes.EVALUATIONS[config.recipe]
     for words in (config.augmentation, config.pretrain_augmentation):
         mdd.training.dc_evaluation(1, augmentation="none" if words == "auto" else words)  # refuses what it cannot read
+    places = {name: getattr(config, name) for name in ("data_dir", "cache_dir", "plugin")}
+    place = pathlib.Path(config.file).expanduser()
+    if config == EvaluateConfig(file=config.file, **places) and place.is_file() and bundle.is_bundle(place):
+        _again(config)
+        return
     source = judged.Source(
         config.file, config.format, config.space, config.factor, config.set, config.file_labels, config.learning_rate,
         config.image_size,
@@ -149,6 +156,19 @@ def run(arguments: list[str], *, program: str = "metadd evaluate") -> None:
                 judge, sets[0], accuracies, whole, counts, on_network=lambda label: progress.update()
             )
         print("\n" + "\n".join(set_scores.lines([net.label for net in nets], found, counts)))
+
+
+def _again(config: EvaluateConfig) -> None:
+    """Judges a bundle by its own protocol and prints by how much the numbers differ."""
+    held = bundle.read(pathlib.Path(config.file).expanduser())
+    told = held.manifest["rows"]
+    if not told:
+        raise ValueError(f"{config.file} holds no accuracies to compare with; judge its set by --networks and --recipe")
+    now = rejudge.judge(held, data_dir=config.data_dir, cache_dir=config.cache_dir)
+    print(f"{config.file}: {held.manifest['set']}, seed {held.manifest['seed']}, judged again by its own protocol")
+    print("\n".join(rejudge.differences(told, now)))
+    others = rejudge.versions_now(held.manifest["versions"])
+    print(f"Versions: {'; '.join(others) or 'the same'}.")
 
 
 def _tokens(words: str, dataset: mdd.Dataset) -> mdd.augment.Augmentation:

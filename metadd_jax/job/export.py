@@ -2,6 +2,7 @@
 
 metadd export runs/mnist5k/dm/seed0 --format png --out exported
 metadd export runs/mnist5k/dm/seed0 --format ddranking --out judged
+metadd export runs/mnist5k/dm/seed0 --bundle dm.zip    (the set, all that its run knows of it, and a data card)
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from metadd_jax import exchange
-from metadd_jax.job import common, parsing
+from metadd_jax.job import bundle, common, parsing
 from metadd_jax.job.parsing import Mark
 from metadd_jax.ranges import OneOf
 
@@ -45,6 +46,8 @@ class ExportConfig:
     Attributes:
       file: synthetic.npz, or the folder that holds it.
       out: file (npz, torch, tensordataset, safetensors) or folder (all others) to write.
+      bundle: in place of out: one file with the set, configuration, versions, metrics, results, pictures, hashes and a
+        data card, which metadd evaluate judges again by its own protocol; the set must lie in its run's folder.
       format: exact: "npz", "safetensors", of PyTorch "torch" (DC, DSA, DM), "tensordataset", "mtt" (MTT, DATM:
         images_best.pt, labels_best.pt with soft labels as logits, lr_best.pt), "ddranking" (images.pt, labels.pt,
         lr.pt), "idc" (a packed set: data.pt, and decoded.pt in IDC's order), "frepo" (a Flax checkpoint of FRePo's and
@@ -54,7 +57,8 @@ class ExportConfig:
     """
 
     file: Annotated[str, Mark.POSITIONAL]
-    out: str
+    out: str | None = None
+    bundle: str | None = None
     format: Annotated[str, OneOf(tuple(_WRITERS))] = "npz"
     overwrite: bool = False
 
@@ -67,6 +71,13 @@ def run(arguments: list[str], *, program: str = "metadd export") -> None:
       program: what the user typed before ``arguments``, for ``--help``.
     """
     config = parsing.parse(ExportConfig, arguments, program=program, description=__doc__)
+    if config.bundle is not None and config.out is None:
+        _bundle(config, pathlib.Path(config.bundle).expanduser())
+        return
+    if config.out is None or config.bundle is not None:
+        raise ValueError(
+            "say where to write it: --out PLACE for the set alone, or --bundle FILE.zip for all of its facts"
+        )
     # The name says what the user wants; an .npz called .pt would be refused by whoever opens it.
     wanted = _SUFFIXES.get(pathlib.Path(config.out).suffix, (config.format,))
     if config.format not in wanted:
@@ -78,6 +89,14 @@ def run(arguments: list[str], *, program: str = "metadd export") -> None:
     if clipped is not None and (synthetic.soft_labels is not None or synthetic.learning_rate is not None):
         note += ", and pictures hold neither soft labels nor a step size"
     print(f"wrote {config.out}{note}")
+
+
+def _bundle(config: ExportConfig, file: pathlib.Path) -> None:
+    """Writes the bundle that ``config`` asks for."""
+    place = pathlib.Path(config.file).expanduser()
+    common.load_set(config.file)  # of a run's folder it names the sets
+    names = bundle.write(file, place if place.is_dir() else place.parent, overwrite=config.overwrite)
+    print(f"wrote {file}: {', '.join(names)}")
 
 
 def _packed(file: pathlib.Path) -> Any:

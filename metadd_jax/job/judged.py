@@ -12,7 +12,7 @@ import numpy as np
 import metadd_jax as mdd
 from metadd_jax import distillers, exchange
 from metadd_jax.exchange import peers
-from metadd_jax.job import common
+from metadd_jax.job import bundle, common
 
 
 class Source(NamedTuple):
@@ -66,7 +66,7 @@ def is_ours(source: Source) -> bool:
     if path.is_dir():
         ours = (path / "synthetic.npz").exists() or bool(common.sets_inside(path))
         return ours or peers.recognise(path) is None
-    return path.suffix == ".npz" and exchange.arrays.is_set_file(path)
+    return exchange.arrays.is_set_file(path) if path.suffix == ".npz" else bundle.is_bundle(path)
 
 
 def load(

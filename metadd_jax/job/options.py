@@ -9,6 +9,7 @@ from metadd_jax import distillers, parallel, ranges
 from metadd_jax.data import sampling
 from metadd_jax.distillers import Method, class_images
 from metadd_jax.invariant import InvariantConfig
+from metadd_jax.job import logs
 from metadd_jax.job.parsing import Mark
 from metadd_jax.ranges import SEEDS, Each, Named, OneOf, Real, Text, Whole
 from metadd_jax.training import recipes
@@ -36,7 +37,7 @@ GROUPS = {
         "pretrain_augmentation", "at_once",
     ),
     "the run": (
-        "run_dir", "overwrite", "plan", "plugin", "time_limit", "chunk", "save_every", "device_mode",
+        "run_dir", "overwrite", "plan", "plugin", "time_limit", "log_to", "chunk", "save_every", "device_mode",
         "stream_per_class", "coordinator", "num_processes", "process_id",
     ),
 }  # fmt: skip
@@ -150,6 +151,7 @@ class DistillConfig:
       run_dir: the run's folder (default: runs/PRESET), shared by all processes.
       overwrite: start anew in a folder that holds a run.
       time_limit: work at most so long, "11h", "12m": ends at a checkpoint (docs/long_runs.md).
+      log_to: "tensorboard" (files in each set's folder), "wandb" (Weights & Biases) or both, beside metrics.jsonl.
       plugin: a Python file of yours that is read first: the methods, networks, terms and data sets that it registers
         can be named here (repeatable).
     """
@@ -206,6 +208,7 @@ class DistillConfig:
     process_id: Annotated[int | None, Whole(0)] = None
     run_dir: Annotated[str | None, Text("files.require_writable")] = None
     time_limit: Annotated[str | None, Text("stopping.seconds_of")] = None
+    log_to: Annotated[tuple[str, ...], Each(OneOf(tuple(logs.PACKAGES)))] = ()
     overwrite: bool = False
     plugin: Annotated[tuple[str, ...], Text("plugins.load"), Mark.REPEATED] = ()
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from metadd_jax import augment, exchange, files, parallel, registries, storage, structs
 from metadd_jax.distillers import starts
-from metadd_jax.job import checks, command, plugins, starting
+from metadd_jax.job import checks, command, logs, plugins, starting
 from metadd_jax.job.options import DistillConfig
 from metadd_jax.storage import folder as folders
 from metadd_jax.training import views
@@ -21,7 +21,9 @@ from metadd_jax.training import views
 FORMAT = 3
 # Settings that do not change a number: a run may go on under other values of these.
 HOSTS = ("coordinator", "num_processes", "process_id")
-FREE = ("run_dir", "overwrite", "plan", "time_limit", "data_dir", "cache_dir", "at_once", "save_every", *HOSTS)
+FREE = (
+    "run_dir", "overwrite", "plan", "time_limit", "log_to", "data_dir", "cache_dir", "at_once", "save_every", *HOSTS,
+)  # fmt: skip
 # What a run writes for each set, beside its checkpoints.
 _OF_A_SET = (
     "metrics.jsonl", "synthetic.npz", "synthetic.json", "latents.npz", "latents.json", "synthetic.png", "packed.png",
@@ -207,6 +209,7 @@ def _clear(directory: pathlib.Path) -> None:
         # By name: other files in the folder are the user's and stay.
         for name in _OF_A_SET:
             (folder / name).unlink(missing_ok=True)
+        logs.clear(folder)
         for place in (folder / "checkpoints", folder, folder.parent):
             # Only what is empty: a folder with a file of the user's stays.
             if place.is_dir() and not any(place.iterdir()):

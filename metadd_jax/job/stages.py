@@ -13,7 +13,7 @@ import metadd_jax as mdd
 from metadd_jax import exchange, features, keys, parallel
 from metadd_jax.distillers.run import compile_chunks
 from metadd_jax.evaluation import report
-from metadd_jax.job import backbones, command, common, effects, labels, recipes, results
+from metadd_jax.job import backbones, command, common, effects, labels, logs, recipes, results
 from metadd_jax.job.prepare import BASELINES, Job, make, run_config, seeds, wrapped
 
 
@@ -146,12 +146,21 @@ def distil_all(
         for seed in seeds(config):
             folder = job.directory / method.name / f"seed{seed}"
             start = start_of(job, seed)
-            with command.bar(config.steps, f"{method.name} seed {seed}", "step") as progress:
+            shown = {"set": method.name, "seed": seed, "dataset": config.dataset, "steps": config.steps}
+            with (
+                logs.opened(config.log_to, folder, settings=shown) as log,
+                command.bar(config.steps, f"{method.name} seed {seed}", "step") as progress,
+            ):
                 watch.start()
 
                 def on_chunk(
-                    done: int, metrics: dict[str, float], progress: Any = progress, name: str = method.name
+                    done: int,
+                    metrics: dict[str, float],
+                    progress: Any = progress,
+                    log: Any = log,
+                    name: str = method.name,
                 ) -> None:
+                    log(done, metrics)  # before the watch, which may end the run
                     watch.lap(name, done)
                     progress.update(done - progress.n)
                     if metrics:

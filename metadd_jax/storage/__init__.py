@@ -2,7 +2,7 @@
 
 from metadd_jax.storage.checkpoint import Checkpointer, restore, restore_tree, save, save_tree
 from metadd_jax.storage.lock import LOCK, HeldError, Lock, waiting
-from metadd_jax.storage.metrics import JsonLines, NoMetrics, TensorBoard
+from metadd_jax.storage.metrics import JsonLines, NoMetrics, TensorBoard, WeightsAndBiases
 from metadd_jax.storage.programs import cache_compilations
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Lock",
     "NoMetrics",
     "TensorBoard",
+    "WeightsAndBiases",
     "cache_compilations",
     "restore",
     "restore_tree",

@@ -128,6 +128,51 @@ class TensorBoard:
         self._writer.close()
         self._writer = self._make_writer(self._directory, purge_step=int(step) + 1)
 
+    def close(self) -> None:
+        """Ends the file of events."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """Sends the same metrics to Weights & Biases, or keeps them for ``wandb sync`` (``WANDB_MODE=offline``).
+
+    Args:
+      directory: where the files of wandb go, in a folder ``wandb``.
+      name: what the run is called there.
+      key: the run's identity: a second start under it goes on in the same curves.
+      settings: facts that stand beside them.
+
+    Raises:
+      ValueError: if wandb is not installed.
+    """
+
+    def __init__(self, directory: str | os.PathLike, *, name: str, key: str, settings: Mapping[str, Any]):
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError("Weights & Biases needs wandb; run: pip install wandb") from error
+        project = os.environ.get("WANDB_PROJECT", "metadd_jax")
+        pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            dir=str(directory), project=project, name=name, id=key, resume="allow", config=dict(settings)
+        )
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Sends the metrics of a step.
+
+        Args:
+          step: updates done so far.
+          metrics: scalars by name, as ``JsonLines.write`` takes them.
+        """
+        self._run.log({name: float(value) for name, value in metrics.items()}, step=int(step))
+
+    def truncate_after(self, step: int) -> None:
+        """Has nothing to drop after ``step``: what is sent stays, and a run that goes on sends the same once more."""
+
+    def close(self) -> None:
+        """Ends the run there."""
+        self._run.finish()
+
 
 def _plain(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)

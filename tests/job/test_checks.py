@@ -37,6 +37,7 @@ TEXTS = {
     **{f"{name}.augmentation": ("flop", "flop", "--method", name) for name in ("datm", "ncfm", "idc")},
     "idc.real_augmentation": ("flop", "flop", "--method", "idc"),
     "rded.weights": ("/nowhere.pth", "/nowhere.pth", "--method", "rded", "--no-wrapped", "--steps", "1"),
+    "time_limit": ("soon", "--time-limit soon is no time above 0"),
     "pool": ("convnext", "convnext"),
     "matched": ("convnext", "convnext"),
     "dc.augmentation": ("flop", "flop", "--method", "dsa"),

@@ -101,6 +101,26 @@ def test_tensorboard_gets_the_same_scalars(tmp_path, monkeypatch):
     ]
 
 
+def test_weights_and_biases_goes_on_in_the_same_run(tmp_path, monkeypatch):
+    calls = []
+    made = types.SimpleNamespace(
+        log=lambda values, step: calls.append((values, step)), finish=lambda: calls.append("finish")
+    )
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.setitem(
+        sys.modules, "wandb", types.SimpleNamespace(init=lambda **options: calls.append(options) or made)
+    )
+    board = storage.WeightsAndBiases(tmp_path / "new", name="dm/seed0", key="k", settings={"steps": 3})
+    board.write(3, {"distill/loss": np.float32(0.5)})
+    board.truncate_after(2)
+    board.close()
+    facts = {"dir": str(tmp_path / "new"), "project": "mine", "name": "dm/seed0", "id": "k", "config": {"steps": 3}}
+    assert calls == [facts | {"resume": "allow"}, ({"distill/loss": 0.5}, 3), "finish"]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="Weights & Biases needs wandb; run: pip install wandb"):
+        storage.WeightsAndBiases(tmp_path, name="x", key="k", settings={})
+
+
 def test_tensorboard_missing_is_said_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ValueError, match="TensorBoard events need tensorboardX; run: pip install tensorboardX"):
