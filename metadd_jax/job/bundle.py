@@ -20,7 +20,7 @@ import metadd_jax as mdd
 from metadd_jax import exchange, files
 from metadd_jax.evaluation import report
 from metadd_jax.exchange import checks
-from metadd_jax.job import card
+from metadd_jax.job import data_card
 
 FORMAT = 1
 MANIFEST = "bundle.json"
@@ -64,7 +64,7 @@ def write(file: pathlib.Path, folder: pathlib.Path, *, overwrite: bool = False) 
     members["config.json"] = _json(config)
     if results is not None:
         members["results.json"] = results
-    members["README.md"] = card.card(metadata, config, rows).encode()
+    members["README.md"] = data_card.card(metadata, config, rows).encode()
     manifest = {
         "format": FORMAT,
         "kind": "metadd_jax bundle",

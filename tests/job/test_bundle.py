@@ -11,7 +11,7 @@ from example_runs import CLASSES, run
 
 from metadd_jax import data, exchange
 from metadd_jax.evaluation import report
-from metadd_jax.job import bundle, card, evaluate, export, options, prepare, rejudge, stages
+from metadd_jax.job import bundle, data_card, evaluate, export, options, prepare, rejudge, stages
 from metadd_jax.job.options import DistillConfig
 
 
@@ -51,8 +51,8 @@ def test_the_card_says_what_it_is(file):
     for words in ("## How it was made", "## How well it trains", "## What not to use it for", "| convnet | same |"):
         assert words in body
     assert "<script>" not in body.replace("\\<", "") and "\n".join(CLASSES) not in body
-    assert "has not been judged" in card.card({"class_names": []}, {}, [])
-    assert card.licence("imagewoof").startswith("for non-commercial") and "ask" in card.licence("mine")
+    assert "has not been judged" in data_card.card({"class_names": []}, {}, [])
+    assert data_card.licence("imagewoof").startswith("for non-commercial") and "ask" in data_card.licence("mine")
 
 
 def test_it_is_read_back_and_a_second_one_replaces_a_bundle_alone(folder, file, tmp_path):
