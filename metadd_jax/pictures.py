@@ -192,14 +192,14 @@ def curves(
     axes = figure.add_subplot()
     for name, (steps, values) in series.items():
         finite = np.where(np.isfinite(values), values, np.nan)
-        axes.plot(np.asarray(steps), finite, label=_short(name), linewidth=1.5)
+        axes.plot(np.asarray(steps), finite, label=short(name), linewidth=1.5)
     axes.set_xlabel("step")
     axes.set_ylabel(ylabel, parse_math=False)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     for text in axes.legend(frameon=False).get_texts():
         text.set_parse_math(False)
-    _write_png(file, figure)
+    write_png(file, figure)
 
 
 class _Paper:
@@ -275,7 +275,7 @@ class _Paper:
         for y, x, text, style in self._texts:
             literal = {"fontsize": 9, "parse_math": False} | style
             figure.text(x / width, 1 - y / height, text, **literal)
-        _write_png(file, figure)
+        write_png(file, figure)
 
     def _corner(self, row: int, column: int) -> tuple[int, int]:
         return self._origin[0] + row * self._pitch[0], self._origin[1] + column * self._pitch[1]
@@ -298,7 +298,7 @@ def _checked(
         )
     if not np.isin(labels, np.arange(len(class_names))).all():
         raise ValueError(f"labels reach {labels.max()} but there are {len(class_names)} class names; name every class")
-    return images, labels, [_short(name) for name in class_names]
+    return images, labels, [short(name) for name in class_names]
 
 
 def _printable(name: Any) -> str:
@@ -306,12 +306,22 @@ def _printable(name: Any) -> str:
     return " ".join(str(name).encode(errors="replace").decode().split())
 
 
-def _short(name: Any) -> str:
+def short(name: Any) -> str:
+    """Gives a name as one line of at most 60 letters; bytes of a folder's name that are no text become "?"."""
     text = _printable(name)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
-def _write_png(file: str | os.PathLike, figure: Any) -> None:
+def write_png(file: str | os.PathLike, figure: Any) -> None:
+    """Writes a figure of matplotlib as every picture here is written: whole or not at all, signed as ours.
+
+    Args:
+      file: the PNG to write.
+      figure: a ``matplotlib.figure.Figure``.
+
+    Raises:
+      ValueError: if a file stands there that this module did not draw.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     checks.refuse_existing(pathlib.Path(file), overwrite=True, is_ours=_is_ours)

@@ -34,6 +34,7 @@ from metadd_jax.job import (
     stopping,
     studies,
     study_plan,
+    study_plots,
     study_table,
 )
 from metadd_jax.job import report as report_file
@@ -317,7 +318,7 @@ class Work:
                 files.write_text(folder / cells.RESULT, (theirs / cells.RESULT).read_text())
 
     def write_table(self) -> str:
-        """Writes ``study.json`` and ``study.md`` of all cells that are done; returns the Markdown."""
+        """Writes ``study.json``, ``study.md`` and pictures of all cells that are done; returns the Markdown."""
         # Under a lock and read inside it: of two processes the last to write has seen every cell.
         with storage.lock.waiting(self.folder / f".table{storage.LOCK}"):
             found = [
@@ -326,13 +327,15 @@ class Work:
                 if (result := self.result(folder))
             ]
             table = study_table.summary(self.study, found, cells=len(self.cells))
+            table["plots"] = study_plots.gathered(table, found)
             text = study_table.markdown(table)
             files.write_json(self.folder / "study.json", table)
             files.write_text(self.folder / "study.md", text)
             try:
                 self._draw()
+                study_plots.draw(self.folder / "study_plots.png", table["plots"])
             except (OSError, ValueError) as error:  # a picture costs no result
-                warnings.warn(f"no study.png: {error}", stacklevel=1)
+                warnings.warn(f"no picture of the study: {error}", stacklevel=1)
             report_file.leave(self.folder)
         return text
 
