@@ -81,7 +81,7 @@ def done(monkeypatch):
     """Puts the writing of known numbers in place of the work; gives the list of the cells that were worked on."""
     worked = []
 
-    def run(cell, folder, dataset, *, deadline=None):
+    def run(cell, folder, dataset, *, deadline=None, stop=None):
         worked.append((cell.row, cell.seed))
         folder.mkdir(exist_ok=True)
         report.write_rows(folder / cells.RESULT, found_by(cell, dataset))
@@ -122,7 +122,7 @@ def test_a_cell_that_another_process_does_is_left_to_it(opened, done):
 def test_a_cell_that_cannot_be_costs_the_others_nothing(opened, done, monkeypatch):
     working = cells.run
 
-    def run(cell, folder, dataset, *, deadline=None):
+    def run(cell, folder, dataset, *, deadline=None, stop=None):
         if cell.row == "dm at 2":
             raise ValueError("no such thing")
         working(cell, folder, dataset)
@@ -137,7 +137,7 @@ def test_a_budget_does_what_fits_and_says_what_is_left(opened, done, monkeypatch
     """A cell takes 6 s by its own result; the clock stands still but for what the stand-in takes."""
     now, working = [100.0], cells.run
 
-    def run(cell, folder, dataset, *, deadline=None):
+    def run(cell, folder, dataset, *, deadline=None, stop=None):
         now[0] += 6
         working(cell, folder, dataset)
 
@@ -321,7 +321,7 @@ def test_times_of_a_start_that_goes_on_leave_out_its_compilation(tmp_path, monke
     monkeypatch.setattr(cells.effects.time, "perf_counter", lambda: now[0])
 
     def start(*moments):
-        watch = cells._Watch(tmp_path, None)
+        watch = cells._Watch(tmp_path, None, stopping.Stop(), 8)
         watch.start()
         for done, now[0] in moments:
             watch.lap("dm", done)
@@ -334,7 +334,7 @@ def test_times_of_a_start_that_goes_on_leave_out_its_compilation(tmp_path, monke
 
 
 def test_a_deadline_stops_at_the_end_of_a_chunk(tmp_path):
-    watch = cells._Watch(tmp_path, cells.time.monotonic() - 1)
+    watch = cells._Watch(tmp_path, cells.time.monotonic() - 1, stopping.Stop(), 8)
     with pytest.raises(cells.OutOfTimeError):
         watch.lap("dm", 2)
 
