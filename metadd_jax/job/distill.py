@@ -65,7 +65,7 @@ def run(arguments: list[str], *, program: str = "metadd distill") -> None:
 def _work(job: prepare.Job, stop: stopping.Stop) -> None:
     """Does the job, keeps its diary and leaves its page: on the first process, which writes for all."""
     resumed = history.resumed(job.directory)
-    if resumed:
+    if resumed and not (job.directory / "results.json").is_file():  # a finished run says so itself
         print(f"Goes on in {job.directory}: {resumed}")
     if not parallel.is_main():
         _go_on(job, stop)
