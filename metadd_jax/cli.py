@@ -17,6 +17,7 @@ COMMANDS = {
     "pretrain": "train networks on the whole real training split and keep them in the cache",
     "evaluate": "train networks from scratch on a distilled set and print their accuracy",
     "show": "draw a distilled set and what networks see in it",
+    "erase": "train on images without what all networks see, or one alone",
     "study": "measure a table: sets of many methods, each distilled and judged once",
     "report": "write a page of a run, a study or several: tables, curves, images, history, cost",
     "export": "hand a distilled set on: NumPy, pictures, the files of the peers' programs, archives of loaders",

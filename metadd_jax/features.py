@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 
 from metadd_jax import keys, parallel, zoo
 from metadd_jax.data import sampling
-from metadd_jax.ranges import OneOf, check
+from metadd_jax.ranges import OneOf, Real, check
 from metadd_jax.structs import Array, Auxiliary, Dataset
 
 ATTENTION = ("attention", "rollout", "attention_logits")
@@ -48,7 +48,8 @@ class CamConfig:
         67 % (AlexNet) of the maps of real digits dead, HiResCAM none.
       stop_gradient_alpha: treat alpha as constant: first-order gradients only.
       stop_gradient_range: treat each map's minimum and maximum as constants when it is scaled to [0, 1].
-      low_confidence: what happens below 0.5: "none", "hard" (set to zero), "soft" (sigmoid gate of width 0.05).
+      low_confidence: what happens below ``threshold``: "none", "hard" (set to zero), "soft" (gate of width 0.05).
+      threshold: from which value on a map counts as high, 0 to 1, in the loss and in its log.
     """
 
     transformer_method: Annotated[str, OneOf(TRANSFORMER_METHODS)] = "rollout"
@@ -56,6 +57,7 @@ class CamConfig:
     stop_gradient_alpha: bool = False
     stop_gradient_range: bool = True
     low_confidence: Annotated[str, OneOf(LOW_CONFIDENCE)] = "none"
+    threshold: Annotated[float, Real(0, 1)] = 0.5
 
     def __post_init__(self) -> None:
         check(self)
@@ -63,6 +65,7 @@ class CamConfig:
     def describe(self) -> str:
         """What a reader of maps must know of their making, in a few words."""
         confidence = "" if self.low_confidence == "none" else f", low confidence {self.low_confidence!r}"
+        confidence += f", high from {self.threshold:g}" * (self.threshold != 0.5)
         return f"maps with alpha {self.alpha!r}, of class-token transformers by {self.transformer_method!r}{confidence}"
 
 
@@ -203,21 +206,16 @@ def normalise_maps(
         low, high = jax.lax.stop_gradient((low, high))
     maps = (maps - low) / (high - low + map_eps)
     if config.low_confidence == "hard":
-        return jnp.where(maps >= 0.5, maps, 0.0)
+        return jnp.where(maps >= config.threshold, maps, 0.0)
     if config.low_confidence == "soft":
-        return maps * jax.nn.sigmoid((maps - 0.5) / 0.05)
+        return maps * jax.nn.sigmoid((maps - config.threshold) / 0.05)
     return maps
 
 
 def activation_maps(
-    net: zoo.Architecture,
-    variables: Any,
-    images: jax.Array,
-    labels: jax.Array,
-    *,
-    map_eps: ArrayLike = 1e-6,
+    net: zoo.Architecture, variables: Any, images: jax.Array, labels: jax.Array, *, map_eps: ArrayLike = 1e-6,
     config: CamConfig | None = None,
-) -> jax.Array:
+) -> jax.Array:  # fmt: skip
     """Makes class activation maps, differentiable in the images.
 
     Args:

@@ -150,6 +150,16 @@ def test_low_confidence_is_removed_hard_or_soft():
     assert float(soft[0, 3, 3]) == pytest.approx(1.0, abs=1e-3)
 
 
+def test_what_counts_as_low_is_a_switch():
+    """Sixteen steps from 0 to 1: from 0.25 on, 4/15 and more stay; the gate is half open at the threshold."""
+    raw = jnp.arange(16.0).reshape(1, 4, 4)
+    hard = features.normalise_maps(raw, (4, 4), config=features.CamConfig(low_confidence="hard", threshold=0.25))
+    np.testing.assert_array_equal(np.asarray(hard).ravel() > 0, np.arange(16) >= 4)
+    soft = features.normalise_maps(raw, (4, 4), config=features.CamConfig(low_confidence="soft", threshold=0.4))
+    assert float(soft.ravel()[6]) == pytest.approx(0.4 / 2, abs=1e-4)
+    assert features.CamConfig(threshold=0.4).describe().endswith(", high from 0.4")
+
+
 def test_no_gradient_reaches_an_auxiliary(key):
     net = network("convnet:width=4,depth=1")
     variables, images, labels = sample(key, net)

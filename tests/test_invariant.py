@@ -88,6 +88,8 @@ def test_positivity_kinds_on_known_maps():
     assert float(invariant.positivity(half, logits, labels)[0]) == pytest.approx(1 - 1.0 / 1.5, abs=1e-5)
     soft = invariant.positivity(same, logits, labels, kind="soft_ratio")
     assert float(soft[0]) == pytest.approx(1 - (1 / (1 + np.exp(-2.0))) ** 2, abs=1e-5)
+    early = invariant.positivity(same, logits, labels, kind="soft_ratio", threshold=0.3)
+    assert float(early[0]) == pytest.approx(1 - (1 / (1 + np.exp(-4.0))) ** 2, abs=1e-5)
     # Margins 2 and -0.5: hinges 0 and 1.5.
     assert float(invariant.positivity(same, logits, labels, kind="hinge")[0]) == pytest.approx(0.75)
 

@@ -36,6 +36,8 @@ def penalise(
     weighting: str = "calibrated",
     cap: float = 1e4,
     calibration_steps: int = 20,
+    schedule: str = "constant",
+    schedule_steps: int | None = None,
     views: augment.Augmentation = VIEWS,
     cam: features.CamConfig = features.CamConfig(),
     subset: int | None = None,
@@ -60,6 +62,8 @@ def penalise(
         made a weight once at the start; "per_step": the same, anew at every step; "raw": the weight itself.
       cap: upper bound of a weight that is not raw.
       calibration_steps: how many batches mean gradients are taken over.
+      schedule: what becomes of all weights over the run: "constant", "falling" (linearly to 0) or "rising" (from 0).
+      schedule_steps: after how many updates they have fallen or risen.
       views: DSA tokens joined by "_" (or an ``augment.Strategy``) for the one draw that all networks share; "none"
         shows the plain images.
       cam: how maps are made.
@@ -87,6 +91,7 @@ def penalise(
         ai=0.0, pos=0.0, var=0.0, weighting=weighting, cap=cap, calibration_steps=calibration_steps, views=views,
         cam=cam, subset=subset, micro_batch=micro_batch, checkpoint=checkpoint, drawn=drawn,
         project=project, focus=focus, focus_mask=focus_mask, focus_cap=focus_cap,
+        schedule=schedule, schedule_steps=schedule_steps,
     )  # fmt: skip
     return penalise_by(base, auxiliaries, terms, config, reference=reference, name=name)
 
@@ -120,6 +125,8 @@ def penalise_by(
         )
     if config.views == "auto":
         raise ValueError("views='auto' is for the main job, which knows the data; give DSA tokens such as 'crop_flip'")
+    if config.schedule != "constant" and config.schedule_steps is None:
+        raise ValueError(f"schedule={config.schedule!r} needs schedule_steps, the updates over which weights change")
     if base.terms is not None and base.terms.name == name:
         raise ValueError(f"{base.name} has a penalty called {name!r} already; give this one another name by name=...")
     if not isinstance(terms, Mapping):
@@ -161,7 +168,10 @@ def penalise_by(
             # The strengths come in outside of what is compiled: settings that differ in them share the program.
             vectors, _ = penalty.apart.compiled(key, synthetic, aux, dataset.train, frozen)
             aux["weights"] = penalty.relative(vectors)
-        return synthetic, aux
+        # Only where it is asked for: other runs keep the state that their checkpoints have.
+        return synthetic, aux | (
+            {} if config.schedule == "constant" else {"share": jnp.float32(config.schedule == "falling")}
+        )
 
     return Distiller(
         name=f"{base.name}+{name}",
@@ -193,6 +203,7 @@ class _Penalty:
             # No gradient flows through the weights: they are constants of the step.
             constant = jax.lax.stop_gradient(synthetic)
             w = self.relative(self.apart.gradients(key, constant, aux, batch, frozen, axis_name=axis_name))
+        w = _scaled(w, aux)
 
         def base(synthetic: Any) -> tuple[jax.Array, tuple[Any, dict, dict]]:
             return self._base(key, synthetic, aux, batch, frozen, axis_name=axis_name)
@@ -211,7 +222,7 @@ class _Penalty:
         inner = f"{self.base.terms.name}_" if self.base.terms else ""
         metrics = {(inner + name if name in own else name): value for name, value in metrics.items()} | own
         # ``aux`` keeps the calibrated weights, so a checkpoint has them and a resumed run does not calibrate again.
-        return loss, ({"base": base_aux, "weights": aux["weights"]}, metrics)
+        return loss, ({**aux, "base": base_aux}, metrics)
 
     def _projected(self, synthetic: Any, base: Callable, added: Callable) -> tuple[jax.Array, tuple, dict]:
         """L_base + L_added with the gradient g_b + g_a, g_a without what points against g_b; (L_base, ...), facts."""
@@ -242,6 +253,14 @@ class _Penalty:
         return loss, (base_aux, metrics, facts)
 
     def refresh(self, key: jax.Array, synthetic: Any, aux: Any, step: jax.Array, frozen: Any) -> Any:
+        aux = self._refresh_base(key, synthetic, aux, step, frozen)
+        if "share" not in aux:
+            return aux
+        assert self.config.schedule_steps is not None  # ``penalise_by`` refuses a schedule without
+        risen = jnp.minimum(step / self.config.schedule_steps, 1.0).astype(jnp.float32)
+        return {**aux, "share": 1.0 - risen if self.config.schedule == "falling" else risen}
+
+    def _refresh_base(self, key: jax.Array, synthetic: Any, aux: Any, step: jax.Array, frozen: Any) -> Any:
         return {**aux, "base": self.base.refresh(key, synthetic, aux["base"], step, frozen["base"])}
 
     @functools.cached_property
@@ -253,11 +272,12 @@ class _Penalty:
             return self._judge(invariant.invariant_terms, key, synthetic, aux, frozen)[0]
 
         def weights(aux: Any, gradients: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            return self.relative(gradients) if self.config.weighting == "per_step" else aux["weights"]
+            return _scaled(self.relative(gradients) if self.config.weighting == "per_step" else aux["weights"], aux)
 
+        # The schedule stands still with the set: the batches of a measurement are no steps of the run.
         return LossTerms(
-            name=self.name, names=tuple(self.terms), base=base, terms=terms, weights=weights, refresh=self.refresh,
-            sample=self.base.sample, batches=self.config.calibration_steps,
+            name=self.name, names=tuple(self.terms), base=base, terms=terms, weights=weights,
+            refresh=self._refresh_base, sample=self.base.sample, batches=self.config.calibration_steps,
         )  # fmt: skip
 
     def relative(self, gradients: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -280,3 +300,8 @@ class _Penalty:
             keys.named(key, "metadd"), shown.images, shown.labels, frozen["auxiliaries"],
             reference=frozen["reference"], config=self.config, terms=self.terms, **given,
         )  # fmt: skip
+
+
+def _scaled(weights: dict[str, jax.Array], aux: Any) -> dict[str, jax.Array]:
+    """The weights as the schedule has them by now."""
+    return {t: aux["share"] * w for t, w in weights.items()} if "share" in aux else weights

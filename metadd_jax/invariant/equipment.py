@@ -29,7 +29,9 @@ def map_way(net: zoo.Architecture, cam: features.CamConfig) -> str:
       ValueError: if the network has no spatial map.
     """
     kind = features.map_kind(net, cam)
-    return kind if cam.low_confidence == "none" else f"{kind}, low confidence {cam.low_confidence}"
+    if cam.low_confidence == "none":
+        return kind
+    return f"{kind}, low confidence {cam.low_confidence}" + f" to {cam.threshold:g}" * (cam.threshold != 0.5)
 
 
 def equip(

@@ -79,7 +79,7 @@ def invariant_loss(
     networks = (tuple(auxiliaries), reference, draw_networks(key, len(auxiliaries), config))
     items, size = (labels, _draws(key, labels, terms)), part_size(images, config, terms)
     (loss,), facts = parts.means(weighted_sum, images, items, w, networks, size=size)
-    return loss, _metrics(facts)
+    return loss, _metrics(facts, config)
 
 
 def invariant_terms(
@@ -125,7 +125,7 @@ def invariant_terms(
     items, size = (labels, _draws(key, labels, terms)), part_size(images, config, terms)
     means, facts = parts.means(one_by_one, images, items, (), networks, size=size)
     # The means are the terms themselves here, and those have gradients.
-    own = {name: fact for name, fact in _metrics(facts).items() if name.removeprefix("loss_") not in terms}
+    own = {name: fact for name, fact in _metrics(facts, config).items() if name.removeprefix("loss_") not in terms}
     return dict(zip(terms, means, strict=True)), own
 
 
@@ -235,13 +235,13 @@ def part_size(images: jax.Array, config: InvariantConfig, terms: Mapping[str, Te
     return config.micro_batch or (_CPU_PART if jax.default_backend() == "cpu" else len(images))
 
 
-def _metrics(facts: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def _metrics(facts: dict[str, jax.Array], config: InvariantConfig) -> dict[str, jax.Array]:
     """Means of the facts; the maps are measured together, as their agreement is no mean over images."""
     means = {name: fact.mean() for name, fact in facts.items() if name != "maps"}
     if "maps" not in facts:
         return means
     # L_var alone is zero when every map is dead, so these stand beside it in every log.
-    agreed = split.measure(facts["maps"])
+    agreed = split.measure(facts["maps"], threshold=config.cam.threshold)
     return means | {
         "meta_ratio": agreed["meta_ratio"],
         "chance_corrected": agreed["chance_corrected"],

@@ -13,6 +13,7 @@ from metadd_jax.ranges import OneOf, Pairs, Real, Text, Whole, check, nearest
 WEIGHTING = ("calibrated", "per_step", "raw")
 FOCUS_MASKS = ("hard", "soft")
 PROJECT = ("none", "set", "image")
+SCHEDULES = ("constant", "falling", "rising")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,9 @@ class InvariantConfig:
         through all networks.
       focus_mask: "hard", the pixels that are high (0.5) in all maps, or "soft", the least of the maps.
       focus_cap: largest weight of a pixel: where the networks share little of an image, its focus is lowered.
+      schedule: what becomes of all weights over the run: "constant", "falling" (linearly to 0 after ``schedule_steps``
+        updates) or "rising" (from 0 to their full size after so many).
+      schedule_steps: see there; None in a job stands for all of its updates.
       kl: s, the sign and size of the KL term in L_ai: +1 towards the reference (the paper's formula as reported),
         -1/2 away from it, 0 without, which did best on validation images (docs/measurements.md).
       kl_reverse: KL(p_m || p_ref) instead of KL(p_ref || p_m).
@@ -63,6 +67,8 @@ class InvariantConfig:
     focus: Annotated[float, Real(0, 1)] = 0.0
     focus_mask: Annotated[str, OneOf(FOCUS_MASKS)] = "hard"
     focus_cap: Annotated[float, Real(1, above=True)] = 10.0
+    schedule: Annotated[str, OneOf(SCHEDULES)] = "constant"
+    schedule_steps: Annotated[int | None, Whole(1)] = None
     kl: Annotated[float, Real()] = 0.0
     kl_reverse: bool = False
     kl_cap: Annotated[float | None, Real(0, above=True)] = None
@@ -129,7 +135,7 @@ class InvariantConfig:
         ai = functools.partial(
             l_ai, kl=self.kl, kl_cap=self.kl_cap, kl_reverse=self.kl_reverse, temperature=self.temperature
         )
-        pos = functools.partial(l_pos, kind=self.positivity)
+        pos = functools.partial(l_pos, kind=self.positivity, threshold=self.cam.threshold)
         switched = {
             "ai": Term("ai", ai, needs=("reference",) if self.kl else ()),
             "pos": Term("pos", pos, needs=() if self.positivity == "hinge" else ("maps",), compares=True),

@@ -107,17 +107,18 @@ def l_ai(
     return ce.sum(axis=0) + kl * distance.sum(axis=0), facts | {"kl": distance}
 
 
-def l_pos(seen: Seen, *, kind: str = "jaccard") -> jax.Array:
+def l_pos(seen: Seen, *, kind: str = "jaccard", threshold: float = 0.5) -> jax.Array:
     """L_pos [B], by default 1 - sum_ij min_m c_ij / (sum_ij max_m c_ij + eps). Its definition is [U].
 
     Args:
       seen: what the networks see; with its maps, but for the kind "hinge".
       kind: see ``positivity``.
+      threshold: likewise.
 
     Raises:
       ValueError: for another kind.
     """
-    return positivity(seen.maps, seen.logits, seen.labels, kind=kind)
+    return positivity(seen.maps, seen.logits, seen.labels, kind=kind, threshold=threshold)
 
 
 def l_var(seen: Seen) -> jax.Array:
@@ -175,7 +176,9 @@ def divergence(
     return jnp.sum(jnp.exp(log_ref) * (log_ref - log_m), axis=2)
 
 
-def positivity(maps: jax.Array | None, logits: jax.Array, labels: jax.Array, *, kind: str = "jaccard") -> jax.Array:
+def positivity(
+    maps: jax.Array | None, logits: jax.Array, labels: jax.Array, *, kind: str = "jaccard", threshold: float = 0.5
+) -> jax.Array:
     """Computes L_pos [B]: small where the networks share much ("positivity" itself is [U] in the paper).
 
     Args:
@@ -184,8 +187,9 @@ def positivity(maps: jax.Array | None, logits: jax.Array, labels: jax.Array, *, 
       labels: [B] int.
       kind: one of
         jaccard: 1 - sum_ij min_m c / (sum_ij max_m c + eps), in [0, 1]; dead maps are its worst case.
-        soft_ratio: 1 - mean_ij prod_m sigmoid((c - 0.5) / 0.1), the meta ratio made smooth.
+        soft_ratio: 1 - mean_ij prod_m sigmoid((c - threshold) / 0.1), the meta ratio made smooth.
         hinge: mean over networks of max(0, 1 - (logit_y - largest other logit)).
+      threshold: from which value on a map counts as high, 0 to 1; the soft ratio alone reads it.
 
     Raises:
       ValueError: for another kind.
@@ -202,7 +206,7 @@ def positivity(maps: jax.Array | None, logits: jax.Array, labels: jax.Array, *, 
     assert maps is not None  # all but the hinge compare maps
     chex.assert_rank(maps, 4)
     if kind == "soft_ratio":
-        return 1.0 - jnp.prod(jax.nn.sigmoid((maps - 0.5) / 0.1), axis=0).mean(axis=(1, 2))
+        return 1.0 - jnp.prod(jax.nn.sigmoid((maps - threshold) / 0.1), axis=0).mean(axis=(1, 2))
     # A soft intersection over union, bounded; a geometric mean of maps has gradients of 1e3 to 1e5 at dark pixels.
     shared = maps.min(axis=0).sum(axis=(1, 2))
     total = maps.max(axis=0).sum(axis=(1, 2))

@@ -76,6 +76,8 @@ class Cell:
         modules += ["metadd_jax.distillers.several"] if config.matched else []
         reached = provenance.reached(*sorted({name for name in modules if name.startswith("metadd_jax.")}))
         places = [place for place in reached if not place.startswith(_DECIDES_NOTHING)]
+        # Of those cells alone whose auxiliaries learn from other data.
+        places += ["job/seen_data.py"] if config.seen_data else []
         code = {"sources": provenance.sources(*places, *_JOB), **provenance.settings()}
         return {
             "settings": self.settings,
@@ -214,7 +216,7 @@ def networks_of(job: prepare.Job) -> tuple[dict[str, mdd.training.Trained], dict
     config = job.config
     recipe = (recipes.pretraining(config), recipes.backbone(config), config.evaluate_on)
     weights = tuple(getattr(config.own, name) for name in config.own.file_fields)
-    apart = config.seen_epochs if config.wrapped else ()
+    apart = (config.seen_epochs, config.seen_data, config.data_dir) if config.wrapped else ()
     key = (job.dataset.fingerprint, job.backbone, job.seen, apart, *recipe, *weights, job.cache)
     # Kept: the cells of a study share them, and to freeze one passes real images through it.
     if key not in _MADE:

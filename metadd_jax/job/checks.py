@@ -13,7 +13,7 @@ from typing import Any
 import metadd_jax as mdd
 from metadd_jax import augment, distillers, files, ranges, training
 from metadd_jax.invariant import InvariantConfig
-from metadd_jax.job import logs, recipes, stopping
+from metadd_jax.job import logs, recipes, seen_data, stopping
 from metadd_jax.job.options import DistillConfig
 
 
@@ -44,6 +44,7 @@ def check_options(config: DistillConfig) -> None:
         raise ValueError("MetaDD looks through auxiliary networks: name some by --seen, or distil bare by --no-wrapped")
     if len(set(config.seen_epochs)) < len(config.seen_epochs):
         raise ValueError(f"--seen-epochs {' '.join(map(str, config.seen_epochs))} says a number twice; say it once")
+    seen_data.check(config)
     # The default keeps no validation images: they would be missing from the real ones.
     if config.evaluate_on == "validation" and not config.validation_fraction:
         raise ValueError("--evaluate-on validation needs --validation-fraction, for example 0.1")

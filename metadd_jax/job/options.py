@@ -27,7 +27,7 @@ GROUPS = {
     ),
     "the distilled sets": (
         "method", "wrapped", "ipc", "ipc_per_class", "short_class", "parameterisation", "backbone", "pool", "pool_main",
-        "pool_warmup", "matched", "balance", "seen", "seen_epochs", "steps",
+        "pool_warmup", "matched", "balance", "seen", "seen_epochs", "seen_data", "steps",
         "image_lr", "image_momentum", "distill_seeds", "first_seed", "variants",
     ),
     "how they are judged": (
@@ -113,6 +113,8 @@ class DistillConfig:
       seen: auxiliary networks that MetaDD looks through.
       seen_epochs: passes over the real data of these auxiliaries: each network is one auxiliary for each number, 0 with
         random weights ("1 5": twice as many); none: pretrain_epochs. The rows of the table stay as they are.
+      seen_data: what the auxiliaries learn from: another data set of as many classes, or "unused": the training images
+        that train_per_class leaves out; None: the data themselves.
       unseen: further networks for the table.
       steps: updates of the synthetic images.
       image_lr: learning rate of the synthetic images (SGD; sre2l: Adam).
@@ -178,6 +180,7 @@ class DistillConfig:
     balance: Annotated[str | None, OneOf(distillers.several.BALANCES)] = None
     seen: Annotated[tuple[str, ...], Text("common.check_names")] = ("vgg11_bn:width=8", "alexnet:width=8")
     seen_epochs: Annotated[tuple[int, ...], Each(Whole(0))] = ()
+    seen_data: Annotated[str | None, Text("seen_data.data_of")] = None
     unseen: Annotated[tuple[str, ...], Text("common.check_names")] = ("resnet18:width=4", "lenet", "mlp")
     steps: Annotated[int, Whole(1)] = 200
     image_lr: Annotated[float, Real(0, above=True)] = 1.0
@@ -219,6 +222,11 @@ class DistillConfig:
                 f"own holds settings of {type(self.own).__name__}, but the method is {self.method}; give "
                 f"{wanted.__name__}(...), or change the method by with_method"
             )
+
+    @property
+    def learns_apart(self) -> bool:
+        """Whether the auxiliaries have a training of their own, apart from the networks of the table."""
+        return bool(self.seen_epochs or self.seen_data)
 
     @property
     def auxiliaries(self) -> int:

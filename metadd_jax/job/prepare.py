@@ -17,7 +17,7 @@ from metadd_jax.data import sampling
 from metadd_jax.distillers import starts
 from metadd_jax.distillers.latents import images_for, stored_for
 from metadd_jax.distillers.parameterisation import per_stored
-from metadd_jax.job import backbones, checks, common, recipes, runfolder, starting
+from metadd_jax.job import backbones, checks, common, recipes, runfolder, seen_data, starting
 from metadd_jax.job.options import DistillConfig
 from metadd_jax.job.presets import variant
 from metadd_jax.training import views
@@ -29,7 +29,8 @@ BASELINES = ("random", "kmeans")
 class Job:
     """A checked job: the configuration, its folder, the data on the device, the networks and what is trained.
 
-    ``kmeans`` keeps what ``stages.kmeans`` has found.
+    ``kmeans`` keeps what ``stages.kmeans`` has found, ``seen_source`` what MetaDD's auxiliaries learn from where it is
+    no part of ``dataset``.
 
     Whoever has prepared it releases its lock when the work is done.
     """
@@ -41,6 +42,7 @@ class Job:
     seen: tuple[mdd.zoo.Architecture, ...]
     unseen: tuple[mdd.zoo.Architecture, ...]
     parameterisation: distillers.Parameterisation = dataclasses.field(default_factory=distillers.pixels)
+    seen_source: mdd.Dataset | None = None
     lock: mdd.storage.Lock | None = None
     kmeans: dict[tuple, mdd.SyntheticSet] = dataclasses.field(default_factory=dict, compare=False)
 
@@ -50,10 +52,10 @@ class Job:
 
     @property
     def looked_through(self) -> dict[str, tuple[mdd.zoo.Architecture, int | None]]:
-        """MetaDD's auxiliaries by name: the network, and its passes over the real data; None for those of the table."""
-        epochs = self.config.seen_epochs
-        if not epochs:
+        """MetaDD's auxiliaries by name: the network, and its passes over its data; None for those of the table."""
+        if not self.config.learns_apart:
             return {net.label: (net, None) for net in self.seen}
+        epochs = self.config.seen_epochs or (self.config.pretrain_epochs,)
         return {f"{net.label}, {number} epochs": (net, number) for net in self.seen for number in epochs}
 
     @property
@@ -158,7 +160,8 @@ def open_job(config: DistillConfig, *, dataset: mdd.Dataset | None = None) -> Jo
     mdd.evaluation.split_of(dataset, config.evaluate_on)
     groups = ((config.backbone,), config.seen, config.unseen)
     (backbone,), seen, unseen = (tuple(common.networks(specs, dataset)) for specs in groups)
-    job = Job(config, directory, dataset, backbone, seen, unseen, parameterisation)
+    source = seen_data.data_of(config, dataset)
+    job = Job(config, directory, dataset, backbone, seen, unseen, parameterisation, seen_source=source)
     checks.check_networks(job.networks, job.seen)
     backbones.check_unseen(job.drawn, job.unseen)
     checks.check_networks(job.teachers, ())
@@ -290,7 +293,11 @@ def wrapped(
     every = [base]
     equipped: dict[tuple, list[mdd.Auxiliary]] = {}
     for name, setting in settings(config).items():
-        invariant = dataclasses.replace(setting, views=recipes.augmentation(config, setting.views))
+        invariant = dataclasses.replace(
+            setting,
+            views=recipes.augmentation(config, setting.views),
+            schedule_steps=setting.schedule_steps or config.steps,
+        )
         # Controls may compare with all real images, which pass the networks here: once, and only if one asks.
         needs = frozenset(need for term in invariant.terms.values() for need in term.needs or ())
         asked = (needs, invariant.cam if "real_maps" in needs else None)

@@ -38,13 +38,18 @@ def agreements(
     }
     return {
         name: {
-            role: _average([mdd.evaluation.agreement(one, group, config=job.config.metadd.cam) for one in sets_of_name])
+            role: _average([_agreement(job, one, group) for one in sets_of_name])
             for role, group in groups.items()
             # Agreement is between networks: of one alone there is none.
             if len(group) > 1
         }
         for name, sets_of_name in sets.items()
     }
+
+
+def _agreement(job: Job, synthetic: mdd.SyntheticSet, group: list[mdd.Auxiliary]) -> dict[str, Any]:
+    cam = job.config.metadd.cam
+    return mdd.evaluation.agreement(synthetic, group, threshold=cam.threshold, config=cam)
 
 
 def _average(facts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -180,9 +185,11 @@ def _describe_start(start: str) -> str:
 
 
 def _describe_seen(config: DistillConfig) -> str:
-    if not config.wrapped or not config.seen_epochs:
+    if not config.wrapped or not config.learns_apart:
         return ""
-    return f"MetaDD looked through the seen networks after {ranges.listed([*map(str, config.seen_epochs)])} epochs. "
+    epochs = config.seen_epochs or (config.pretrain_epochs,)
+    source = f" over {config.seen_data} data" if config.seen_data else ""
+    return f"MetaDD looked through the seen networks after {ranges.listed([*map(str, epochs)])} epochs{source}. "
 
 
 def notes(job: Job) -> list[str]:

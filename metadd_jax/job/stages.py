@@ -13,7 +13,7 @@ import metadd_jax as mdd
 from metadd_jax import exchange, features, keys, parallel
 from metadd_jax.distillers.run import compile_chunks
 from metadd_jax.evaluation import report
-from metadd_jax.job import backbones, command, common, effects, labels, logs, recipes, results
+from metadd_jax.job import backbones, command, common, effects, labels, logs, recipes, results, seen_data
 from metadd_jax.job.prepare import BASELINES, Job, make, run_config, seeds, wrapped
 
 
@@ -28,8 +28,8 @@ def pretrain_all(job: Job, *, unseen: bool = True) -> dict[str, mdd.training.Tra
       The trained networks by label.
     """
     config, every = job.config, []
-    # Auxiliaries with epochs of their own are trained apart (``freeze_all``).
-    networks = list(job.networks if unseen else (job.backbone, *(() if config.seen_epochs else job.seen)))
+    # Auxiliaries with a training of their own are trained apart (``freeze_all``).
+    networks = list(job.networks if unseen else (job.backbone, *(() if config.learns_apart else job.seen)))
     usual, own = recipes.pretraining(config), recipes.backbone(config)
     variables = config.own.backbone_variables(job.backbone)
     # Weights from a file are measured and not trained. Under a recipe of the method's own (SRe2L's squeeze) the
@@ -46,7 +46,7 @@ def pretrain_all(job: Job, *, unseen: bool = True) -> dict[str, mdd.training.Tra
 
 
 def freeze_all(job: Job, trained: dict[str, mdd.training.Trained]) -> dict[str, mdd.Auxiliary]:
-    """Freezes the trained networks, and trains and freezes the auxiliaries that have epochs of their own.
+    """Freezes the trained networks, and trains and freezes the auxiliaries that have epochs or data of their own.
 
     Args:
       job: the job.
@@ -57,18 +57,23 @@ def freeze_all(job: Job, trained: dict[str, mdd.training.Trained]) -> dict[str, 
     """
     config = job.config
     frozen: dict[str, mdd.Auxiliary] = {}
-    for number in config.seen_epochs if config.wrapped else ():
-        variables: list[Any] = [parallel.jit(net.init)(keys.root(0, "pretrain")) for net in job.seen if not number]
+    source = job.seen_source or job.dataset
+    # Of the source's own images; where these are the job's, the networks are the job's too.
+    nets = job.seen if source is job.dataset else common.networks(config.seen, source)
+    # Accuracy is told where it was learned; other data have no validation images of the job's.
+    split = config.evaluate_on if source is job.dataset else "test"
+    for number in dict.fromkeys(epochs for _, epochs in job.looked_through.values()) if config.wrapped else ():
+        if number is None:
+            continue
+        variables: list[Any] = [parallel.jit(net.init)(keys.root(0, "pretrain")) for net in nets if not number]
         if number:
             recipe, about = recipes.pretraining(config, epochs=number), f"auxiliaries, {number} epochs"
-            made = common.pretrain(
-                job.seen, job.dataset, recipe, job.cache, split=config.evaluate_on, description=about
-            )
+            made = common.pretrain(nets, source, recipe, job.cache, split=split, description=about)
             variables = [one.variables for one in made]
         names = [name for name, (_, epochs) in job.looked_through.items() if epochs == number]
         frozen |= {
-            name: features.freeze(net, weights, job.dataset)
-            for name, net, weights in zip(names, job.seen, variables, strict=True)
+            name: features.freeze(net, weights, job.dataset, preprocess=seen_data.way(job.dataset, source))
+            for name, net, weights in zip(names, nets, variables, strict=True)
         }
     return {label: features.freeze(one.net, one.variables, job.dataset) for label, one in trained.items()} | frozen
 

@@ -10,9 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from metadd_jax import ranges, registries
-from metadd_jax.job import distill, plugins
+from metadd_jax.data.splits import SPLITS
+from metadd_jax.job import distill, plugins, study_rows
 from metadd_jax.job.options import DistillConfig
 from metadd_jax.job.prepare import BASELINES
+
+# Settings are chosen on one split and measured on the other with other seeds: no set is both chosen by and measured.
+_WORDS_OF_SPLIT = {"test": (), "validation": ("--evaluate-on", "validation", "--first-seed", "100")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +32,14 @@ class Study:
         first word give real images of the same size.
       preset: of ``metadd distill``, where the options start from.
       options: for every row.
-      seeds: distillation seeds, 0 to ``seeds`` - 1: so many sets of each row.
+      seeds: distillation seeds, 0 to ``seeds`` - 1 (on validation images 100 and the following): so many sets of each
+        row.
       references: rows that every other row with the same labels is compared with.
+      against: row -> the one row that it is compared with in place of ``references``, such as its own base method.
+      split: what its sets are judged on: "test", or "validation" (training images held out by ``options``) where
+        settings are chosen.
+      agreement: whether the table tells too what trained networks agree on in the sets, and whether a gain there goes
+        with a gain in accuracy.
     """
 
     name: str
@@ -39,13 +49,17 @@ class Study:
     options: str = ""
     seeds: int = 3
     references: tuple[str, ...] = ()
+    against: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    split: str = "test"
+    agreement: bool = False
 
     def __post_init__(self) -> None:
         if not self.rows:
             raise ValueError(f"the study {self.name} has no rows; give name -> options of metadd distill")
         ranges.require("seeds", self.seeds, ranges.Whole(1))
-        for reference in self.references:
-            self.require_row(reference)
+        ranges.require("split", self.split, ranges.OneOf(SPLITS))
+        for row in (*self.references, *self.against, *self.against.values()):
+            self.require_row(row)
 
     def require_row(self, row: str) -> None:
         """Raises ValueError, naming the rows that there are, where ``row`` is none of them."""
@@ -55,7 +69,14 @@ class Study:
 
     def words(self, row: str) -> list[str]:
         """The options of a row as the words of a command line, and before them the preset."""
-        return [self.preset, *shlex.split(self.options), *shlex.split(_options(self.rows[row])[1])]
+        own = shlex.split(_options(self.rows[row])[1])
+        return [self.preset, *_WORDS_OF_SPLIT[self.split], *shlex.split(self.options), *own]
+
+    def compared(self) -> dict[str, list[str]]:
+        """The rows that are compared with each of ``references``, in the order of the table."""
+        apart = {*self.against, *self.against.values()} - {*self.references}
+        own = [row for row in self.rows if row not in apart]
+        return {reference: [row for row in own if row != reference] for reference in self.references}
 
     def real(self, row: str) -> str | None:
         """Which real images a row consists of, "random" or "kmeans"; None for a distilled set."""
@@ -94,7 +115,7 @@ def configs(study: Study, added: list[str]) -> dict[str, DistillConfig]:
     return found
 
 
-STUDIES: dict[str, Study] = {}
+STUDIES = {name: Study(name=name, **said) for name, said in study_rows.STUDIES.items()}
 
 
 def register(study: Study) -> None:
@@ -131,7 +152,10 @@ def _read(path: pathlib.Path) -> Study:
         raise ValueError(f"cannot read the study {path} ({error.strerror}); check the path") from error
     except ValueError as error:  # of TOML, and of bytes that are no text
         raise ValueError(f"{path} is no TOML file: {' '.join(str(error).split())}") from error
-    kinds = {"about": str, "preset": str, "options": str, "seeds": int, "rows": dict, "references": list}
+    kinds = {
+        "about": str, "preset": str, "options": str, "seeds": int, "rows": dict, "references": list, "against": dict,
+        "split": str, "agreement": bool,
+    }  # fmt: skip
     for name, value in said.items():
         if name not in kinds:
             hint = ranges.nearest(name, kinds)
@@ -147,77 +171,9 @@ def _read(path: pathlib.Path) -> Study:
 
 def listing() -> str:
     """The studies in a few lines, with their rows and sets."""
-    lines = [f"{name}: {study.about} {len(study.rows)} rows, {study.seeds} seeds." for name, study in STUDIES.items()]
+    lines = [
+        f"{name}: {study.about} {len(study.rows)} rows, {study.seeds} seeds"
+        f"{', on held-out training images' if study.split == 'validation' else ''}."
+        for name, study in STUDIES.items()
+    ]
     return "\n".join(f"    {line}" for line in lines)  # indented, as --help keeps such lines apart
-
-
-# Learning rates where pixels have another meaning: the published ones, but NCFM's, whose 20,000 steps of 0.001 are 200
-# of 0.01 here. None was chosen on images of the table.
-STUDIES["competitors"] = Study(
-    name="competitors",
-    about="MetaDD beside its competitors and controls over DM (CIFAR-10, 10 images per class, CPU size).",
-    options="--eval-labels hard",
-    rows={
-        "random": "random --no-wrapped",
-        "k-means": "kmeans --no-wrapped",
-        "DM": "--no-wrapped",
-        "DM from k-means": "--no-wrapped --init kmeans",
-        "DM + MetaDD (ours)": "",
-        "DM from k-means + MetaDD (ours)": "--init kmeans",
-        "DM + CE only": "--metadd.pos 0 --metadd.var 0",
-        "DM + MetaDD (paper)": "--variants paper",
-        "DM + GLaD-style, untrained StyleGAN3-type": "--no-wrapped --parameterisation stylegan --image-lr 10",
-        "DM + GLaD-style, StyleGAN3-type trained by us": "--no-wrapped --parameterisation stylegan:weights=trained "
-        "--image-lr 10",
-        "DM + GLaD-style, untrained decoder": "--no-wrapped --parameterisation decoder:weights=random",
-        "DM + GLaD-style, decoder trained by us": "--no-wrapped --parameterisation decoder",
-        "DM + ModelPool": "--no-wrapped --pool convnets",
-        "DM over two backbones": "--no-wrapped --matched vgg11:width=8",
-        "DM, packed 2, as stored (40 images)": "--no-wrapped --parameterisation factor2",
-        "DM, packed 2, as images (12, 3 stored)": "--no-wrapped --parameterisation factor2 --ipc 3",
-        "DM, 40 images": "--no-wrapped --ipc 40",
-        "NCFM": "--no-wrapped --method ncfm --batch-size 64 --frequencies 1024 --experts 4 --epochs 5 --image-lr 0.01",
-        "RDED": "--no-wrapped --method rded --steps 1",
-    },
-    references=("DM", "DM from k-means"),
-)
-STUDIES["competitors_dc"] = Study(
-    name="competitors_dc",
-    about="MetaDD beside its competitors and controls over DC (CIFAR-10, 10 images per class, CPU size).",
-    # DC's 50 inner steps of 10 rounds would take ten times as long; 60 steps from real images were measured before.
-    options="--eval-labels hard --method dc --image-lr 0.1 --steps 60 --chunk 20 --dc.inner 10 --metadd.subset 20 "
-    "--init random",
-    rows={
-        "random": "random --no-wrapped",
-        "k-means": "kmeans --no-wrapped",
-        "DC": "--no-wrapped",
-        "DC from k-means": "--no-wrapped --init kmeans",
-        "DC + MetaDD (ours)": "",
-        "DC + CE only": "--metadd.pos 0 --metadd.var 0",
-        "DC + MetaDD (paper)": "--variants paper",
-        "DC + GLaD-style, decoder trained by us": "--no-wrapped --parameterisation decoder",
-        "DC + ModelPool": "--no-wrapped --pool convnets",
-    },
-    references=("DC",),
-)
-STUDIES["soft"] = Study(
-    name="soft",
-    about="Sets under the labels of one teacher, real images among them (CIFAR-10, 10 images per class, CPU size).",
-    options="--no-wrapped --backbone resnet18_bn:width=8 --seen vgg11_bn:width=8 --unseen convnet:width=32 lenet mlp "
-    "--eval-labels teacher:resnet18_bn:width=8",
-    rows={
-        "random": "random",
-        "k-means": "kmeans",
-        "RDED": "--method rded --steps 1",
-        "SRe2L": "--method sre2l --steps 300 --image-lr 0.25 --sre2l.squeeze short",
-        # Three teachers pass in every update, or one in turn: 300 passes in each of the three rows.
-        "SRe2L, groups of 10": "--method sre2l --steps 300 --image-lr 0.25 --sre2l.squeeze short --sre2l.group-ipc 10 "
-        "--sre2l.r-bn 1",
-        "SRe2L, groups of 10, mean of 3": "--method sre2l --steps 100 --image-lr 0.25 --sre2l.squeeze short "
-        "--sre2l.group-ipc 10 --sre2l.r-bn 1 --sre2l.committee vgg11_bn:width=8 convnet_bn:width=32",
-        "SRe2L, groups of 10, 3 in turn": "--method sre2l --steps 300 --image-lr 0.25 --sre2l.squeeze short "
-        "--sre2l.group-ipc 10 --sre2l.r-bn 1 --sre2l.committee vgg11_bn:width=8 convnet_bn:width=32 "
-        "--sre2l.weighting round_robin",
-    },
-    references=("random",),
-)

@@ -37,6 +37,8 @@ def summary(study: Study, found: Sequence[tuple[str, int, Mapping[str, Any]]], *
             "options": study.options,
             "rows": dict(study.rows),
             "references": list(study.references),
+            "against": dict(study.against),
+            "split": study.split,
         },
         "done": len(found),
         "cells_in_all": cells,
@@ -79,11 +81,14 @@ def _plain(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _table(study: Study, found: Sequence[tuple[str, int, Mapping[str, Any]]]) -> dict[str, Any]:
     names = [row for row in study.rows if any(row == other for other, _, _ in found)]
     by_row = {name: [(seed, result) for row, seed, result in found if row == name] for name in names}
-    comparisons = []
-    for reference in study.references:
-        if reference in by_row:
-            others = [name for name in names if name != reference]
-            comparisons.append(_comparison(reference, {name: _paired(by_row, reference, name) for name in others}))
+    comparisons = [
+        _comparison(dict.fromkeys((row for row in others if row in by_row), reference), by_row, reference=reference)
+        for reference, others in study.compared().items()
+        if reference in by_row
+    ]
+    # One family of tests, however many bases its rows have.
+    if own := {row: base for row, base in study.against.items() if {row, base} <= set(names)}:
+        comparisons.append(_comparison(own, by_row, reference=None))
     return {
         "rows": [{"row": name, **_facts(cells)} for name, cells in by_row.items()],
         "comparisons": comparisons,
@@ -119,31 +124,42 @@ def _spread(results: Sequence[Mapping[str, Any]], role: str) -> dict[str, Any] |
 
 
 def _paired(by_row: Mapping[str, Sequence[tuple[int, Mapping[str, Any]]]], first: str, second: str) -> dict[str, Any]:
-    """Differences ``second`` - ``first`` by role over the seeds of both; a role of other networks is left out."""
+    """Differences ``second`` - ``first`` by role, over the seeds of both and the networks that have it in both."""
     before, after = dict(by_row[first]), dict(by_row[second])
     seeds = sorted(set(before) & set(after))
     if not seeds:
         return {}
     found = {}
     for role in ROLES:
-        # Another backbone is another network under "same", and no pair with this one.
         labels = [
             [line["network"] for line in cells[seeds[0]]["rows"] if line["role"] == role] for cells in (before, after)
         ]
-        if not labels[0] or labels[0] != labels[1]:
+        # Another backbone is another network under "same"; what one row looks through may be unseen by another.
+        shared = [label for label in labels[0] if label in labels[1]]
+        if not shared:
             continue
-        pair = [
-            np.array([[line["accuracies"] for line in cells[seed]["rows"] if line["role"] == role] for seed in seeds])
+        each = [
+            {seed: {line["network"]: line["accuracies"] for line in cells[seed]["rows"]} for seed in seeds}
             for cells in (before, after)
         ]
+        pair = [np.array([[of[seed][label] for label in shared] for seed in seeds]) for of in each]
         if pair[0].shape == pair[1].shape and np.isfinite(pair).all():
             numbers = statistics.paired(*pair)
             kept = {name: numbers[name] for name in _KEPT}
             found[role] = kept | {"p": statistics.t_test(numbers["per_seed"])}
+            if labels[0] != labels[1]:
+                found[role]["networks"] = shared
     return found
 
 
-def _comparison(reference: str, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _comparison(
+    against: Mapping[str, str],
+    by_row: Mapping[str, Sequence[tuple[int, Mapping[str, Any]]]],
+    *,
+    reference: str | None,
+) -> dict[str, Any]:
+    """The rows of ``against`` compared with the one that each names; ``reference`` where it is one for all."""
+    rows = {row: _paired(by_row, base, row) for row, base in against.items()}
     for role in ROLES:
         named = [name for name, by_role in rows.items() if role in by_role]
         corrected = statistics.holm([rows[name][role]["p"] for name in named])
@@ -155,7 +171,7 @@ def _comparison(reference: str, rows: dict[str, dict[str, Any]]) -> dict[str, An
         flips = [rows[name][role]["sign_flip_test"] for name in named]
         for name, p in zip(named, statistics.holm([np.nan if p is None else p for p in flips]), strict=True):
             rows[name][role]["sign_flip_holm"] = None if np.isnan(p) else float(p)
-    return {"reference": reference, "rows": rows}
+    return {"reference": reference, "rows": rows} | ({} if reference else {"against": dict(against)})
 
 
 def _notes(found: Sequence[tuple[str, int, Mapping[str, Any]]]) -> list[str]:
@@ -177,6 +193,8 @@ def markdown(table: Mapping[str, Any]) -> str:
     """Writes ``summary`` as Markdown: for each kind of labels a table, then the paired differences."""
     study = table["study"]
     lines = [f"# Study {study['name']}", "", study["about"], "", *table["notes"]]
+    if study["split"] == "validation":
+        lines += ["", "Judged on held-out training images: settings are chosen here, and measured by --split test."]
     lines += ["", f"{table['done']} of {table['cells_in_all']} cells are done."]
     for kind, one in table["tables"].items():
         lines += ["", f"## {kind[0].upper()}{kind[1:]}", "", *_table_lines(one["rows"])]
@@ -221,9 +239,10 @@ def _cell(spread: Mapping[str, Any] | None) -> str:
 
 
 def _comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
-    rows = comparison["rows"]
+    rows, against = comparison["rows"], comparison.get("against", {})
+    base = "the row in brackets" if against else f"**{comparison['reference']}**"
     lines = [
-        f"Difference to **{comparison['reference']}** in points, paired by distillation seed, with 95 % t intervals; "
+        f"Difference to {base} in points, paired by distillation seed, with 95 % t intervals; "
         f"p of the t test / of the sign-flip test (never below 2^(1 - seeds)), each corrected for {len(rows)} rows "
         "(Holm):",
         "",
@@ -232,7 +251,9 @@ def _comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
     ]
     for name, by_role in rows.items():
         cells = [cell for role in ROLES for cell in _difference(by_role.get(role))]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {name}{f' ({against[name]})' if against else ''} | {' | '.join(cells)} |")
+    if any("networks" in numbers for by_role in rows.values() for numbers in by_role.values()):
+        lines += ["", "*: over the networks that have this role in both rows (study.json)."]
     return lines
 
 
@@ -242,4 +263,4 @@ def _difference(numbers: Mapping[str, Any] | None) -> tuple[str, str]:
     interval = numbers["t_interval"]
     spread = "one seed" if interval is None else f"[{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]"
     p = "." if numbers["p_holm"] is None else f"{numbers['p_holm']:.2g} / {numbers['sign_flip_holm']:.2g}"
-    return f"{100 * numbers['difference']:+.1f} {spread}", p
+    return f"{100 * numbers['difference']:+.1f}{'*' * ('networks' in numbers)} {spread}", p

@@ -86,6 +86,33 @@ def test_pulls_know_the_weights_of_each_step(tiny, auxiliaries):
     assert float(pulls["gradient_norm_energy"]) == pytest.approx(0.25 * norm(moved - TARGET), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "shares"), [("falling", (1, 0.75, 0.5, 0.25, 0, 0)), ("rising", (0, 0.25, 0.5, 0.75, 1, 1))]
+)
+def test_weights_fall_and_rise_linearly_with_the_updates(tiny, auxiliaries, schedule, shares):
+    """Against the same quadratic, stepped in float64 with the weight of each step by hand."""
+    method = distillers.penalise(quadratic(), auxiliaries, {energy: 0.25}, schedule=schedule, schedule_steps=4, **PLAIN)
+    weight = 0.25 * norm(START - TARGET) / norm(gradient_of_energy(START))
+    state = distillers.init_state(jax.random.key(0), method, TX, tiny)
+    update, x = jax.jit(distillers.make_update(method, TX)), np.float64(START)
+    for share in shares:
+        state, metrics = update(state, tiny.train, method.frozen)
+        x = x - 0.1 * (x - TARGET + share * weight * gradient_of_energy(x))
+        assert float(metrics["weight_energy"]) == pytest.approx(share * weight, rel=1e-5)
+    np.testing.assert_allclose(state.synthetic["images"], x, rtol=1e-4, atol=1e-5)
+    # What pulls is what the schedule has come to, and measuring moves it no further.
+    pulls = distillers.pulls(jax.random.key(1), method, state, tiny.train)
+    expected = shares[-1] * weight * norm(gradient_of_energy(state.synthetic["images"]))
+    assert float(pulls["gradient_norm_energy"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_schedule_without_an_end_is_refused_and_others_keep_their_state(tiny, auxiliaries):
+    with pytest.raises(ValueError, match="schedule='falling' needs schedule_steps"):
+        distillers.penalise(quadratic(), auxiliaries, {energy: 0.25}, schedule="falling", **PLAIN)
+    usual = distillers.penalise(quadratic(), auxiliaries, {energy: 0.25}, **PLAIN)
+    assert set(distillers.init_state(jax.random.key(0), usual, TX, tiny).aux) == {"base", "weights"}
+
+
 def test_a_term_without_gradient_gets_the_cap_and_moves_nothing(tiny, auxiliaries):
     settings = PLAIN | {"cap": 7.0}
     _, after, metrics = updated(distillers.penalise(quadratic(), auxiliaries, {constant: 0.5}, **settings), tiny)
