@@ -147,7 +147,7 @@ def _study(found: Source) -> None:
         for row in table["rows"]:
             found.cost[row["row"]] = _cost_of(row)
         found.comparisons += [
-            {"first": one["reference"], "second": name, "by_role": by_role}
+            {"first": one["reference"] or one["against"][name], "second": name, "by_role": by_role}
             for one in table["comparisons"]
             for name, by_role in one["rows"].items()
         ]
