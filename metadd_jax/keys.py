@@ -18,7 +18,7 @@ DOMAINS = (
     "distil", "judge", "pretrain", "experts", "generator", "random", "kmeans", "stream", "probe", "report",
     # Inside a distillation: its start, its steps, and the parts of one step.
     "init", "latents", "run", "refresh", "sample", "loss", "metadd", "calibrate", "statistics", "network", "views",
-    "control", "matched", "frequencies", "subset", "real", "drawn",
+    "control", "matched", "frequencies", "subset", "real", "drawn", "further",
     # Inside a training.
     "weights", "order", "view", "token", "crop", "flip", "mix", "mixed", "shuffle",
 )  # fmt: skip

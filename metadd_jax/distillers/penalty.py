@@ -44,6 +44,7 @@ def penalise(
     micro_batch: int | None = None,
     checkpoint: bool = False,
     drawn: int | None = None,
+    further_lr: float = 0.0,
     project: str = "none",
     focus: float = 0.0,
     focus_mask: str = "hard",
@@ -71,6 +72,8 @@ def penalise(
       micro_batch: most images that pass the networks at once; None for all, on a CPU for 10.
       checkpoint: compute the networks' forward passes again for the gradient: less memory, more time.
       drawn: how many of the networks look at a step, drawn anew; None for all of them.
+      further_lr: step size of the step that each network takes on the set before each update, ``invariant.further``; 0
+        leaves them frozen. Not beside terms that compare with real images.
       project: take out of the added gradient what points against the base method's: "none", "set" (over the whole set)
         or "image" (image by image); see ``conflict``.
       focus: how far the base method's own gradient is weighed by where all networks look, 0 to 1; see
@@ -80,8 +83,8 @@ def penalise(
       name: what follows the base method's name and "+".
 
     Returns:
-      A method like ``base``. Its ``aux`` is {"base": the base method's, "weights": {name: []}}, its ``frozen`` holds
-      the networks, and its ``terms`` are what ``pulls`` measures.
+      A method like ``base``. Its ``aux`` is {"base": the base method's, "weights": {name: []}}, and "networks" where
+      they are trained further; its ``frozen`` holds the networks, and its ``terms`` are what ``pulls`` measures.
 
     Raises:
       ValueError: for an unknown term, two of one name, a setting out of its range, or networks that cannot serve a
@@ -90,7 +93,7 @@ def penalise(
     config = invariant.InvariantConfig(
         ai=0.0, pos=0.0, var=0.0, weighting=weighting, cap=cap, calibration_steps=calibration_steps, views=views,
         cam=cam, subset=subset, micro_batch=micro_batch, checkpoint=checkpoint, drawn=drawn,
-        project=project, focus=focus, focus_mask=focus_mask, focus_cap=focus_cap,
+        further_lr=further_lr, project=project, focus=focus, focus_mask=focus_mask, focus_cap=focus_cap,
         schedule=schedule, schedule_steps=schedule_steps,
     )  # fmt: skip
     return penalise_by(base, auxiliaries, terms, config, reference=reference, name=name)
@@ -149,6 +152,7 @@ def penalise_by(
     known = {term: known[term] for term in strengths}
     # Now, and not at the first trace after long training.
     invariant.check_networks(known, auxiliaries, reference, config=config)
+    invariant.check_further(config, known)
     for one in auxiliaries if config.focus else ():
         features.map_kind(one.net, config.cam)  # refuses a network without maps
 
@@ -163,6 +167,8 @@ def penalise_by(
                 "out, or put the penalty inside of parameterise"
             )
         aux = {"base": base_aux, "weights": {t: jnp.asarray(rho, jnp.float32) for t, rho in strengths.items()}}
+        if config.further_lr:
+            aux["networks"] = invariant.own_params(auxiliaries)
         # From mean gradient *vectors*: what is random in a single batch cancels.
         if config.weighting == "calibrated":
             # The strengths come in outside of what is compiled: settings that differ in them share the program.
@@ -218,6 +224,8 @@ class _Penalty:
         else:
             loss, (loss_base, (base_aux, metrics, focused)), facts = self._projected(synthetic, base, added)
         own = {"loss_base": loss_base, **{f"weight_{t}": w[t] for t in w}, **facts, **focused}
+        if self.config.further_lr:
+            own["network_drift"] = invariant.drift(frozen["auxiliaries"], aux["networks"])
         # A penalty over a penalty: what both call alike is told apart by the inner one's name.
         inner = f"{self.base.terms.name}_" if self.base.terms else ""
         metrics = {(inner + name if name in own else name): value for name, value in metrics.items()} | own
@@ -245,7 +253,7 @@ class _Penalty:
         if self.config.focus:
             shown = self.base.decode(jax.lax.stop_gradient(synthetic), aux["base"], frozen["base"])
             images, labels = jnp.asarray(shown.images), jnp.asarray(shown.labels)
-            w, facts = invariant.focus_on_meta(images, labels, frozen["auxiliaries"], config=self.config)
+            w, facts = invariant.focus_on_meta(images, labels, self._networks(aux, frozen), config=self.config)
             synthetic = {**synthetic, "images": invariant.weigh_gradient(synthetic["images"], w)}
         loss, (base_aux, metrics) = self.base.loss(
             key, synthetic, aux["base"], batch, frozen["base"], axis_name=axis_name
@@ -254,14 +262,25 @@ class _Penalty:
 
     def refresh(self, key: jax.Array, synthetic: Any, aux: Any, step: jax.Array, frozen: Any) -> Any:
         aux = self._refresh_base(key, synthetic, aux, step, frozen)
-        if "share" not in aux:
-            return aux
-        assert self.config.schedule_steps is not None  # ``penalise_by`` refuses a schedule without
-        risen = jnp.minimum(step / self.config.schedule_steps, 1.0).astype(jnp.float32)
-        return {**aux, "share": 1.0 - risen if self.config.schedule == "falling" else risen}
+        if self.config.further_lr:
+            shown = self.base.decode(synthetic, aux["base"], frozen["base"])
+            aux["networks"] = invariant.train_further(
+                keys.named(key, "further"), jnp.asarray(shown.images), jnp.asarray(shown.labels),
+                frozen["auxiliaries"], aux["networks"], config=self.config,
+            )  # fmt: skip
+        if "share" in aux:
+            assert self.config.schedule_steps is not None  # ``penalise_by`` refuses a schedule without
+            risen = jnp.minimum(step / self.config.schedule_steps, 1.0).astype(jnp.float32)
+            aux["share"] = 1.0 - risen if self.config.schedule == "falling" else risen
+        return aux
 
-    def _refresh_base(self, key: jax.Array, synthetic: Any, aux: Any, step: jax.Array, frozen: Any) -> Any:
+    def _refresh_base(self, key: jax.Array, synthetic: Any, aux: Any, step: jax.Array, frozen: Any) -> dict[str, Any]:
         return {**aux, "base": self.base.refresh(key, synthetic, aux["base"], step, frozen["base"])}
+
+    def _networks(self, aux: Any, frozen: Any) -> tuple[Auxiliary, ...]:
+        """The auxiliaries as they are in this step."""
+        moved = self.config.further_lr
+        return invariant.with_params(frozen["auxiliaries"], aux["networks"]) if moved else frozen["auxiliaries"]
 
     @functools.cached_property
     def apart(self) -> LossTerms:
@@ -274,7 +293,7 @@ class _Penalty:
         def weights(aux: Any, gradients: dict[str, jax.Array]) -> dict[str, jax.Array]:
             return _scaled(self.relative(gradients) if self.config.weighting == "per_step" else aux["weights"], aux)
 
-        # The schedule stands still with the set: the batches of a measurement are no steps of the run.
+        # Schedule and networks stand still with the set: the batches of a measurement are no steps of the run.
         return LossTerms(
             name=self.name, names=tuple(self.terms), base=base, terms=terms, weights=weights,
             refresh=self._refresh_base, sample=self.base.sample, batches=self.config.calibration_steps,
@@ -297,7 +316,7 @@ class _Penalty:
         shown = self.base.decode(synthetic, aux["base"], frozen["base"])
         # A domain of its own, so that the base method draws what it draws without a penalty.
         return function(
-            keys.named(key, "metadd"), shown.images, shown.labels, frozen["auxiliaries"],
+            keys.named(key, "metadd"), shown.images, shown.labels, self._networks(aux, frozen),
             reference=frozen["reference"], config=self.config, terms=self.terms, **given,
         )  # fmt: skip
 

@@ -48,6 +48,8 @@ class InvariantConfig:
         shows the plain image.
       drawn: number of auxiliaries that look at a step, drawn anew without replacement, as in CLoM (1 of a pool); None
         for all. The others are not passed in that step. The ``focus`` is that of all.
+      further_lr: step size of the step that each auxiliary takes on the set before each update (``further``); 0 leaves
+        them frozen. Not beside terms that compare with real images. It costs a training step of all networks.
       subset: number of synthetic images looked at per step (random, unbiased); None for all.
       micro_batch: largest number of images that pass the auxiliaries at once; None for all, on a CPU for 10.
         Memory is that of one part, whose gradient is taken as it passes by; no work is done twice.
@@ -76,6 +78,7 @@ class InvariantConfig:
     positivity: Annotated[str, OneOf(POSITIVITY)] = "jaccard"
     views: Annotated[augment.Augmentation, Text("augment.strategy")] = "color_crop_cutout_flip_scale_rotate"
     drawn: Annotated[int | None, Whole(1)] = None
+    further_lr: Annotated[float, Real(0)] = 0.0
     subset: Annotated[int | None, Whole(1)] = None
     micro_batch: Annotated[int | None, Whole(1)] = None
     checkpoint: bool = False

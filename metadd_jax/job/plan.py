@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import time
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -70,8 +71,7 @@ def estimate(job: Job) -> tuple[list[Plan], dict[str, float]]:
     every = wrapped(job, base, stand_ins(job, variables))
     needs = [set(), *(_needs(setting) for setting in settings(job.config).values())]
     plans = [
-        _measure(job, method, tx, wrapped=method is not base, twins="untrained" in of, focused="focus" in of)
-        for method, of in zip(every, needs, strict=True)
+        _measure(job, method, tx, wrapped=method is not base, needs=of) for method, of in zip(every, needs, strict=True)
     ]
     refuse_what_cannot_fit(plans)
     return plans, _stages(asked, plans)
@@ -125,12 +125,12 @@ def _measure_choice(job: Job, method: mdd.distillers.Distiller, tx: Any) -> Plan
 
 
 def _needs(setting: mdd.invariant.InvariantConfig) -> set[str]:
-    """What the terms ask for beside what all networks see, and "focus" for a look at the plain images."""
+    """What the terms ask for beside what all networks see, "focus" for a look at the plain images, "further"."""
     asked = {need for term in setting.terms.values() for need in term.needs or ()}
-    return asked | {"focus"} if setting.focus else asked
+    return asked | ({"focus"} if setting.focus else set()) | ({"further"} if setting.further_lr else set())
 
 
-def _measure(job: Job, method: mdd.distillers.Distiller, tx: Any, *, wrapped: bool, twins: bool, focused: bool) -> Plan:
+def _measure(job: Job, method: mdd.distillers.Distiller, tx: Any, *, wrapped: bool, needs: Collection[str]) -> Plan:
     if not method.trains:
         return _measure_choice(job, method, tx)
     compiled, (state, *rest) = _compile(job, method, tx)
@@ -141,7 +141,7 @@ def _measure(job: Job, method: mdd.distillers.Distiller, tx: Any, *, wrapped: bo
         state, _ = jax.block_until_ready(compiled(state, *rest))
     seconds = (time.perf_counter() - start) / CALIBRATION_STEPS
     parts = _parts(job, method, state, compiled.memory_analysis().temp_size_in_bytes, wrapped=wrapped)
-    return Plan(method.name, step_flops(job, wrapped=wrapped, twins=twins, focused=focused), seconds, parts)
+    return Plan(method.name, step_flops(job, wrapped=wrapped, needs=needs), seconds, parts)
 
 
 def _parts(
@@ -192,14 +192,14 @@ def decode_flops(job: Job) -> float:
     return stored * float(cost["flops"])
 
 
-def step_flops(job: Job, *, wrapped: bool, twins: bool = False, focused: bool = False) -> float:
+def step_flops(job: Job, *, wrapped: bool, needs: Collection[str] = ()) -> float:
     """Counts the FLOPs of one update, by the method's formula and, under MetaDD, that of docs/scaling.md for its terms.
 
     Args:
       job: the job.
       wrapped: whether MetaDD stands around the method.
-      twins: whether a term looks through the untrained twins of the auxiliaries too.
-      focused: whether the auxiliaries see the plain images first, for the weights of the base method's gradient.
+      needs: with "untrained" the terms look through untrained twins of the auxiliaries too; with "focus" these see the
+        plain images first, for the weights of the base method's gradient; with "further" they are trained on the set.
     """
     counts = job.counts
 
@@ -217,7 +217,8 @@ def step_flops(job: Job, *, wrapped: bool, twins: bool = False, focused: bool = 
     # 3 for cross-entropy and map, 1 for the map's second order (docs/scaling.md).
     looking = [net for net, _ in job.looked_through.values()]
     share = (job.config.metadd.drawn or len(looking)) / max(len(looking), 1)
-    passes = 4 * (1 + twins) * seen * share + focused * sum(counts)
+    passes = 4 * (1 + ("untrained" in needs)) * seen * share + ("focus" in needs) * sum(counts)
+    passes += 3 * seen * ("further" in needs)  # a training step
     return own + passes * sum(map(forward_flops, looking))
 
 

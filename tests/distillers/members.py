@@ -221,6 +221,7 @@ MEMBERS = {
     "metadd calibrated, in parts": lambda a, d: wrapped(a, weighting="calibrated", micro_batch=4),
     "controls over dm": controlled,
     "metadd, two of three drawn": drawn,
+    "metadd, auxiliaries trained further": lambda a, d: wrapped(a, kl=0.0, further_lr=0.1),
     "leads over dm, focused, without conflict": led,
     "metadd per step": lambda a, d: wrapped(a, weighting="per_step", kl=0.0, ai=0.0),
     "metadd raw, attention, subset": with_vit,

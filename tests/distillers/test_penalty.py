@@ -247,3 +247,28 @@ def test_what_cannot_be_weighed_is_refused_at_once(auxiliaries):
     paired = invariant.Term("paired", energy, needs=("reference",))
     with pytest.raises(ValueError, match=r"L_paired needs reference="):
         penalise({paired: 1.0})
+
+
+def test_networks_trained_further_judge_the_next_step(tiny, auxiliaries):
+    """One step of the networks on the start by hand; the loss is that of the moved networks, which are in the state."""
+    settings = {"weighting": "raw", "views": "none", "further_lr": 0.5}
+    method = distillers.penalise(quadratic(), auxiliaries, {"ai": 1.0}, **settings)
+    before, after, metrics = updated(method, tiny)
+    labels, losses = jnp.arange(6) // 2, []
+    for one, own in zip(auxiliaries, after.aux["networks"], strict=True):
+
+        def loss(params, one=one):
+            logits = one.net.apply({**one.variables, "params": params}, START)[0]
+            return -jax.nn.log_softmax(logits)[jnp.arange(6), labels].mean()
+
+        start = one.variables["params"]
+        wanted = jax.tree.map(lambda p, g: p - 0.5 * g, start, jax.jit(jax.grad(loss))(start))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), own, wanted)
+        losses.append(float(loss(own)))
+        assert losses[-1] < float(loss(start))
+    assert float(metrics["loss_ai"]) == pytest.approx(sum(losses), rel=1e-4)
+    assert float(metrics["network_drift"]) > 0
+    jax.tree.map(np.testing.assert_array_equal, before.aux["networks"], invariant.own_params(auxiliaries))
+    with pytest.raises(ValueError, match=r"L_cos compares with what they made of real images before"):
+        equipped = invariant.equip(auxiliaries, tiny, [invariant.TERMS["cos"]])
+        distillers.penalise(quadratic(), equipped, {"cos": 1.0}, **settings)

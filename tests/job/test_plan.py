@@ -37,7 +37,7 @@ def test_forward_flops_are_those_of_the_layers(job):
 
 def test_controls_cost_a_pass_of_their_twins_and_of_the_real_images(job):
     own = sum(map(plan.forward_flops, job.seen))
-    twins = plan.step_flops(job, wrapped=True, twins=True) - plan.step_flops(job, wrapped=True)
+    twins = plan.step_flops(job, wrapped=True, needs={"untrained"}) - plan.step_flops(job, wrapped=True)
     assert twins == pytest.approx(4 * sum(job.counts) * own)
     config = dataclasses.replace(job.config, variants=("only,cos=1",))
     stages = plan._stages(dataclasses.replace(job, config=config), [plan.Plan("dm", 1.0, 1.0, ())])
@@ -45,8 +45,10 @@ def test_controls_cost_a_pass_of_their_twins_and_of_the_real_images(job):
     config = dataclasses.replace(job.config, variants=("var_real=1", "var_real=1,cam.alpha=mean", "only,cos=1"))
     stages = plan._stages(dataclasses.replace(job, config=config), [plan.Plan("dm", 1.0, 1.0, ())])
     assert stages["real side"] == pytest.approx(3 * len(job.dataset.train.images) * own / 3600)
-    focused = plan.step_flops(job, wrapped=True, focused=True) - plan.step_flops(job, wrapped=True)
+    focused = plan.step_flops(job, wrapped=True, needs={"focus"}) - plan.step_flops(job, wrapped=True)
     assert focused == pytest.approx(sum(job.counts) * own)
+    further = plan.step_flops(job, wrapped=True, needs={"further"}) - plan.step_flops(job, wrapped=True)
+    assert further == pytest.approx(3 * sum(job.counts) * own)
     assert "real side" not in plan._stages(job, [plan.Plan("dm", 1.0, 1.0, ())])
 
 
