@@ -236,14 +236,12 @@ def read(file: pathlib.Path) -> Any:
         with torch.serialization.safe_globals([*_numbers(), torch.utils.data.TensorDataset]):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{file} holds more than tensors and numbers, or is damaged ({reason}); restore it, or load it in its own "
-            "program and save {'data': [[images, labels]]}"
+            f"{file} holds more than tensors and numbers, or is damaged ({_reason(error)}); restore it, or load it in "
+            "its own program and save {'data': [[images, labels]]}"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{file} is not a readable PyTorch file ({reason}); restore it") from error
+    except Exception as error:  # of damaged bytes PyTorch makes whatever its steps stumble over
+        raise ValueError(f"{file} is not a readable PyTorch file ({_reason(error)}); restore it") from error
     try:
         _refuse_claims(file, content, max(file.stat().st_size, _SMALL))
     except RecursionError as error:  # a list may hold itself
@@ -251,12 +249,17 @@ def read(file: pathlib.Path) -> Any:
     return content
 
 
+def _reason(error: Exception) -> str:
+    """The first line of an error, which may have none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
 def _refuse_packed(file: pathlib.Path) -> None:
     """Refuses an archive whose members unpack to more than the file holds: PyTorch stores them as they are."""
     try:
         with zipfile.ZipFile(file) as archive:
             claimed = sum(info.file_size for info in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError):
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
         return  # an older PyTorch's file, or none: torch.load tells
     if claimed > file.stat().st_size:
         raise ValueError(f"{file} claims {claimed:,} bytes and holds {file.stat().st_size:,}; PyTorch packs nothing")

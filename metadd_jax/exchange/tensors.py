@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from metadd_jax import files, ranges, structs
-from metadd_jax.exchange import checks, pixels, pytorch
+from metadd_jax.exchange import checks, ddranking, pixels, pytorch
 from metadd_jax.storage import folder
 
 _SUFFIX = {"mtt": "_best", "ddranking": ""}
@@ -41,7 +41,8 @@ def export_tensors(
       directory: the folder to make.
       synthetic: the set. Without a learned step size there is no ``lr_best.pt``.
       metadata: see ``checks.check_set``; it goes into ``facts.json``.
-      names: "mtt" (``images_best.pt``, ``labels_best.pt``, ``lr_best.pt``) or "ddranking" (``images.pt`` and so on).
+      names: "mtt" (``images_best.pt``, ``labels_best.pt``, ``lr_best.pt``) or "ddranking" (``images.pt`` and so on, and
+        ``config.json`` where DD-Ranking knows the data, see ``ddranking.config``).
       overwrite: replace a folder that this function wrote.
 
     Raises:
@@ -62,6 +63,8 @@ def export_tensors(
         if synthetic.learning_rate is not None:
             torch.save(torch.tensor(float(synthetic.learning_rate)), partial / f"lr{suffix}.pt")
         files.write_json(partial / "facts.json", files.plain(facts | {"labels": kind}))
+        if names == "ddranking" and (settings := ddranking.config(synthetic, metadata)) is not None:
+            files.write_json(partial / "config.json", settings)
         folder.seal(partial)
 
 

@@ -1,5 +1,6 @@
 """Pictures as SRe2L, RDED, Hugging Face and WebDataset have them, written by Pillow and tarfile alone."""
 
+import dataclasses
 import io
 import json
 import tarfile
@@ -236,3 +237,35 @@ def test_our_webdataset_comes_back_and_is_the_same_bytes_each_time(tmp_path):
         assert archive.getnames()[:2] == ["00000000.png", "00000000.cls"]
         assert archive.extractfile("00000005.cls").read() == b"2"
     assert json.loads((tmp_path / "a" / "facts.json").read_text())["class_names"] == NAMES
+
+
+def test_torchvision_itself_numbers_our_folders_as_we_do(tmp_path):
+    datasets = pytest.importorskip("torchvision.datasets")
+    synthetic, facts = make()
+    for style in ("sre2l", "rded"):
+        exchange.export_pictures(tmp_path / style, synthetic, facts, style=style)
+        read = datasets.ImageFolder(tmp_path / style)
+        assert read.targets == [0, 0, 1, 1, 2, 2] and read[3][0].size == (6, 4)
+
+
+def test_hugging_face_itself_loads_our_folder(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    synthetic, facts = make()
+    exchange.export_pictures(tmp_path / "set", synthetic, facts, style="huggingface")
+    read = datasets.load_dataset(str(tmp_path / "set"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert read.features["label"].names == ["00000_ant", "00001_bee", "00002_cow"]
+    assert read["label"] == [0, 0, 1, 1, 2, 2]
+    np.testing.assert_array_equal(np.asarray(read[3]["image"]), PIXELS[1, 1])
+
+
+def test_webdataset_itself_reads_our_shards(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    synthetic, facts = make()
+    soft = np.eye(3, dtype=np.float32)[synthetic.labels] * 0.7 + 0.1
+    exchange.export_webdataset(tmp_path / "set", dataclasses.replace(synthetic, soft_labels=soft), facts)
+    shards = webdataset.WebDataset(str(tmp_path / "set" / "set-000000.tar"), shardshuffle=False).decode("rgb8")
+    samples = list(shards.to_tuple("png", "cls", "soft.npy"))
+    assert [sample[1] for sample in samples] == [0, 0, 1, 1, 2, 2]
+    np.testing.assert_array_equal(samples[3][0], PIXELS[1, 1])
+    np.testing.assert_allclose(samples[3][2], soft[3])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from peer_data import LABELS, MEAN, NAMES, ORDER, STD, images, ours, real
 
-from metadd_jax import exchange
+from metadd_jax import exchange, structs
+from metadd_jax.exchange import ddranking
 
 torch = pytest.importorskip("torch")
 
@@ -239,3 +240,35 @@ def test_our_files_for_the_peers_say_themselves_what_they_are(tmp_path, whitened
         if whitened:
             np.testing.assert_allclose(again.soft_labels, made.soft_labels, rtol=1e-5, atol=1e-7)
         assert exchange.check_belongs(said, data) is None
+
+
+def test_dd_ranking_gets_a_configuration_where_it_knows_the_data():
+    """Its names and constants as its loader has them; of other data, or other constants, none."""
+    cifar = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010], "value_space": "standardised"}
+    facts = {**cifar, "class_names": ["a", "b"], "dataset": "cifar100_mtt"}
+    made = structs.SyntheticSet(images=np.zeros((4, 32, 32, 3), np.float32), labels=np.array([0, 0, 1, 1]))
+    found = ddranking.config(made, facts)
+    assert (found["dataset"], found["ipc"], found["model_name"]) == ("CIFAR100", 2, "ConvNet-3")
+    assert "soft_label_mode" not in found and found["use_zca"] is False
+    soft = dataclasses.replace(made, soft_labels=np.full((4, 2), 0.5, np.float32))
+    assert ddranking.config(soft, facts)["soft_label_criterion"] == "sce"
+    assert ddranking.config(made, facts | {"value_space": "zca"})["use_zca"] is True
+    assert ddranking.config(made, facts | {"dataset": "imagenette"}) is None  # ImageNet's constants are others
+    assert ddranking.config(made, facts | {"dataset": "cifar100"}) is None
+    assert ddranking.config(made, facts | {"std": [0.247, 0.2435, 0.2616]}) is None
+    assert ddranking.config(dataclasses.replace(made, labels=np.array([0, 0, 0, 1])), facts) is None
+
+
+def test_files_of_pytorch_before_its_archives_are_read(tmp_path):
+    one = images()
+    content = {"data": [[torch.tensor(one), torch.tensor(LABELS)]], "accs_all_exps": {}}
+    torch.save(content, tmp_path / "res.pt", _use_new_zipfile_serialization=False)
+    synthetic, _ = settle(tmp_path / "res.pt", space="standardised")
+    np.testing.assert_array_equal(synthetic.images, ours(one))
+    file = tmp_path / "res.pt"
+    whole = file.read_bytes()
+    for length in (0, 10, 300, len(whole) - 100):
+        file.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"res\.pt") as told:
+            exchange.load_peer(file)
+        assert "\n" not in str(told.value)
