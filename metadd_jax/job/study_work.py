@@ -314,11 +314,11 @@ class Work:
                 if (result := self.result(folder))
             ]
             table = study_table.summary(self.study, found, cells=len(self.cells))
-            table["plots"] = study_plots.gathered(table, found)
             text = study_table.markdown(table)
             if self.agreed:
                 table["agreement"] = self.agreed
                 text += "\n".join(["", *agreement.lines(self.agreed), ""])
+            table["plots"] = study_plots.gathered(table, found)
             files.write_json(self.folder / "study.json", table)
             files.write_text(self.folder / "study.md", text)
             try:

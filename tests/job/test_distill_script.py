@@ -69,6 +69,13 @@ def test_the_run_folder_is_complete(unbroken):
     assert set(results["rows"][0]) == {"set", "distill_seed", "network", "role", "labels", "accuracies"}
     assert {row["labels"] for row in results["rows"]} == {"hard"} == {results["labels"]["rule"]}
     assert "| dm+metadd |" in (unbroken / "results.md").read_text()
+    both = [
+        [row["accuracies"] for row in results["rows"] if (row["set"], row["role"]) == (name, "unseen")]
+        for name in ("dm", "kmeans")
+    ]
+    gain = results["gains"]["dm"]["kmeans"]["unseen"]["difference"]
+    assert gain == pytest.approx(np.mean(both[0]) - np.mean(both[1]))
+    assert "over k-means images" in (unbroken / "results.md").read_text()
 
 
 def test_numpy_alone_opens_the_export(unbroken):

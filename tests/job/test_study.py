@@ -218,6 +218,19 @@ def test_the_table_holds_the_numbers(opened, done):
     assert len(table["cells"]) == 6 and table["done"] == 6
 
 
+def test_gains_are_plotted_beside_the_agreement_that_was_measured(opened, done):
+    work = opened()
+    work.do(None)
+    rows = {row: {"seen": dict.fromkeys(["0.3", "0.4", "0.5", "0.6", "0.7", "area"], 0.0), "seeds": 2} for row in ROWS}
+    for row, ratio in zip(ROWS, (0.1, 0.2, 0.4), strict=True):
+        rows[row]["unseen"] = {"mlp": ratio}
+    work.agreed = {"reference": "dm", "rows": rows, "transfer": None}
+    work.write_table()
+    (plot,) = files.read_json(work.folder / "study.json")["plots"]
+    assert {point["row"]: point["meta_ratio"] for point in plot["ratio"]} == {"random": 0.1, "dm": 0.2, "dm at 2": 0.4}
+    assert (work.folder / "study_plots.png").stat().st_size > 0
+
+
 def test_rows_of_different_labels_never_share_a_table(opened):
     dataset = prepare.load_data(opened().cells[0][0].config)
     every = [

@@ -110,3 +110,13 @@ def test_of_one_seed_the_points_have_no_intervals(tmp_path):
     assert {point["t_interval"] for point in plots[0]["cost"]} == {None}
     study_plots.draw(tmp_path / "plots.png", plots)
     assert (tmp_path / "plots.png").stat().st_size > 0
+
+
+def test_rows_with_bases_of_their_own_are_one_plot(tmp_path):
+    own = {f"CE {rho}": "DM" for rho in STRENGTHS} | {"paper 1": "width 8"}
+    study = studies.Study(name="mine", about="Strengths.", rows=ROWS, against=own)
+    (plot,) = study_plots.gathered(study_table.summary(study, found(), cells=33), found())
+    assert plot["reference"] is None and [point["row"] for point in plot["cost"]] == list(own)
+    assert [curve["series"] for curve in plot["strength"]] == ["CE …"]
+    assert plot["cost"][-1]["difference"] == pytest.approx(-0.01 - 0.008)
+    study_plots.draw(tmp_path / "plots.png", [plot])
