@@ -210,7 +210,15 @@ def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
         cells += [_points(facts["sd_sets"]), _points(facts["sd_trainings"])]
         cells += [f"{sign['positive']} up, {sign['negative']} down, p = {sign['p']:.3g}"]
         lines.append(f"| {role} | " + " | ".join(cells) + " |")
-    return lines
+    return lines + _seeds_lines(comparison["by_role"])
+
+
+def _seeds_lines(by_role: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """How many seeds the intervals need; [] of one seed, and in results of versions that did not tell it."""
+    told = {role: facts["seeds_needed"] for role, facts in by_role.items() if facts.get("seeds_needed")}
+    each = [f"{role} {', '.join(f'{n} at {t}' for t, n in needed.items())}" for role, needed in told.items()]
+    head = "Distillation seeds for t intervals of ±0.5 points, at so many trainings of each network on each set: "
+    return ["", f"{head}{'; '.join(each)}."] if each else []
 
 
 def spread_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from metadd_jax.evaluation import Row, report
 from metadd_jax.structs import SyntheticSet
@@ -81,6 +82,21 @@ def test_comparison_lines_in_points(rows):
     assert "| same | +0.00 | [+0.00, +0.00] | [+0.00, +0.00] | 0.00 | 0.00 | 0 up, 0 down, p = 1 |" in lines
     one_seed = [row for row in rows if row["distill_seed"] == 0]
     assert any("| one seed |" in line for line in report.comparison_lines(report.compare(one_seed, "dm", "dm+metadd")))
+
+
+def test_the_seeds_that_a_comparison_needs(rows):
+    """Seen: .1 .1 and .0 .2, means alike, within .02: sd .1 at one training, .0707 at two, .0316 at ten."""
+    compared = report.compare(rows, "dm", "dm+metadd")
+    needed = compared["by_role"]["seen"]["seeds_needed"]
+    for trainings, seeds in needed.items():
+        half = [stats.t.ppf(0.975, n - 1) * np.sqrt(0.01 / int(trainings) / n) for n in (seeds, seeds - 1)]
+        assert half[0] <= 0.005 < half[1]
+    told = ", ".join(f"{n} at {t}" for t, n in needed.items())
+    assert f"; seen {told}; " in report.comparison_lines(compared)[-1]
+    del compared["by_role"]["seen"]["seeds_needed"]  # as in the results of an earlier version
+    assert "; seen " not in report.comparison_lines(compared)[-1]
+    one_seed = report.compare([row for row in rows if row["distill_seed"] == 0], "dm", "dm+metadd")
+    assert report.comparison_lines(one_seed)[-1].startswith("| foreign |")
 
 
 def test_the_spread_in_its_parts(rows):
