@@ -19,8 +19,8 @@ from metadd_jax import structs
 from metadd_jax.data import catalog
 from metadd_jax.exchange import checks, pixels
 
-SPACES = ("pixels", "standardised", "zca")
-"""Value spaces that numbers of a peer's file may be in: [0, 1], (x - mean) / std, or whitened as MTT does."""
+SPACES = ("pixels", "standardised", "zca", "zca_frepo")
+"""Value spaces that numbers of a peer's file may be in: [0, 1], (x - mean) / std, whitened as MTT does or as FRePo."""
 
 LABELS = ("classes", "hard", "probabilities", "logits")
 """What labels may be: whole numbers; of [N, K] the largest entry, distributions, or what a softmax is taken of."""
@@ -72,7 +72,7 @@ def space_of(peer: Peer, said: str | None) -> str:
         the caller says nothing.
 
     Returns:
-      "pixels", "zca", "standardised", or "standardised:NAME".
+      "pixels", "zca", "zca_frepo", "standardised", or "standardised:NAME".
 
     Raises:
       ValueError: if nobody says, the caller contradicts the file, or there is no such space.
@@ -92,7 +92,8 @@ def space_of(peer: Peer, said: str | None) -> str:
         numbers = peer.images
         raise ValueError(
             f"{peer.source} does not say how its numbers were scaled ({numbers.min():.3g} to {numbers.max():.3g}"
-            f", mean {numbers.mean():.3g}, deviation {numbers.std():.3g}); add --space standardised, zca or pixels"
+            f", mean {numbers.mean():.3g}, deviation {numbers.std():.3g}); add --space standardised, zca, zca_frepo or "
+            "pixels"
         )
     return said
 
@@ -109,7 +110,8 @@ def settle(
 
     Args:
       peer: what the file holds, decoded where it was packed.
-      dataset: the real data that it is to be judged on, whitened where the set is.
+      dataset: the real data that it is to be judged on, whitened where the set is, and alike (``data.whiten``, whose
+        ``kind`` is "frepo" for "zca_frepo").
       space: see ``space_of``.
       labels: one of ``LABELS``: how labels are read, in place of what the file tells.
       learning_rate: in place of the file's.
@@ -131,10 +133,10 @@ def settle(
     images = peer.images
     if settled == "zca" and not peer.mtt_whitening:
         raise ValueError(
-            f"{peer.source} is of a program whose whitening is another than MTT's (it regularises by the trace, after "
-            "standardising), which is not undone here; export its pixels there, and judge those by --space pixels"
+            f"{peer.source} is of a program whose whitening is another than MTT's; FRePo's and RCIG's is --space "
+            "zca_frepo"
         )
-    if settled == "zca" and dataset.whitening is None:
+    if settled in ("zca", "zca_frepo") and dataset.whitening is None:
         raise ValueError(f"{peer.source} is whitened and {dataset.name} was loaded as it is; load both the same way")
     if settled == "pixels" or ":" in settled:
         unit = images if settled == "pixels" else pixels.to_pixels(images, _constants(settled))

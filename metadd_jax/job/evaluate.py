@@ -33,7 +33,8 @@ class EvaluateConfig:
         "tensordataset", "images" (folders: SRe2L, RDED), "webdataset", "npz" (plain, KIP), "frepo" (FRePo, RCIG),
         "safetensors", "tfds"; "auto" goes by what is there.
       space: how the numbers of a peer's file are scaled, where it does not say: "pixels" in [0, 1], "standardised" by
-        the constants of --dataset ("standardised:imagenet": by those of another), or "zca" (MTT's whitening).
+        the constants of --dataset ("standardised:imagenet": by those of another), "zca"
+        (MTT's whitening) or "zca_frepo" (FRePo's and RCIG's).
       factor: how many cells a side each packed image of IDC's or NCFM's file holds.
       set: of a file with several sets (DC's): "last", "all", or a number from 0 on.
       file_labels: how a peer's labels [N, K] are read: "logits", "probabilities", or "hard" (the largest); default: as

@@ -103,6 +103,8 @@ def load(
     real = mdd.data.load(
         dataset, image_size=source.image_size, zca=space == "zca", data_dir=data_dir, cache_dir=cache_dir
     )
+    if space == "zca_frepo":
+        real = mdd.data.whiten(real, kind="frepo")
     sets = []
     for peer in unpacked:
         synthetic, metadata = exchange.settle(

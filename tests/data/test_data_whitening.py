@@ -185,3 +185,30 @@ def test_pytorch_files_carry_the_inverse_channels_first(synthetic, tmp_path):
     constants = {"mean": [0, 0, 0], "std": [1, 1, 1], "class_names": facts["class_names"]}
     loaded, metadata = exchange.load_torch(tmp_path / "set.pt", **constants)
     np.testing.assert_allclose(exchange.to_pixels(loaded.images, metadata), pixels / 255, atol=1e-5)
+
+
+def test_frepos_whitening_is_numpys_by_its_own_steps():
+    """Standardise, subtract the mean, covariance over N, a tenth of its mean eigenvalue on the diagonal, SVD."""
+    images, mean, std = pictures(80), np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.25, 0.3])
+    made = data.from_arrays("p", images, np.arange(80) % 3, images[:9], np.arange(9) % 3, mean=mean, std=std)
+    white = data.whiten(made, kind="frepo")
+    x = ((np.asarray(made.train.images) / 255 - mean) / std).reshape(80, SIZE)
+    centred = x - x.mean(axis=0)
+    covariance = centred.T @ centred / 80
+    u, s, _ = np.linalg.svd(covariance + 0.1 * np.trace(covariance) / SIZE * np.eye(SIZE))
+    wanted = centred @ (u * s**-0.5 @ u.T)
+    np.testing.assert_allclose(np.asarray(white.train.images).reshape(80, SIZE), wanted, atol=2e-5)
+    # Back to pixels, by the way that every whitened set goes; and another data set than MTT's whitening makes.
+    back = exchange.to_pixels(white.train.images, exchange.value_space(white))
+    np.testing.assert_allclose(back, np.asarray(made.train.images) / 255, atol=1e-5)
+    mtt = data.whiten(made)
+    assert mtt.fingerprint != white.fingerprint
+    facts = {**exchange.value_space(white), "class_names": list(made.class_names)}
+    assert exchange.check_belongs(facts, white) is None
+    with pytest.raises(ValueError, match="whitened for other images"):
+        exchange.check_belongs(facts, mtt)
+
+
+def test_frepos_whitening_is_refused_where_their_program_does_something_else():
+    with pytest.raises(ValueError, match="at least 36 images of uint8, at most 64 pixels a side, not for 20"):
+        whitening.fit_frepo_whitening(pictures(20), np.ones(3))

@@ -67,7 +67,7 @@ def test_a_flax_checkpoint_of_frepo_or_rcig_is_read(tmp_path, place):
         synthetic, _ = settle(file, space="standardised")
         np.testing.assert_array_equal(synthetic.images, IMAGES[ORDER])
         np.testing.assert_array_equal(synthetic.labels, LABELS[ORDER])
-    with pytest.raises(ValueError, match="whitening is another than MTT's"):
+    with pytest.raises(ValueError, match="whitening is another than MTT's; FRePo's and RCIG's is --space zca_frepo"):
         settle(tmp_path, space="zca")
     with pytest.raises(ValueError, match="no x_proto and y_proto"):
         settle(tmp_path / "checkpoint_5", space="standardised")

@@ -48,7 +48,7 @@ def test_nobody_guesses_the_value_space(tmp_path):
     save(tmp_path / "images_best.pt", images())
     save(tmp_path / "labels_best.pt", LABELS)
     with pytest.raises(
-        ValueError, match=r"does not say how its numbers were scaled .*--space standardised, zca or pix"
+        ValueError, match=r"does not say how its numbers were scaled .*--space standardised, zca, zca_frepo or pix"
     ):
         settle(tmp_path / "images_best.pt")
     with pytest.raises(ValueError, match="--space normal is unknown; use pixels, standardised, zca"):

@@ -138,3 +138,17 @@ def test_a_packed_set_of_ours_is_judged_packed_and_decoded(tmp_path, dataset):
     np.testing.assert_allclose(packed[0].images, images, rtol=1e-4, atol=1e-4)
     decoded, _, _ = load(tmp_path / "idc" / "decoded.pt", dataset)
     np.testing.assert_allclose(np.sort(decoded[0].images, axis=0), np.sort(images, axis=0), rtol=1e-4, atol=1e-4)
+
+
+def test_a_checkpoint_of_frepo_is_judged_on_data_whitened_as_theirs(tmp_path):
+    from flax import serialization
+
+    images = RNG.integers(0, 256, (90, 4, 4, 3)).astype(np.uint8)
+    np.savez(tmp_path / "real.npz", images=images, labels=np.arange(90) % 3, mean=np.full(3, 0.5), std=np.full(3, 0.2))
+    held = {"x_proto": RNG.normal(size=(3, 4, 4, 3)).astype(np.float32), "y_proto": np.eye(3) - 1 / 3}
+    (tmp_path / "checkpoint_7").write_bytes(serialization.msgpack_serialize({"params": held}))
+    sets, real, lines = load(tmp_path / "checkpoint_7", str(tmp_path / "real.npz"), space="zca_frepo")
+    np.testing.assert_array_equal(sets[0].images, held["x_proto"])
+    plain = mdd.data.load(str(tmp_path / "real.npz"))
+    np.testing.assert_array_equal(real.test.images, mdd.data.whiten(plain, kind="frepo").test.images)
+    assert any("targets of a kernel regression" in line for line in lines)
