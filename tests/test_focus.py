@@ -30,6 +30,8 @@ def test_weights_of_a_hand_example():
     np.testing.assert_allclose(hard[1], np.ones((2, 2)))  # dead maps: as without a focus
     soft = invariant.focus_weights(jnp.asarray(maps), focus=1.0, mask="soft")
     np.testing.assert_allclose(soft[0], np.array([[0.6, 0.1], [0.2, 0.5]]) / 0.35, rtol=1e-6)
+    low = invariant.focus_weights(jnp.asarray(maps), focus=1.0, threshold=0.2)
+    np.testing.assert_allclose(low[0], np.array([[4, 0], [4, 4]]) / 3, rtol=1e-6)
     half = invariant.focus_weights(jnp.asarray(maps), focus=0.5)
     np.testing.assert_allclose(half[0], [[1.5, 0.5], [0.5, 1.5]])
 

@@ -32,7 +32,7 @@ class InvariantConfig:
       focus: how far the base method's gradient is weighed by where all networks look, 0 (not) to 1 (it moves nothing
         else); the mean weight of an image stays 1 (``focus``). For sets of pixels. It costs a pass of all images
         through all networks.
-      focus_mask: "hard", the pixels that are high (0.5) in all maps, or "soft", the least of the maps.
+      focus_mask: "hard", the pixels that are high (``cam.threshold``) in all maps, or "soft", the least of the maps.
       focus_cap: largest weight of a pixel: where the networks share little of an image, its focus is lowered.
       schedule: what becomes of all weights over the run: "constant", "falling" (linearly to 0 after ``schedule_steps``
         updates) or "rising" (from 0 to their full size after so many).

@@ -231,6 +231,31 @@ STUDIES["controls"] = {
     "references": ("DM", "CE"),
     "split": "validation",
 }
+STUDIES["search"] = {
+    "about": "The search for a variant in which architecture-invariance pays: what auxiliaries may be asked beside or "
+    "in place of the map terms, what becomes of the gradients, and which networks look (over DM).",
+    "options": _OVER_DM,
+    "rows": _REAL
+    | _DM
+    | {"CE": _CE, "CE 10": f"{_CE} --metadd.ai 10", "CE + maps": ""}
+    | {
+        "means + variances": "--variants only,class_mean=1,class_var=1",
+        "CE + means + variances": "--variants pos=0,var=0,class_mean=0.3,class_var=0.3",
+        "maps of real images": "--variants only,var_real=0.3,pos_real=0.3",
+        "CE + maps of real images": "--variants pos=0,var=0,var_real=0.3,pos_real=0.3",
+    }
+    | {f"focus {f}": f"--variants only,focus={f}" for f in (0.5, 1)}
+    | {f"CE, focus 0.5, {mask}": f"{_CE} --metadd.focus 0.5 --metadd.focus-mask {mask}" for mask in ("hard", "soft")}
+    | {f"CE 10, no conflict by {by}": f"{_CE} --metadd.ai 10 --metadd.project {by}" for by in ("set", "image")}
+    | {
+        "CE, 1 of 3 drawn": f"{_CE} --metadd.drawn 1",
+        "CE, of 1, 5, 30 epochs": f"{_CE} --seen-epochs 1 5 30",
+        "CE, 3 drawn of 1, 5, 30 epochs": f"{_CE} --seen-epochs 1 5 30 --metadd.drawn 3",
+    }
+    | {f"CE, trained further {eta}": f"{_CE} --metadd.further-lr {eta}" for eta in (0.001, 0.01)},
+    "references": ("DM", "CE"),
+    "split": "validation",
+}
 _SRE2L = (
     "--method sre2l --backbone resnet18_bn:width=8 --seen vgg11_bn:width=8 alexnet:width=8 --image-lr 0.25 --steps 300 "
     "--sre2l.squeeze short --sre2l.group-ipc 10 --sre2l.r-bn 1 --unseen convnet:width=32 lenet mlp"
