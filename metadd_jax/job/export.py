@@ -2,6 +2,7 @@
 
 metadd export runs/mnist5k/dm/seed0 --format png --out exported
 metadd export runs/mnist5k/dm/seed0 --format ddranking --out judged
+metadd export res.pt --dataset cifar10 --space standardised --out set.npz
 metadd export runs/mnist5k/dm/seed0 --bundle dm.zip    (the set, all that its run knows of it, and a data card)
 """
 
@@ -13,9 +14,10 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from metadd_jax import exchange
-from metadd_jax.job import bundle, common, parsing
+from metadd_jax.exchange import peer, peers
+from metadd_jax.job import bundle, common, judged, parsing
 from metadd_jax.job.parsing import Mark
-from metadd_jax.ranges import OneOf
+from metadd_jax.ranges import OneOf, Real, Whole
 
 # What a file's name says; folders may have any.
 _SUFFIXES: dict[str, tuple[str, ...]] = {".npz": ("npz",), ".safetensors": ("safetensors",)}
@@ -54,6 +56,17 @@ class ExportConfig:
         RCIG's, KIP's npz). 8 bits, the share that is clipped is printed: "png", "huggingface" (imagefolder with a data
         card), "webdataset" (tar), "tfds" (ArrayRecord), and as JPEG "sre2l" and "rded".
       overwrite: replace what is there.
+      read: what the file is: "metadd", or of a peer's "dc", "mtt" and so on; "auto" goes by what is there. The options
+        that follow speak of a peer's file, as those of metadd evaluate do (docs/formats.md).
+      dataset: the real data that a peer's set was made from.
+      data_dir: where prepared TFDS data lies.
+      cache_dir: where decoded images are kept (default: ~/.cache/metadd_jax).
+      space: how a peer's numbers are scaled: "pixels", "standardised", "zca", "zca_frepo".
+      factor: how many cells a side each packed image holds.
+      set: of a file with several sets "last" or a number from 0 on.
+      file_labels: how a peer's labels [N, K] are read: "logits", "probabilities" or "hard".
+      learning_rate: the step size learned with a peer's set.
+      image_size: side that the real images are brought to.
     """
 
     file: Annotated[str, Mark.POSITIONAL]
@@ -61,6 +74,16 @@ class ExportConfig:
     bundle: str | None = None
     format: Annotated[str, OneOf(tuple(_WRITERS))] = "npz"
     overwrite: bool = False
+    read: Annotated[str, OneOf(("auto", "metadd", *peers.FORMATS))] = "auto"
+    dataset: str | None = None
+    data_dir: str | None = None
+    cache_dir: str | None = None
+    space: str | None = None
+    factor: Annotated[int | None, Whole(1)] = None
+    set: str = "last"
+    file_labels: Annotated[str | None, OneOf(peer.LABELS)] = None
+    learning_rate: Annotated[float | None, Real(0, above=True)] = None
+    image_size: Annotated[int | None, Whole(1)] = None
 
 
 def run(arguments: list[str], *, program: str = "metadd export") -> None:
@@ -82,13 +105,34 @@ def run(arguments: list[str], *, program: str = "metadd export") -> None:
     wanted = _SUFFIXES.get(pathlib.Path(config.out).suffix, (config.format,))
     if config.format not in wanted:
         raise ValueError(f"--out {config.out} is the name of another format; add --format {wanted[0]}, or rename it")
-    synthetic, metadata = common.load_set(config.file)
+    synthetic, metadata = _load(config)
     stored = [_packed(pathlib.Path(config.file))] if config.format == "idc" else []
     clipped = _WRITERS[config.format](config.out, *stored, synthetic, metadata, overwrite=config.overwrite)
     note = "" if clipped is None else f"; 8 bits clipped {100 * clipped:.1f} % of the values"
     if clipped is not None and (synthetic.soft_labels is not None or synthetic.learning_rate is not None):
         note += ", and pictures hold neither soft labels nor a step size"
     print(f"wrote {config.out}{note}")
+
+
+def _load(config: ExportConfig) -> tuple[Any, dict[str, Any]]:
+    """The set and what is said beside it; of a peer's file in the value space of the data that is named."""
+    source = judged.Source(
+        config.file, config.read, config.space, config.factor, config.set, config.file_labels, config.learning_rate,
+        config.image_size,
+    )  # fmt: skip
+    if judged.is_ours(source):
+        if source.said or config.dataset is not None:
+            named = (source.said or ["--dataset"])[0]
+            raise ValueError(f"{named} is for files of others; {config.file} says itself what it holds")
+        return common.load_set(config.file)
+    if config.set == "all":
+        raise ValueError("--set all: one set is written at a time; give its number, or last")
+    sets, _, lines, metadata = judged.load(
+        source, dataset=config.dataset, data_dir=config.data_dir, cache_dir=config.cache_dir
+    )
+    for line in lines:
+        print(line)
+    return sets[0], metadata
 
 
 def _bundle(config: ExportConfig, file: pathlib.Path) -> None:

@@ -82,7 +82,8 @@ def load(
 
     Returns:
       The sets, the data in their value space, lines that a user should read, and what is said beside the sets: ours say
-      much; of a peer's packed set "ipc", [K], the images of each class that are stored.
+      much; of a peer's set what ``exchange.check_set`` asks for, and "ipc", [K], the images of each class that are
+      stored, which are fewer where it was packed.
 
     Raises:
       ValueError: if the file is missing, damaged or does not belong to the data, or what it does not say is not said.
@@ -114,7 +115,16 @@ def load(
         sets.append(synthetic)
     packed = len(unpacked[0].images) // len(chosen[0].images)
     counts = np.bincount(np.asarray(sets[0].labels), minlength=real.num_classes)
-    return sets, real, _told(found, unpacked, space, sets[0]), {"ipc": (counts // packed).tolist()}
+    return (
+        sets,
+        real,
+        _told(found, unpacked, space, sets[0]),
+        metadata
+        | {
+            "ipc": (counts // packed).tolist(),
+            "image_size": source.image_size,
+        },
+    )
 
 
 def _chosen(found: list[exchange.Peer], which: str) -> list[exchange.Peer]:

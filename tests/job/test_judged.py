@@ -152,3 +152,22 @@ def test_a_checkpoint_of_frepo_is_judged_on_data_whitened_as_theirs(tmp_path):
     plain = mdd.data.load(str(tmp_path / "real.npz"))
     np.testing.assert_array_equal(real.test.images, mdd.data.whiten(plain, kind="frepo").test.images)
     assert any("targets of a kernel regression" in line for line in lines)
+
+
+def test_a_peers_set_becomes_one_of_ours_that_says_everything(tmp_path, dataset, capsys):
+    torch = pytest.importorskip("torch")
+    runs = [torch.randn(3, 3, 8, 8) for _ in range(2)]
+    torch.save({"data": [[run, torch.tensor([2, 0, 1])] for run in runs], "accs_all_exps": {}}, tmp_path / "res.pt")
+    told = [str(tmp_path / "res.pt"), "--dataset", dataset, "--space", "standardised"]
+    export.run([*told, "--set", "0", "--out", str(tmp_path / "set.npz")])
+    assert "format dc, 1 of 2 sets" in capsys.readouterr().out
+    sets, _, lines = load(tmp_path / "set.npz", None)  # the data, too, it names itself
+    np.testing.assert_array_equal(sets[0].images, runs[0][[1, 2, 0]].permute(0, 2, 3, 1))
+    assert lines == [] and sets[0].labels.tolist() == [0, 1, 2]
+    export.run([str(tmp_path / "set.npz"), "--out", str(tmp_path / "again.pt"), "--format", "torch"])
+    with pytest.raises(ValueError, match="--set all: one set is written at a time"):
+        export.run([*told, "--set", "all", "--out", str(tmp_path / "all.npz")])
+    with pytest.raises(ValueError, match="--space is for files of others"):
+        export.run([str(tmp_path / "set.npz"), "--space", "pixels", "--out", str(tmp_path / "x.npz")])
+    with pytest.raises(ValueError, match="--dataset is for files of others"):
+        export.run([str(tmp_path / "set.npz"), "--dataset", dataset, "--out", str(tmp_path / "x.npz")])
