@@ -43,6 +43,7 @@ class Source:
       settings: (name, text) of what the user set, the most important first.
       config: all of ``config.json`` that is settings, or the study's definition.
       rows: by heading (labels, recipe, data: what rows must share to stand in one table) rows as in ``results.json``.
+      gains: of ``scores.gains``, one for each table.
       comparisons: of ``report.compare``: ``{first, second, by_role}``.
       whole_data: accuracy of each network after training on all real images.
       agreement, pulls: as in ``results.json``.
@@ -60,6 +61,7 @@ class Source:
     settings: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     rows: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    gains: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     comparisons: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     whole_data: dict[str, float] = dataclasses.field(default_factory=dict)
     agreement: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -119,6 +121,7 @@ def _run(found: Source) -> None:
     found.about = [line for line in results["notes"] if line]
     found.rows = {_heading(config, results["rows"]): results["rows"]}
     found.comparisons = results["comparisons"]
+    found.gains = [results.get("gains", {})]
     found.whole_data, found.agreement = results["whole_data"], results["agreement"]
     found.pulls = results.get("pulls", {})
     for name, seconds in results.get("seconds", {}).items():
@@ -144,6 +147,7 @@ def _study(found: Source) -> None:
         if place and folder.is_dir():
             found.sets.append(SetFolder(cell["row"], cell["seed"], folder))
     for table in held["tables"].values():
+        found.gains.append(table.get("gains") or {})
         for row in table["rows"]:
             found.cost[row["row"]] = _cost_of(row)
         found.comparisons += [

@@ -59,10 +59,10 @@ def _context(sources: Sequence[Source], title: str) -> dict[str, Any]:
             rows.setdefault(heading, []).extend({**row, "set": _label(source, row["set"], several)} for row in own)
     charts, legend, thinned = _charts(sources, several)
     galleries, left_out = _galleries(sources)
-    forests, differences = _intervals(rows), _differences(sources, several)
+    forests, differences, gains = _intervals(rows), _differences(sources, several), _gains(sources, several)
     agreement, pulls, cost = _agreement(sources, several), _pulls(sources, several), _cost(sources, several)
     sections = {
-        "accuracy": rows, "intervals": forests or differences, "images": galleries, "curves": charts,
+        "accuracy": rows, "intervals": forests or differences or gains, "images": galleries, "curves": charts,
         "agreement": agreement or pulls, "history": True, "cost": cost, "settings": True,
     }  # fmt: skip
     kinds = collections.Counter(source.kind for source in sources)
@@ -74,7 +74,7 @@ def _context(sources: Sequence[Source], title: str) -> dict[str, Any]:
         "sections": [(name, name.capitalize()) for name, there in sections.items() if there],
         "sources": [_shown(source) for source in sources],
         "tables": [report_tables.accuracy_table(heading, own) for heading, own in rows.items() if own],
-        "forests": forests, "differences": differences, "galleries": galleries, "left_out": left_out,
+        "forests": forests, "differences": differences, "gains": gains, "galleries": galleries, "left_out": left_out,
         "charts": charts, "legend": legend, "thinned": thinned, "agreement": agreement, "pulls": pulls, "cost": cost,
         "colours": report_plots.COLOURS, "width": report_plots.WIDTH, "height": report_plots.HEIGHT,
         "left": report_plots.LEFT, "right": report_plots.RIGHT,
@@ -118,6 +118,20 @@ def _differences(sources: Sequence[Source], several: bool) -> list[report_plots.
                     plots.setdefault(f"{one['second']} − {one['first']}", []).append((role, *pair))  # noqa: RUF001
         found += [report_plots.forest(_label(source, title, several), lines) for title, lines in plots.items()]
     return found
+
+
+def _gains(sources: Sequence[Source], several: bool) -> list[report_plots.Forest]:
+    """A plot for each kind of real images and role: what every set has over them."""
+    plots: dict[str, list[tuple[str, float, Sequence[float] | None]]] = {}
+    for source in sources:
+        for of_table in source.gains:
+            for name, by_kind in of_table.items():
+                for kind, by_role in by_kind.items():
+                    for role, facts in by_role.items():
+                        if "diverged" not in facts:
+                            line = (_label(source, name, several), facts["difference"], facts["t_interval"])
+                            plots.setdefault(f"Over {kind} images, role {role!r}", []).append(line)
+    return [report_plots.forest(title, lines) for title, lines in plots.items()]
 
 
 def _galleries(sources: Sequence[Source]) -> tuple[list[_Group], int]:

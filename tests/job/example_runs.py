@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from metadd_jax import exchange, files, storage, structs
-from metadd_jax.evaluation import report
+from metadd_jax.evaluation import report, scores
 from metadd_jax.job import history, options, report_images, runfolder, studies, study_table
 
 NETWORKS = {"convnet": "same", "lenet": "seen", "vgg11": "seen", "mlp": "unseen"}
@@ -58,6 +58,7 @@ def run(folder, *, names=("dm", "dm+metadd"), seeds=2, finished=True):
                 "notes": ["The <protocol> & its seeds."], "rows": every, "repeats": {}, "whole_data": {"lenet": 0.9},
                 "comparisons": [report.compare(every, names[0], names[-1])], "evaluated_on": "test",
                 "agreement": {names[0]: {"seen": facts}}, "pulls": {names[-1]: pulls}, "seconds": {names[0]: 0.25},
+                "gains": scores.gains(every),
             },
         )  # fmt: skip
         with history.kept(folder, resumed="dm/seed0 from step 25"):

@@ -63,6 +63,8 @@ def test_the_run_folder_is_complete(unbroken):
     for name in ("dm/seed0", "dm+metadd/seed0"):
         for file in ("synthetic.npz", "synthetic.json", "synthetic.png", "maps.png", "metrics.jsonl"):
             assert (unbroken / name / file).stat().st_size > 0
+    assert (unbroken / "report.html").stat().st_size > 50_000  # with pictures in it
+    assert json.loads((unbroken / "history.jsonl").read_text().splitlines()[1])["how"] == "finished"
     results = json.loads((unbroken / "results.json").read_text())
     assert {row["set"] for row in results["rows"]} == {"random", "kmeans", "dm", "dm+metadd"}
     assert {row["role"] for row in results["rows"]} == {"same", "seen", "unseen"}

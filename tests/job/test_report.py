@@ -113,6 +113,19 @@ def test_intervals_are_those_of_student(folder):
             assert pair == pytest.approx(stats.t.interval(0.95, 1, np.mean(seeds), stats.sem(seeds)))
 
 
+def test_gains_are_the_mean_difference_to_random_images(folder, page):
+    found = results.read(folder)["rows"]
+
+    def mean(name):
+        own = [row for row in found if row["set"] == name and row["role"] == "seen"]
+        return np.mean([row["accuracies"] for row in own])
+
+    said = page.text[page.text.index("Over random images, role 'seen'") :]
+    shown = said[said.index("dm") :]
+    number = next(text for text in shown if "[" in text)
+    assert float(number.split(" ")[0]) == pytest.approx(100 * (mean("dm") - mean("random")), abs=0.051)
+
+
 def test_no_number_stands_for_a_training_that_diverged():
     every = rows(["dm"], 2, rng=np.random.default_rng(0))
     every[0]["accuracies"][1] = np.nan
