@@ -67,12 +67,13 @@ def _work(job: prepare.Job, stop: stopping.Stop) -> None:
     resumed = history.resumed(job.directory)
     if resumed and not (job.directory / "results.json").is_file():  # a finished run says so itself
         print(f"Goes on in {job.directory}: {resumed}")
-    if not parallel.is_main():
+    if parallel.is_main():
+        with history.kept(job.directory, resumed=resumed):
+            _go_on(job, stop)
+        report_file.leave(job.directory)
+    else:
         _go_on(job, stop)
-        return
-    with history.kept(job.directory, resumed=resumed):
-        _go_on(job, stop)
-    report_file.leave(job.directory)
+    parallel.barrier("the page is written")
 
 
 def _go_on(job: prepare.Job, stop: stopping.Stop) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -20,31 +21,43 @@ from metadd_jax.job import errors
 FILE = "history.jsonl"
 
 
+@dataclasses.dataclass
+class End:
+    """How a start ended, in words; whoever knows better than "finished" says so."""
+
+    how: str = "finished"
+
+
 @contextlib.contextmanager
-def kept(directory: pathlib.Path, *, resumed: str = "") -> Iterator[None]:
+def kept(directory: pathlib.Path, *, resumed: str = "") -> Iterator[End]:
     """Writes a line when the block begins and another when it ends, however it ends; a kill leaves the first alone.
 
     Args:
       directory: the folder of the run or study.
       resumed: of ``resumed``, "" for a new start.
+
+    Yields:
+      How it ends, where it ends without an error.
     """
     began = time.monotonic()
     number = _number()
     _append(directory, {"event": "start", "start": number, "command": command_line(), "resumed": resumed})
-    why = "finished"
+    end = End()
     try:
-        yield
+        yield end
     except KeyboardInterrupt:
-        why = "interrupted by Ctrl-C"
+        end.how = "interrupted by Ctrl-C"
         raise
     except Exception as error:
-        why = f"error: {errors.in_one_line(error)}"
+        end.how = f"error: {errors.in_one_line(error)}"
         raise
     except BaseException as error:
-        why = str(error) or type(error).__name__
+        end.how = str(error) or type(error).__name__
         raise
     finally:
-        _append(directory, {"event": "end", "start": number, "how": why, "seconds": round(time.monotonic() - began, 1)})
+        _append(
+            directory, {"event": "end", "start": number, "how": end.how, "seconds": round(time.monotonic() - began, 1)}
+        )
 
 
 def command_line(*, without: tuple[str, ...] = ()) -> str:

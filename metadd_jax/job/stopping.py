@@ -57,6 +57,11 @@ class Stop:
         self._limit = limit
         self._deadline = None if limit is None else time.monotonic() + seconds_of(limit, option="--time-limit")
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the time limit has passed."""
+        return self._deadline is not None and time.monotonic() >= self._deadline
+
     def is_due(self, *, ahead: float = 0.0) -> bool:
         """Tells whether to end now.
 
@@ -109,7 +114,8 @@ def listening(*, limit: str | None = None) -> Iterator[Stop]:
     finally:
         if alarm is not None:
             alarm.cancel()
-        signal.signal(signal.SIGTERM, before)
+        # None: what was not set from Python (jax.distributed listens in C++) cannot be put back from here.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 class Watch(effects.Stopwatch):

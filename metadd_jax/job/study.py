@@ -53,13 +53,20 @@ def run(arguments: list[str], *, program: str = "metadd study") -> None:
     resumed = work.resumed()
     if resumed:
         print(f"Goes on in {work.folder}: {resumed}")
-    # The limit is the deadline: cells that do not fit are not begun. SIGTERM ends the one in work.
-    with stopping.listening() as stop, history.kept(work.folder, resumed=resumed):
-        left = work.do(deadline, stop) if config.executor == "here" else work.submit(config, arguments)
-        if config.memory:
-            left += work.measure_memory(deadline)
-        if config.agreement or study.agreement:
-            left += work.measure_agreement(deadline)
+    left: list[str] = []
+    with stopping.listening(limit=config.time_limit) as stop, history.kept(work.folder, resumed=resumed) as end:
+        try:
+            left += work.do(deadline, stop) if config.executor == "here" else work.submit(config, arguments)
+            if config.memory:
+                left += work.measure_memory(deadline)
+            if config.agreement or study.agreement:
+                left += work.measure_agreement(deadline)
+        except stopping.Stopped:
+            # A signal leaves no time for the table, which the next start writes.
+            if not stop.is_over:
+                raise
+        if wanted := len(work.wanted()):
+            end.how = f"{wanted} of {len(work.cells)} cells are left"
     print(work.write_table())
     print("\n".join(left))
     print(f"Sets and table lie in {work.folder}")

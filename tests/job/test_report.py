@@ -293,16 +293,18 @@ def test_only_a_report_is_replaced(folder, tmp_path):
 def test_the_diary_tells_how_each_start_ended(tmp_path):
     with history.kept(tmp_path):
         pass
+    with history.kept(tmp_path) as end:
+        end.how = "out of time"
     for error in (KeyboardInterrupt(), ValueError("no such\nthing"), SystemExit("stopped")):
         with pytest.raises(type(error)), history.kept(tmp_path, resumed="dm/seed0 from step 5"):
             raise error
     with open(tmp_path / history.FILE, "a") as file:
         file.write('{"event": "start", "start": 1, "time": "then"}\n{"event": "end", "start": 7}\n[]\nno json\n{"eve')
     found = history.read(tmp_path)
-    told = ["finished", "interrupted by Ctrl-C", "error: ValueError: no such thing", "stopped"]
-    assert [str(one["how"]).partition(" (")[0] for one in found[:4]] == told
-    assert len(found) == 5 and "how" not in found[4]  # killed, or at work
-    assert [one.get("resumed") for one in found[:2]] == ["", "dm/seed0 from step 5"]
+    told = ["finished", "out of time", "interrupted by Ctrl-C", "error: ValueError: no such thing", "stopped"]
+    assert [str(one["how"]).partition(" (")[0] for one in found[:5]] == told
+    assert len(found) == 6 and "how" not in found[5]  # killed, or at work
+    assert [one.get("resumed") for one in found[1:3]] == ["", "dm/seed0 from step 5"]
     assert json.loads((tmp_path / history.FILE).read_text().splitlines()[1])["seconds"] < 5
 
 

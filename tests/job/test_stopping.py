@@ -62,6 +62,9 @@ def test_the_time_limit_leaves_room_for_the_longest_chunk(monkeypatch):
         now[0] += seconds
         asked.append(watch.saves_now())
     assert asked == [False, False, False, True] and stop.why == "the time limit of 10s"
+    assert not stop.is_over  # it ends before
+    now[0] = 10.0
+    assert stop.is_over and not stopping.Stop().is_over
 
 
 def test_where_nothing_asks_the_limit_ends_the_work():
