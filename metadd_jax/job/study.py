@@ -50,6 +50,18 @@ def run(arguments: list[str], *, program: str = "metadd study") -> None:
         print("\n".join(work.plan_lines()))
         return
     deadline = time.monotonic() + min(limits) if limits else None
+    left = _work(work, config, arguments, deadline)
+    print(work.write_table())
+    print("\n".join(left))
+    print(f"Sets and table lie in {work.folder}")
+    if work.failed:
+        raise ValueError(f"{len(work.failed)} cell(s) failed: {next(iter(work.failed.values()))}")
+    if config.time_limit and work.wanted():
+        raise stopping.Stopped(f"stopped by the time limit of {config.time_limit}")
+
+
+def _work(work: Work, config: StudyConfig, arguments: list[str], deadline: float | None) -> list[str]:
+    """Does what is left, or submits it, and keeps the study's diary; what is left then and why, in lines."""
     resumed = work.resumed()
     if resumed:
         print(f"Goes on in {work.folder}: {resumed}")
@@ -59,7 +71,7 @@ def run(arguments: list[str], *, program: str = "metadd study") -> None:
             left += work.do(deadline, stop) if config.executor == "here" else work.submit(config, arguments)
             if config.memory:
                 left += work.measure_memory(deadline)
-            if config.agreement or study.agreement:
+            if config.agreement or work.study.agreement:
                 left += work.measure_agreement(deadline)
         except stopping.Stopped:
             # A signal leaves no time for the table, which the next start writes.
@@ -67,10 +79,4 @@ def run(arguments: list[str], *, program: str = "metadd study") -> None:
                 raise
         if wanted := len(work.wanted()):
             end.how = f"{wanted} of {len(work.cells)} cells are left"
-    print(work.write_table())
-    print("\n".join(left))
-    print(f"Sets and table lie in {work.folder}")
-    if work.failed:
-        raise ValueError(f"{len(work.failed)} cell(s) failed: {next(iter(work.failed.values()))}")
-    if config.time_limit and work.wanted():
-        raise stopping.Stopped(f"stopped by the time limit of {config.time_limit}")
+    return left
