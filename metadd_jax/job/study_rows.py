@@ -209,6 +209,12 @@ STUDIES["layers"] = {
     | {
         f"ViT by {kind}": f"--metadd.cam.transformer-method {kind}"
         for kind in ("attention", "attention_logits", "grad")  # rollout is the default
+    }
+    # The usual map of both is 8x8; a transformer has one grid alone.
+    | {
+        f"maps of {side}x{side}": f"--seen vgg11_bn:width=8,map_side={side} resnet18_bn:width=8,map_side={side} "
+        "vit:width=48,depth=3"
+        for side in (2, 4, 16)
     },
     "references": ("CE", "CE + maps"),
     "split": "validation",

@@ -48,6 +48,8 @@ class Architecture:
       geometry: "imagenet" where the network is torchvision's of that name, else "small".
       compute: "float32", or "bfloat16" for the layers' products and activations. Weights, images, running statistics
         and all results stay float32, and norms take their means in float32.
+      map_side: least pixels of the map's shorter side, where it shall be taken at another stage than
+        ``layers.least_map_side`` says; None for that one.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Architecture:
     image_shape: tuple[int, int, int]
     geometry: str = "small"
     compute: str = "float32"
+    map_side: int | None = None
 
     def __post_init__(self) -> None:
         for field, words in (("geometry", GEOMETRIES), ("compute", COMPUTE)):
@@ -94,7 +97,8 @@ class Architecture:
           ValueError: if the images have another shape than ``image_shape``.
         """
         self._check(images)
-        return jax.tree.map(layers.widen, self.module.apply(*self._inputs(variables, images), train=False))
+        with layers.map_of(self.map_side):
+            return jax.tree.map(layers.widen, self.module.apply(*self._inputs(variables, images), train=False))
 
     def apply_train(
         self, variables: Variables, images: jax.Array, weights: jax.Array | None = None
@@ -117,7 +121,7 @@ class Architecture:
         """
         self._check(images)
         inputs = self._inputs(variables, images)
-        with norms.counting(weights):
+        with norms.counting(weights), layers.map_of(self.map_side):
             outputs, updates = self.module.apply(*inputs, train=True, mutable=["batch_stats"])
         return *jax.tree.map(layers.widen, outputs), updates.get("batch_stats", {})
 
@@ -194,4 +198,11 @@ class Architecture:
 @functools.lru_cache(maxsize=256)
 def shapes(net: Architecture) -> tuple[Variables, Outputs]:
     """Returns the shapes of the variables and of ``out`` of ``net`` for one image; allocates nothing."""
-    return contract.trace(net.label, net.module, net.num_classes, net.image_shape)
+    with layers.map_of(net.map_side) as wish:
+        found = contract.trace(net.label, net.module, net.num_classes, net.image_shape)
+    if wish and not wish.heard:
+        raise ValueError(f"{net.label}: the map of this network is always taken at one place; leave map_side out")
+    if wish and wish.side > min(found[1]["map"].shape[1:3]):
+        _, height, width, _ = found[1]["map"].shape
+        raise ValueError(f"{net.label}: its finest map is {height}x{width}; lower map_side")
+    return found

@@ -6,8 +6,11 @@ Flax's. Arrays are [B, H, W, C] float. Helpers that create parameters are called
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -259,15 +262,48 @@ def map_stage(sizes: Sequence[tuple[int, int]], least: int) -> int:
     return max((stage for stage, size in enumerate(sizes) if min(size) >= least), default=0)
 
 
+class MapSide(NamedTuple):
+    """A wish for the fineness of a map.
+
+    Attributes:
+      side: least pixels of its shorter side.
+      heard: what asked for it adds itself here; empty for a network whose map is always taken at one place.
+    """
+
+    side: int
+    heard: list[str]
+
+
+_WISH: contextvars.ContextVar[MapSide | None] = contextvars.ContextVar("map_side", default=None)
+
+
+@contextlib.contextmanager
+def map_of(side: int | None) -> Iterator[MapSide | None]:
+    """Makes ``least_map_side`` give another number inside it; None leaves what it gives.
+
+    Args:
+      side: least pixels of the map's shorter side.
+    """
+    wish = None if side is None else MapSide(side, [])
+    token = _WISH.set(wish)
+    try:
+        yield wish
+    finally:
+        _WISH.reset(token)
+
+
 def least_map_side(images: jax.Array) -> int:
     """Returns how many pixels the map must have on its shorter side: 4, and below 128 pixels a quarter of the image.
 
     Each place of a deeper map has the whole small image in its receptive field. The planted-object test shows that
-    such a map no longer tells where things are (docs/cams.md).
+    such a map no longer tells where things are (docs/cams.md). ``map_of`` overrides it.
 
     Args:
       images: [B, H, W, C].
     """
+    if wish := _WISH.get():
+        wish.heard.append("map")
+        return wish.side
     sides = images.shape[1:3]
     return MIN_MAP_SIDE if max(sides) >= IMAGENET_SIDE else max(MIN_MAP_SIDE, min(sides) // 4)
 

@@ -154,8 +154,8 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
       name: one of ``names()``; with ``register`` also your own.
       num_classes: K, at least 1.
       image_shape: (H, W, C) in pixels and channels.
-      **options: ``geometry``, ``compute`` (see ``Architecture``), and the network's own, e.g. ``width``, ``depth``,
-        ``norm``; see the families' docstrings.
+      **options: ``geometry``, ``compute``, ``map_side`` (see ``Architecture``), and the network's own, e.g. ``width``,
+        ``depth``, ``norm``; see the families' docstrings.
 
     Returns:
       The architecture; equal arguments give equal, hashable objects.
@@ -178,11 +178,15 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
     compute = options.pop("compute", COMPUTE[0])
     if compute not in COMPUTE:
         raise ValueError(f"{name}: compute={compute}; choose one of {', '.join(COMPUTE)}")
+    map_side = options.pop("map_side", None)
+    if map_side is not None and not _is_count(map_side):
+        raise ValueError(f"{name}: map_side={map_side}; give a whole number of at least 1")
     entry = _entry(name, geometry)
     chosen = _chosen(name, entry, options)
     # The label holds what is not default, so that equal networks have equal labels: rows of a table are matched by it.
     shown: dict[str, Option] = {} if geometry == usual else {"geometry": geometry}
     shown |= {} if compute == COMPUTE[0] else {"compute": compute}
+    shown |= {} if map_side is None else {"map_side": map_side}
     shown |= chosen
     text = ",".join(f"{option}={value}" for option, value in shown.items())
     label = f"{name}:{text}" if text else name
@@ -195,6 +199,7 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
             image_shape=(height, width, channels),
             geometry=geometry,
             compute=compute,
+            map_side=None if map_side is None else int(map_side),
         )
         # jit compares static arguments by ``==``; one more call of build shows whether it would ever hit its cache.
         if name in _OWN and net.module != _module(label, entry, num_classes, image_shape, chosen):
@@ -233,7 +238,8 @@ def check(spec: str) -> None:
     """
     name, options = _read(spec)
     if name in _OWN:  # which may suit one shape alone, so none is tried
-        options.pop("compute", None)
+        for common in ("compute", "map_side"):
+            options.pop(common, None)
         _chosen(name, _entry(name), options)
         return
     with contextlib.suppress(layers.SizeError):
@@ -287,7 +293,7 @@ def _chosen(name: str, entry: _Entry, options: dict[str, Option]) -> dict[str, O
     check = _check_own if name in _OWN else _check_value
     for option, value in options.items():
         if option not in defaults:
-            known = ", ".join([*defaults, *["geometry"] * (name in _IMAGENET), "compute"])
+            known = ", ".join([*defaults, *["geometry"] * (name in _IMAGENET), "compute", "map_side"])
             raise ValueError(f"{name} has no option {option!r}; its options are: {known}")
         check(name, option, value, defaults[option])
     return {

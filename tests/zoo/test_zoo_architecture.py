@@ -207,3 +207,36 @@ def test_bfloat16_computes_narrowly_and_keeps_everything_wide(key, spec):
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="compute=float16; choose one of float32, bfloat16"):
         zoo.parse("convnet:compute=float16", 3, (16, 16, 3))
+
+
+@pytest.mark.parametrize("spec", ["vgg11_bn:width=4", "resnet18:width=4", "alexnet:width=4", "convnet:width=4"])
+def test_the_stage_of_the_map_is_a_choice_and_changes_nothing_else(spec):
+    net = zoo.parse(spec, 3, (32, 32, 3))
+    variables = net.init(jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    logits, _ = net.apply(variables, images)
+    for side in (4, 16):
+        other = zoo.parse(f"{spec},map_side={side}", 3, (32, 32, 3))
+        assert other.map_shape[:2] == (side, side) != net.map_shape[:2] and other.label == f"{spec},map_side={side}"
+        jax.tree.map(np.testing.assert_array_equal, other.init(jax.random.key(0)), variables)
+        shift = jnp.zeros((2, *other.map_shape))
+        found, out = other.apply({**variables, "perturbations": {"map": shift}}, images)
+        np.testing.assert_array_equal(found, logits)
+        # The logits hang on this very map: what is added to it moves them.
+        moved, _ = other.apply({**variables, "perturbations": {"map": shift + out["map"]}}, images)
+        assert float(jnp.abs(moved - logits).max()) > 1e-4
+    assert net.map_shape[:2] == (8, 8)  # nothing of the wish stays behind
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("vit:width=24,depth=1,map_side=4", "always taken at one place; leave map_side out"),
+        ("googlenet:width=4,map_side=4", "always taken at one place"),
+        ("alexnet:width=4,map_side=64", "its finest map is 32x32; lower map_side"),
+        ("vgg11:map_side=0", "map_side=0; give a whole number of at least 1"),
+    ],
+)
+def test_a_stage_that_there_is_not_is_refused(spec, message):
+    with pytest.raises(ValueError, match=message):
+        zoo.check(spec)
