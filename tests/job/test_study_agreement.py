@@ -67,3 +67,24 @@ def test_every_set_is_looked_at_and_gains_are_correlated(tmp_path, monkeypatch, 
             measured = mdd.evaluation.agreement(synthetic, group, threshold=threshold)
             assert facts[str(threshold)]["chance_corrected"] == pytest.approx(measured["chance_corrected"], abs=1e-5)
             assert facts[str(threshold)]["mean_iou"] == pytest.approx(measured["mean_iou"], abs=1e-5)
+
+
+def test_another_split_is_another_folder_with_other_seeds(monkeypatch):
+    opened = []
+
+    def refuse(study, config):
+        opened.append((study.split, config.run_dir, study.words("DM")[1:5]))
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(study.Work, "open", refuse)
+    for words in (["transfer", "--split", "test"], ["transfer"], ["competitors", "--split", "validation"]):
+        with pytest.raises(ValueError, match="far enough"):
+            study.run(words)
+    chosen = ["--evaluate-on", "validation", "--first-seed", "100"]
+    assert [split for split, *_ in opened] == ["test", "validation", "validation"]
+    assert [folder for _, folder, _ in opened] == [
+        "runs/study_transfer_test",
+        None,
+        "runs/study_competitors_validation",
+    ]
+    assert [words == chosen for *_, words in opened] == [False, True, True]

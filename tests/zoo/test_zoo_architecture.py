@@ -217,7 +217,8 @@ def test_the_stage_of_the_map_is_a_choice_and_changes_nothing_else(spec):
     logits, _ = net.apply(variables, images)
     for side in (4, 16):
         other = zoo.parse(f"{spec},map_side={side}", 3, (32, 32, 3))
-        assert other.map_shape[:2] == (side, side) != net.map_shape[:2] and other.label == f"{spec},map_side={side}"
+        assert other.map_shape[:2] == (side, side) != net.map_shape[:2]
+        assert zoo.parse(other.label, 3, (32, 32, 3)) == other != net
         jax.tree.map(np.testing.assert_array_equal, other.init(jax.random.key(0)), variables)
         shift = jnp.zeros((2, *other.map_shape))
         found, out = other.apply({**variables, "perturbations": {"map": shift}}, images)
