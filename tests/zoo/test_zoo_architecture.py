@@ -210,23 +210,24 @@ def test_an_unknown_precision_is_refused():
 
 
 @pytest.mark.parametrize("spec", ["vgg11_bn:width=4", "resnet18:width=4", "alexnet:width=4", "convnet:width=4"])
-def test_the_stage_of_the_map_is_a_choice_and_changes_nothing_else(spec):
-    net = zoo.parse(spec, 3, (32, 32, 3))
+def test_the_stage_of_the_map_is_a_choice(spec):
+    sides = {side: zoo.parse(f"{spec},map_side={side}", 3, (32, 32, 3)) for side in (4, 16)}
+    assert {side: net.map_shape[:2] for side, net in sides.items()} == {4: (4, 4), 16: (16, 16)}
+    assert zoo.parse(sides[4].label, 3, (32, 32, 3)) == sides[4] != sides[16]
+    assert zoo.parse(spec, 3, (32, 32, 3)).map_shape[:2] == (8, 8)  # nothing of the wish stays behind
+
+
+def test_another_stage_changes_nothing_but_the_map():
+    net, other = (zoo.parse(f"alexnet:width=2{more}", 3, (32, 32, 3)) for more in ("", ",map_side=16"))
     variables = net.init(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, other.init(jax.random.key(0)), variables)
     images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
-    logits, _ = net.apply(variables, images)
-    for side in (4, 16):
-        other = zoo.parse(f"{spec},map_side={side}", 3, (32, 32, 3))
-        assert other.map_shape[:2] == (side, side) != net.map_shape[:2]
-        assert zoo.parse(other.label, 3, (32, 32, 3)) == other != net
-        jax.tree.map(np.testing.assert_array_equal, other.init(jax.random.key(0)), variables)
-        shift = jnp.zeros((2, *other.map_shape))
-        found, out = other.apply({**variables, "perturbations": {"map": shift}}, images)
-        np.testing.assert_array_equal(found, logits)
-        # The logits hang on this very map: what is added to it moves them.
-        moved, _ = other.apply({**variables, "perturbations": {"map": shift + out["map"]}}, images)
-        assert float(jnp.abs(moved - logits).max()) > 1e-4
-    assert net.map_shape[:2] == (8, 8)  # nothing of the wish stays behind
+    shift = jax.random.normal(jax.random.key(2), (2, *other.map_shape))
+    apply = jax.jit(lambda shift: other.apply({**variables, "perturbations": {"map": shift}}, images)[0])
+    logits = jax.jit(net.apply)(variables, images)[0]
+    np.testing.assert_array_equal(apply(0 * shift), logits)
+    # The logits hang on this very map: what is added to it moves them.
+    assert float(jnp.abs(apply(shift) - logits).max()) > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_a_module_class_serves_as_builder_and_its_plain_fields_are_options():
     ("spec", "words"),
     [
         ("mynt", r"unknown network 'mynt' \(did you mean 'mynet'\?\); choose one of mlp, .*, mynet$"),
-        ("mynet:widht=2", "mynet has no option 'widht'; its options are: width, slope, wide, word, compute$"),
+        ("mynet:widht=2", "mynet has no option 'widht'; its options are: width, slope, wide, word, compute, map_side$"),
         ("mynet:width=2.5", "mynet: width=2.5; give a whole number, such as 4$"),
         ("mynet:width=True", "mynet: width=True; give a whole number, such as 4$"),
         ("mynet:slope=steep", "mynet: slope=steep; give a number, such as 1.0$"),
