@@ -212,8 +212,8 @@ STUDIES["layers"] = {
     }
     # The usual map of both is 8x8; a transformer has one grid alone.
     | {
-        f"maps of {side}x{side} or more": f"--seen vgg11_bn:width=8,map_side={side} resnet18_bn:width=8,map_side={side} "
-        "vit:width=48,depth=3"
+        f"maps of {side}x{side} or more": f"--seen vgg11_bn:width=8,map_side={side} "
+        f"resnet18_bn:width=8,map_side={side} vit:width=48,depth=3"
         for side in (2, 4, 16)
     },
     "references": ("CE", "CE + maps"),

@@ -131,7 +131,7 @@ def register(name: str, build: Callable[..., nn.Module]) -> None:
     """
     kinds = inspect.Parameter
     for argument in _arguments(build):
-        if argument.name in ("name", "compute", "geometry"):
+        if argument.name in ("name", "compute", "map_side", "geometry"):
             raise ValueError(
                 f"network {name}: build has an option {argument.name!r}, which all networks share; rename it"
             )

@@ -91,7 +91,9 @@ def test_a_registered_network_is_read_wherever_a_network_is():
 def test_a_module_class_serves_as_builder_and_its_plain_fields_are_options():
     zoo.register("own", Own)
     assert zoo.parse("own:width=2", CLASSES, SHAPE).module == Own(CLASSES, width=2)
-    with pytest.raises(ValueError, match=r"own has no option 'start'; its options are: width, training, compute$"):
+    with pytest.raises(
+        ValueError, match=r"own has no option 'start'; its options are: width, training, compute, map_side$"
+    ):
         zoo.parse("own:start=zeros", CLASSES, SHAPE)
 
 
