@@ -225,7 +225,7 @@ def test_another_stage_changes_nothing_but_the_map():
     shift = jax.random.normal(jax.random.key(2), (2, *other.map_shape))
     apply = jax.jit(lambda shift: other.apply({**variables, "perturbations": {"map": shift}}, images)[0])
     logits = jax.jit(net.apply)(variables, images)[0]
-    np.testing.assert_array_equal(apply(0 * shift), logits)
+    np.testing.assert_allclose(apply(0 * shift), logits, rtol=1e-5)  # two programs
     # The logits hang on this very map: what is added to it moves them.
     assert float(jnp.abs(apply(shift) - logits).max()) > 1e-3
 
