@@ -189,6 +189,9 @@ def _check_space(job: Job, state_size: int) -> None:
     config = job.config
     # An estimate from above: what lies there already is not taken off.
     sets = (1 + config.wrapped * (1 + len(config.variants))) * config.distill_seeds
+    if any(setting.further_lr for setting in settings(config).values()):
+        # Networks that learn from the set are part of its state.
+        state_size += 4 * sum(net.num_params() for net, _ in job.looked_through.values())
     files.require_space(job.directory, (3 * sets + 1) * state_size)
     for folder, size in job.own.cached(job.backbone, job.dataset, job.cache):
         if not folder.exists():

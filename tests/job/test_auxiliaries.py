@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from metadd_jax import distillers, keys
+from metadd_jax import distillers, files, keys
 from metadd_jax.invariant import InvariantConfig
 from metadd_jax.job import common, options, plan, prepare, stages
 
@@ -79,6 +79,19 @@ def test_a_plan_counts_them(tmp_path):
     assert set(prepare.stand_ins(twice, dict.fromkeys([net.label for net in twice.networks]))) > set(
         twice.looked_through
     )
+
+
+def test_networks_that_learn_from_the_set_need_space_in_its_checkpoints(tmp_path, monkeypatch):
+    job, asked = open_job(tmp_path, variants=("further_lr=0.1",)), []
+    monkeypatch.setattr(files, "require_space", lambda folder, size: asked.append(size))
+    prepare._check_space(job, 1000)
+    prepare._check_space(open_job(tmp_path / "bare"), 1000)
+    # The two latest checkpoints and the export of three sets (bare, MetaDD, the variant), and the one being written.
+    weights = 4 * sum(net.num_params() for net in job.seen)
+    assert asked == [
+        (3 * 3 * job.config.distill_seeds + 1) * (1000 + weights),
+        (3 * 2 * job.config.distill_seeds + 1) * 1000,
+    ]
 
 
 def test_a_number_said_twice_is_refused_and_four_can_be_drawn_from(tmp_path):
