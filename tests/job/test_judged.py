@@ -104,6 +104,8 @@ def test_what_is_exported_is_judged(format, tmp_path, dataset, capsys):
     """The images come back through the peer's format: to the bit, or clipped to eight bits."""
     if format in ("torch", "mtt", "ddranking", "tensordataset"):
         pytest.importorskip("torch")
+    if format == "safetensors":
+        pytest.importorskip("safetensors")
     write(tmp_path, dataset)
     out = tmp_path / f"out{'.safetensors' if format == 'safetensors' else '.pt' if 'tor' in format else ''}"
     out = tmp_path / "out.pt" if format in ("torch", "tensordataset") else out
