@@ -74,7 +74,7 @@ class TrajectoryMatching(Method):
     half: bool = False
     rho: Annotated[float, Real(0)] = 0.0
     rho_alpha: Annotated[float, Real(0)] = 0.0
-    buffers: str | None = None
+    buffers: Annotated[str | None, Text("exchange.load_buffers")] = None
 
     group: ClassVar[str] = "mtt"
     reads_last: ClassVar[bool] = False  # whether the method asks the finished experts too
@@ -154,8 +154,13 @@ class TrajectoryMatching(Method):
             raise ValueError(f"{net.label} has batch norm, whose statistics no trajectory holds; use its instance norm")
 
     def check_prepare(self) -> None:
-        """Refuses experts too short for the last target; of other people's that is seen when they are read."""
-        if self.buffers is None and self.snapshots - 1 > self.epochs:
+        """Refuses experts too short for the last target; of other people's that is seen when they are read.
+
+        Of other people's experts it only asks whether their files are there.
+        """
+        if self.buffers is not None:
+            exchange.buffer_files(self.buffers)
+        elif self.snapshots - 1 > self.epochs:
             raise ValueError(
                 f"max_start_epoch={self.max_start_epoch} and expert_epochs={self.expert_epochs} reach epoch "
                 f"{self.snapshots - 1} of experts of {self.epochs} epochs; raise epochs or lower one of them"

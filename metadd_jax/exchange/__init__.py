@@ -2,7 +2,7 @@
 
 from metadd_jax.exchange.arrays import export_npz, is_set_file, load_npz
 from metadd_jax.exchange.belongs import check_belongs
-from metadd_jax.exchange.buffers import load_buffers
+from metadd_jax.exchange.buffers import buffer_files, load_buffers
 from metadd_jax.exchange.checks import check_set
 from metadd_jax.exchange.latents import export_latents, load_latents
 from metadd_jax.exchange.packages import export_pictures, export_regression, export_safetensors, export_webdataset
@@ -21,6 +21,7 @@ from metadd_jax.exchange.tensors import (
 
 __all__ = [
     "Peer",
+    "buffer_files",
     "cells_first",
     "check_belongs",
     "check_set",

@@ -42,7 +42,7 @@ def load_buffers(
     place = pathlib.Path(place).expanduser()
     layers = _layers(net)
     found: list[np.ndarray] = []
-    for file in _files(place):
+    for file in buffer_files(place):
         for number, expert in enumerate(_experts(file)):
             if len(expert) < snapshots:
                 raise ValueError(
@@ -56,7 +56,16 @@ def load_buffers(
     raise ValueError(f"{place} holds {len(found)} experts, and {experts} are wanted; ask for no more")
 
 
-def _files(place: pathlib.Path) -> list[pathlib.Path]:
+def buffer_files(place: str | pathlib.Path) -> list[pathlib.Path]:
+    """Lists the files of MTT's buffers at ``place``, in the order of their numbers; opens none.
+
+    Args:
+      place: as for ``load_buffers``.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    place = pathlib.Path(place).expanduser()
     if place.is_file():
         return [place]
     numbered = [

@@ -25,6 +25,7 @@ TEXTS = {
     "cache_dir": ("/proc/nowhere", "/proc/nowhere"),
     "backbone": ("convnext", "convnext"),
     "seen": ("lenet,mlp", "put spaces between them"),
+    "seen_data": ("no_such_set", "no_such_set"),
     "unseen": ("lenett", "did you mean 'lenet'"),
     "dm.augmentation": ("flop", "flop"),
     "dm.init": ("kmean", "did you mean 'kmeans'"),
@@ -54,6 +55,10 @@ TEXTS = {
         "--backbone",
         "resnet18_bn:width=4",
     ),
+    **{
+        f"{name}.buffers": ("/nowhere", "/nowhere holds no replay_buffer_0.pt", "--method", name)
+        for name in ("mtt", "datm")
+    },
     "sre2l.committee": ("lenett", "did you mean 'lenet'", "--method", "sre2l"),
     "metadd.views": ("flop", "flop"),
     "variants": ("ai=nan", "variant 'ai=nan': ai=nan must be"),
