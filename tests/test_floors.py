@@ -127,6 +127,12 @@ def test_no_file_is_too_long():
     assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
 
 
+def test_no_two_files_of_tests_share_a_name():
+    """pytest imports each under its bare name and leaves the second out, as an error that one has to notice."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name not in ("conftest.py", "__init__.py")]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
 def test_the_readers_of_this_file_see_what_they_should(tmp_path):
     """The checks above are blind if their tools are: a file that breaks every rule is caught."""
     bad = tmp_path / "bad.py"
