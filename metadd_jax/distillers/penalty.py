@@ -132,24 +132,7 @@ def penalise_by(
         raise ValueError(f"schedule={config.schedule!r} needs schedule_steps, the updates over which weights change")
     if base.terms is not None and base.terms.name == name:
         raise ValueError(f"{base.name} has a penalty called {name!r} already; give this one another name by name=...")
-    if not isinstance(terms, Mapping):
-        raise ValueError(f"terms={terms!r} must give each term its strength: {{'ai': 0.3}}")
-    strengths: dict[str, float] = {}
-    known: dict[str, invariant.Term] = {}
-    # A strength of 0 leaves the term out and not in with weight 0: it would still cost its passes.
-    for given, strength in terms.items():
-        term = invariant.as_term(given)
-        require(f"strength of {term.name!r}", strength, Real(0))
-        if term.name in ("base", name):  # of the gradients: the base method's, and that of all terms together
-            raise ValueError(
-                f"a term cannot be called {term.name!r}; give it another name by invariant.Term(name, ...)"
-            )
-        if term.name in known:
-            raise ValueError(f"two terms are called {term.name!r}; give one another name by invariant.Term(name, ...)")
-        known[term.name] = term
-        if strength > 0:
-            strengths[term.name] = strength
-    known = {term: known[term] for term in strengths}
+    known, strengths = _read_terms(terms, name)
     # Now, and not at the first trace after long training.
     invariant.check_networks(known, auxiliaries, reference, config=config)
     invariant.check_further(config, known)
@@ -175,9 +158,9 @@ def penalise_by(
             vectors, _ = penalty.apart.compiled(key, synthetic, aux, dataset.train, frozen)
             aux["weights"] = penalty.relative(vectors)
         # Only where it is asked for: other runs keep the state that their checkpoints have.
-        return synthetic, aux | (
-            {} if config.schedule == "constant" else {"share": jnp.float32(config.schedule == "falling")}
-        )
+        if config.schedule != "constant":
+            aux["share"] = jnp.float32(config.schedule == "falling")
+        return synthetic, aux
 
     return Distiller(
         name=f"{base.name}+{name}",
@@ -189,6 +172,28 @@ def penalise_by(
         frozen=frozen,
         terms=penalty.apart,
     )
+
+
+def _read_terms(terms: Strengths, name: str) -> tuple[dict[str, invariant.Term], dict[str, float]]:
+    """The terms that count and their strengths, by their names; ``name`` is that of the penalty."""
+    if not isinstance(terms, Mapping):
+        raise ValueError(f"terms={terms!r} must give each term its strength: {{'ai': 0.3}}")
+    strengths: dict[str, float] = {}
+    known: dict[str, invariant.Term] = {}
+    # A strength of 0 leaves the term out and not in with weight 0: it would still cost its passes.
+    for given, strength in terms.items():
+        term = invariant.as_term(given)
+        require(f"strength of {term.name!r}", strength, Real(0))
+        if term.name in ("base", name):  # of the gradients: the base method's, and that of all terms together
+            raise ValueError(
+                f"a term cannot be called {term.name!r}; give it another name by invariant.Term(name, ...)"
+            )
+        if term.name in known:
+            raise ValueError(f"two terms are called {term.name!r}; give one another name by invariant.Term(name, ...)")
+        known[term.name] = term
+        if strength > 0:
+            strengths[term.name] = strength
+    return {term: known[term] for term in strengths}, strengths
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
