@@ -127,9 +127,8 @@ class Work:
             cell, folder = next((pair for pair in todo if self._fits(pair[0], deadline)), (None, None))
             if cell is None or folder is None:
                 break
-            lock = folder.parent / f".{folder.name}{storage.LOCK}"
             try:
-                with storage.Lock(lock):
+                with _lock(folder):
                     if self.result(folder) is None:  # another process may have just done it
                         self._do(cell, folder, deadline, stop)
             except storage.HeldError as error:
@@ -170,7 +169,7 @@ class Work:
                 f"{self.study.name} has no cell {name}; options, data or code differ from those that named it"
             )
         try:
-            with storage.Lock(folder.parent / f".{folder.name}{storage.LOCK}"):
+            with _lock(folder):
                 if self.result(folder) is None:
                     self._do(cell, folder, None, stop)
         except storage.HeldError as error:
@@ -297,7 +296,7 @@ class Work:
             theirs = other / "cells" / folder.name
             if self.result(folder) is not None or report.read_rows(theirs / cells.RESULT) is None:
                 continue
-            with storage.Lock(folder.parent / f".{folder.name}{storage.LOCK}"):
+            with _lock(folder):
                 # Without checkpoints, which nobody goes on from; the result last, for it says that all is there.
                 shutil.copytree(
                     theirs, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints", ".*", cells.RESULT)
@@ -366,6 +365,11 @@ def _refuse_twins(study: studies.Study, placed: list[tuple[Cell, pathlib.Path]])
                 f"the rows {rows[folder]!r} and {cell.row!r} of {study.name} have the same options; drop one"
             )
         rows[folder] = cell.row
+
+
+def _lock(folder: pathlib.Path) -> storage.Lock:
+    """The lock of a cell, beside its folder, which may not be there yet."""
+    return storage.Lock(folder.parent / f".{folder.name}{storage.LOCK}")
 
 
 def _clock(seconds: float) -> str:
