@@ -1,10 +1,12 @@
 """Every distillation method on a data set of 34 pictures, with networks of 4 channels and two frozen ones."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from metadd_jax import data, distillers, features, generators, invariant, zoo
+from metadd_jax.structs import SyntheticSet
 
 SHAPE = (8, 8, 1)
 COUNTS = (20, 5, 9)  # one class is smaller than the batches of 8
@@ -30,6 +32,27 @@ def make_net(spec):
 def auxiliaries(dataset):
     nets = [make_net("convnet:width=4,depth=1"), make_net("convnet_bn:width=6,depth=1")]
     return [features.freeze(net, net.init(jax.random.key(seed)), dataset) for seed, net in enumerate(nets, start=10)]
+
+
+def quadratic(start, target):
+    """A base method that pulls towards ``target`` [6, H, W, C], two images a class: its gradient is x - target."""
+
+    def loss(key, synthetic, aux, batch, frozen, *, axis_name=None):
+        return 0.5 * jnp.sum((synthetic["images"] - target) ** 2), (aux, {})
+
+    return distillers.Distiller(
+        name="quadratic",
+        init=lambda key, dataset: ({"images": jnp.asarray(start)}, ()),
+        sample=lambda key, data, step, *, axis_name=None: (),
+        loss=loss,
+        refresh=lambda key, synthetic, aux, step, frozen: aux,
+        decode=lambda synthetic, aux, frozen: SyntheticSet(images=synthetic["images"], labels=jnp.arange(6) // 2),
+    )
+
+
+def energy(seen):
+    """Mean square of each image: the gradient of its mean over B images is 2 x / (B H W C)."""
+    return jnp.square(seen.images).mean(axis=(1, 2, 3))
 
 
 def make(name, auxiliaries, dataset):

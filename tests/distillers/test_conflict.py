@@ -6,10 +6,10 @@ import members
 import numpy as np
 import optax
 import pytest
+from members import energy
 
 from metadd_jax import distillers, features, invariant
 from metadd_jax.distillers import conflict
-from metadd_jax.structs import SyntheticSet
 
 RNG = np.random.default_rng(0)
 START = RNG.normal(size=(6, 8, 8, 1)).astype(np.float32)
@@ -20,22 +20,8 @@ PLAIN = {"views": "none", "weighting": "raw"}
 TX = optax.sgd(0.1)
 
 
-def quadratic(target=TARGET, outwards=1.0):
-    def loss(key, synthetic, aux, batch, frozen, *, axis_name=None):
-        return 0.5 * outwards * jnp.sum((synthetic["images"] - target) ** 2), (aux, {})
-
-    return distillers.Distiller(
-        name="quadratic",
-        init=lambda key, dataset: ({"images": jnp.asarray(START)}, ()),
-        sample=lambda key, data, step, *, axis_name=None: (),
-        loss=loss,
-        refresh=lambda key, synthetic, aux, step, frozen: aux,
-        decode=lambda synthetic, aux, frozen: SyntheticSet(images=synthetic["images"], labels=jnp.arange(6) // 2),
-    )
-
-
-def energy(seen):
-    return jnp.square(seen.images).mean(axis=(1, 2, 3))
+def quadratic():
+    return members.quadratic(START, TARGET)
 
 
 def projected(added, base, by):

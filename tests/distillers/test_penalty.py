@@ -6,9 +6,9 @@ import members
 import numpy as np
 import optax
 import pytest
+from members import energy
 
 from metadd_jax import distillers, invariant
-from metadd_jax.structs import SyntheticSet
 
 START, TARGET = np.random.default_rng(0).normal(size=(2, 6, 8, 8, 1)).astype(np.float32)
 TX = optax.sgd(0.1)
@@ -16,24 +16,7 @@ PLAIN = {"views": "none", "calibration_steps": 3, "cap": 1e9}
 
 
 def quadratic():
-    """A base method that pulls towards TARGET: its gradient is x - TARGET."""
-
-    def loss(key, synthetic, aux, batch, frozen, *, axis_name=None):
-        return 0.5 * jnp.sum((synthetic["images"] - TARGET) ** 2), (aux, {})
-
-    return distillers.Distiller(
-        name="quadratic",
-        init=lambda key, dataset: ({"images": jnp.asarray(START)}, ()),
-        sample=lambda key, data, step, *, axis_name=None: (),
-        loss=loss,
-        refresh=lambda key, synthetic, aux, step, frozen: aux,
-        decode=lambda synthetic, aux, frozen: SyntheticSet(images=synthetic["images"], labels=jnp.arange(6) // 2),
-    )
-
-
-def energy(seen):
-    """Mean square of each image: the gradient of its mean over B images is 2 x / (B H W C)."""
-    return jnp.square(seen.images).mean(axis=(1, 2, 3))
+    return members.quadratic(START, TARGET)
 
 
 def sharpness(seen):
