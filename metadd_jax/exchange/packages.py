@@ -75,8 +75,6 @@ def export_pictures(
     Raises:
       ValueError: if the folder exists, a style's digits do not suffice, or the set is unfit.
     """
-    from PIL import Image
-
     eight, clipped = pixels.to_eight_bits(synthetic, metadata)
     labels, names = np.asarray(synthetic.labels), list(metadata["class_names"])
     counts = np.bincount(labels, minlength=len(names))
@@ -93,7 +91,7 @@ def export_pictures(
             for number, image in enumerate(eight[labels == label]):
                 path = partial / chosen.place(label, name, number)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path, **chosen.options)
+                pixels.picture(image).save(path, **chosen.options)
         if style == "huggingface":
             files.write_text(partial / "README.md", data_card(synthetic, metadata, clipped))
         folder.seal(partial)
@@ -125,8 +123,6 @@ def export_webdataset(
     Raises:
       ValueError: if the folder exists, or the set is unfit.
     """
-    from PIL import Image
-
     eight, clipped = pixels.to_eight_bits(synthetic, metadata)
     labels = np.asarray(synthetic.labels)
     soft = None if synthetic.soft_labels is None else np.asarray(synthetic.soft_labels, np.float32)
@@ -135,7 +131,7 @@ def export_webdataset(
             with tarfile.open(partial / f"set-{first // _SHARD:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
                 for number in range(first, min(first + _SHARD, len(eight))):
                     image, stream = eight[number], io.BytesIO()
-                    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(stream, "png")
+                    pixels.picture(image).save(stream, "png")
                     _add(archive, f"{number:08d}.png", stream.getvalue())
                     _add(archive, f"{number:08d}.cls", str(int(labels[number])).encode())
                     if soft is not None:

@@ -100,7 +100,6 @@ def export_array_record(
 @functools.cache  # TFDS knows a class by its name, and takes each name once
 def _builder() -> Any:
     import tensorflow_datasets as tfds
-    from PIL import Image
 
     class DistilledSet(tfds.core.GeneratorBasedBuilder):
         """A distilled set of pictures."""
@@ -131,7 +130,7 @@ def _builder() -> Any:
         def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
             for number, (image, label) in enumerate(self._facts["pictures"]):
                 stream = io.BytesIO()
-                Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(stream, "png")
+                pixels.picture(image).save(stream, "png")
                 # TFDS passes bytes through; only arrays would send it to TensorFlow's encoders.
                 yield number, {"image": stream.getvalue(), "label": int(label)}
 

@@ -141,8 +141,6 @@ def export_png_folder(
       ValueError: if the folder is not empty (with ``overwrite``: holds anything that this function did not write),
         or if the set or its metadata are unfit.
     """
-    from PIL import Image
-
     directory = pathlib.Path(directory).expanduser().absolute()
     # An empty folder is nobody's loss: people make one before they name it.
     empty = directory.is_dir() and not any(directory.iterdir())
@@ -154,12 +152,22 @@ def export_png_folder(
         for label, name in enumerate(names):
             (partial / name).mkdir()
             for number, image in enumerate(pixels[np.asarray(synthetic.labels) == label]):
-                # Pillow knows grey pictures without a channel only.
-                picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-                picture.save(partial / name / f"{number:04d}.png")
+                picture(image).save(partial / name / f"{number:04d}.png")
         files.write_json(partial / "classes.json", dict(zip(names, metadata["class_names"], strict=True)))
         folder.seal(partial)
     return clipped
+
+
+def picture(image: np.ndarray) -> Any:
+    """Makes a picture of Pillow's.
+
+    Args:
+      image: [H, W, 1 or 3] uint8.
+    """
+    from PIL import Image
+
+    # Pillow knows grey pictures without a channel only.
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def to_eight_bits(synthetic: structs.SyntheticSet, metadata: dict[str, Any]) -> tuple[np.ndarray, float]:

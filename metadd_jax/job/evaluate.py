@@ -108,10 +108,7 @@ def run(arguments: list[str], *, program: str = "metadd evaluate") -> None:
     if config == EvaluateConfig(file=config.file, **places) and place.is_file() and bundle.is_bundle(place):
         _again(config)
         return
-    source = judged.Source(
-        config.file, config.format, config.space, config.factor, config.set, config.file_labels, config.learning_rate,
-        config.image_size,
-    )  # fmt: skip
+    source = judged.Source.of(config, format=config.format)
     # After the names and the words of the command: typos cost no loading.
     sets, dataset, lines, metadata = judged.load(
         source, dataset=config.dataset, data_dir=config.data_dir, cache_dir=config.cache_dir

@@ -116,10 +116,7 @@ def run(arguments: list[str], *, program: str = "metadd export") -> None:
 
 def _load(config: ExportConfig) -> tuple[Any, dict[str, Any]]:
     """The set and what is said beside it; of a peer's file in the value space of the data that is named."""
-    source = judged.Source(
-        config.file, config.read, config.space, config.factor, config.set, config.file_labels, config.learning_rate,
-        config.image_size,
-    )  # fmt: skip
+    source = judged.Source.of(config, format=config.read)
     if judged.is_ours(source):
         if source.said or config.dataset is not None:
             named = (source.said or ["--dataset"])[0]

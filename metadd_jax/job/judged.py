@@ -38,6 +38,19 @@ class Source(NamedTuple):
     learning_rate: float | None = None
     image_size: int | None = None
 
+    @classmethod
+    def of(cls, config: Any, *, format: str) -> Source:
+        """Takes what a command's options say of its file.
+
+        Args:
+          config: the options of ``metadd evaluate`` or ``metadd export``, which call these alike.
+          format: what the command was told that the file is.
+        """
+        return cls(
+            config.file, format, config.space, config.factor, config.set, config.file_labels, config.learning_rate,
+            config.image_size,
+        )  # fmt: skip
+
     @property
     def said(self) -> list[str]:
         """The options that speak of a peer's file."""

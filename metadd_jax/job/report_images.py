@@ -136,11 +136,9 @@ def fitting(galleries: Sequence[Gallery], *, budget: int = BUDGET) -> list[Galle
 
 def _uri(image: np.ndarray) -> str:
     """An image [H, W, 1 or 3] in [0, 1], clipped, as a PNG of its own pixels."""
-    from PIL import Image
-
     levels = np.rint(255 * np.clip(reduced(image), 0, 1)).astype(np.uint8)
     stream = io.BytesIO()
-    Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).save(stream, "PNG", optimize=True)
+    exchange.pixels.picture(levels).save(stream, "PNG", optimize=True)
     return _raw(stream.getvalue())
 
 
