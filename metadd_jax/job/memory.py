@@ -1,7 +1,8 @@
-"""The resident memory that distilling takes, measured in a process of its own.
+"""The resident memory and the time that distilling takes, measured in a process of its own.
 
 XLA's plan of a step misses what convolutions use beside it on a CPU, and the peak of a process that has done other work
-before is that work's; so a fresh process distils two chunks of one cell and reads the kernel's counters.
+before is that work's; so a fresh process distils a few chunks of one cell and reads the kernel's counters.
+Its clock is read too: the chunks of a cell share the machine with whatever ran while the study was made.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import dataclasses
 import json
 import pathlib
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,18 +29,20 @@ from metadd_jax.job import cells, common, distill, plan, plugins, prepare, stage
 
 _STATUS, _RESET = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
 _MARK = "memory of a cell: "  # before the answer among what else a process prints
+_TIMED = 3  # chunks: the median of three is not moved by one that something else held up
 
 
 def measure(words: Sequence[str], seed: int) -> dict[str, Any]:
-    """Distils two chunks in a fresh process and gives its memory.
+    """Distils a few chunks in a fresh process and gives their memory and time.
 
     Args:
       words: the options of ``metadd distill``, a preset's name first, as for ``distill.parsed``.
       seed: distillation seed.
 
     Returns:
-      "peak_mib": the most that was resident while the second chunk ran, data, networks and programs included;
-      "idle_mib": what was resident before it. On an accelerator "device_mib" too, its allocator's peak.
+      "peak_mib": the most that was resident while chunks after the first ran, data, networks and programs included;
+      "idle_mib": what was resident before it; "seconds_a_step": median over the chunks after the first, which
+      compiles. On an accelerator "device_mib" too, its allocator's peak.
 
     Raises:
       ValueError: if the process failed, with its last line.
@@ -73,7 +78,8 @@ def _main(arguments: list[str]) -> None:
 def _measure(job: prepare.Job, method: mdd.distillers.Distiller, tx: Any) -> dict[str, float]:
     config = prepare.run_config(job.config)
     state = mdd.distillers.init_state(keys.root(job.config.first_seed, "distil"), method, tx, job.dataset)
-    steps = compile_chunks(method, tx, config)(min(config.chunk, config.steps))
+    chunk = min(config.chunk, config.steps)
+    steps = compile_chunks(method, tx, config)(chunk)
     arrays, frozen = job.dataset.train, method.frozen
     state, frozen, arrays = (parallel.replicate(tree, mode=config.device_mode) for tree in (state, frozen, arrays))
     # The first chunk compiles, which takes memory of its own that no later one takes.
@@ -83,8 +89,16 @@ def _measure(job: prepare.Job, method: mdd.distillers.Distiller, tx: Any) -> dic
         ctypes.CDLL(None).malloc_trim(0)
     _RESET.write_text("5")  # sets the peak back to what is resident now
     idle = _mib("VmRSS")
-    jax.block_until_ready(steps(state, arrays, frozen))
-    found = {"peak_mib": _mib("VmHWM"), "idle_mib": idle}
+    seconds = []
+    for _ in range(_TIMED):
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(steps(state, arrays, frozen))
+        seconds.append(time.perf_counter() - began)
+    found = {
+        "peak_mib": _mib("VmHWM"),
+        "idle_mib": idle,
+        "seconds_a_step": statistics.median(seconds) / chunk,
+    }
     device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return found | ({"device_mib": device / 2**20} if device else {})
 

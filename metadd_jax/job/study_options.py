@@ -24,7 +24,8 @@ class StudyConfig:
       budget: how long to work, "90s", "12m" or "2h": cells that fit are done, one seed of every row before the second.
       time_limit: as budget, but with exit status 75 where cells are left, for a queue that starts the command again.
       plan: list the cells, what is done and the hours that are left; work on none.
-      memory: measure the peak resident memory of each row's distilling too, in a fresh process of two chunks (Linux).
+      memory: measure the peak resident memory and the seconds of each row's distilling too, in a fresh process of a
+        few chunks (Linux).
       agreement: measure too what trained networks agree on in every finished set, and whether a gain there goes with a
         gain in accuracy (some studies do by themselves).
       split: judge on "test" or "validation" images (default: as the study says); seeds begin at 100 on the latter.

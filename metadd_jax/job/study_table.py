@@ -99,14 +99,19 @@ def _table(study: Study, found: Sequence[tuple[str, int, Mapping[str, Any]]]) ->
 def _facts(cells: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
     """One row of the table."""
     results = [result for _, result in cells]
+    memory = next((result["memory"] for result in results if result.get("memory")), None)
     seconds = [result["distil_seconds"] for result in results if result["distil_seconds"] is not None]
+    # A process of its own tells what a set takes; beside a cell other cells may have run.
+    apart = memory is not None and "seconds_a_step" in memory
+    if memory is not None and apart:
+        seconds = [memory["seconds_a_step"] * results[0]["config"]["steps"]]
     return {
         "seeds": [seed for seed, _ in cells],
         **{role: _spread(results, role) for role in ROLES},
         "networks": {line["network"]: line["role"] for line in results[0]["rows"]},
         "seconds": float(np.median(seconds)) if seconds else None,
-        "with_compilation": any(result["with_compilation"] for result in results),
-        "memory": next((result["memory"] for result in results if result.get("memory")), None),
+        "with_compilation": not apart and any(result["with_compilation"] for result in results),
+        "memory": memory,
         **{name: results[0][name] for name in ("images", "stored_values", "frozen_values")},
     }
 

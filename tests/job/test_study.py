@@ -362,8 +362,23 @@ def test_memory_is_that_of_a_fresh_process(cache):
     found = memory.measure([*TINY.words("dm"), f"--cache-dir={cache}"], 0)
     # More than Python and JAX alone, and within what such a process can take.
     assert 100 < found["idle_mib"] <= found["peak_mib"] < 3000
+    assert 0 < found["seconds_a_step"] < 60
     with pytest.raises(ValueError, match=r"the process that measures memory failed .*--ipc"):
         memory.measure([*TINY.words("dm"), f"--cache-dir={cache}", "--ipc", "0"], 0)
+
+
+def test_seconds_are_of_the_process_that_measures_memory_where_there_is_one(opened):
+    cell = opened().cells[0][0]
+    found = found_by(cell, prepare.load_data(cell.config)) | {"with_compilation": True}
+    found["config"]["steps"] = 7
+
+    def row(**more):
+        (table,) = study_table.summary(TINY, [("dm", 0, found | more)], cells=1)["tables"].values()
+        return table["rows"][0]
+
+    assert (row()["seconds"], row()["with_compilation"]) == (2.0, True)
+    alone = row(memory={"peak_mib": 900.0, "idle_mib": 800.0, "seconds_a_step": 0.1})
+    assert (alone["seconds"], alone["with_compilation"]) == (pytest.approx(0.7), False)
 
 
 def test_killed_while_it_distils_and_while_it_judges_a_cell_ends_in_the_same_numbers(opened, monkeypatch):
