@@ -8,7 +8,7 @@ import pytest
 
 from metadd_jax import files, storage
 from metadd_jax.evaluation import report
-from metadd_jax.job import cells, memory, options, plan, prepare, stopping, studies, study, study_plan, study_table
+from metadd_jax.job import cells, options, plan, prepare, stopping, studies, study, study_plan, study_table
 
 ROWS = {"random": "random", "dm": "", "dm at 2": "--ipc 2"}
 TINY = studies.Study(
@@ -354,31 +354,6 @@ def test_a_deadline_stops_at_the_end_of_a_chunk(tmp_path):
 
 class KilledError(BaseException):
     """Stands for kill -9: nothing of ours catches it."""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not memory.can_measure(), reason="the kernel tells no peak that can be set back")
-def test_memory_is_that_of_a_fresh_process(cache):
-    found = memory.measure([*TINY.words("dm"), f"--cache-dir={cache}"], 0)
-    # More than Python and JAX alone, and within what such a process can take.
-    assert 100 < found["idle_mib"] <= found["peak_mib"] < 3000
-    assert 0 < found["seconds_a_step"] < 60
-    with pytest.raises(ValueError, match=r"the process that measures memory failed .*--ipc"):
-        memory.measure([*TINY.words("dm"), f"--cache-dir={cache}", "--ipc", "0"], 0)
-
-
-def test_seconds_are_of_the_process_that_measures_memory_where_there_is_one(opened):
-    cell = opened().cells[0][0]
-    found = found_by(cell, prepare.load_data(cell.config)) | {"with_compilation": True}
-    found["config"]["steps"] = 7
-
-    def row(**more):
-        (table,) = study_table.summary(TINY, [("dm", 0, found | more)], cells=1)["tables"].values()
-        return table["rows"][0]
-
-    assert (row()["seconds"], row()["with_compilation"]) == (2.0, True)
-    alone = row(memory={"peak_mib": 900.0, "idle_mib": 800.0, "seconds_a_step": 0.1})
-    assert (alone["seconds"], alone["with_compilation"]) == (pytest.approx(0.7), False)
 
 
 def test_killed_while_it_distils_and_while_it_judges_a_cell_ends_in_the_same_numbers(opened, monkeypatch):
