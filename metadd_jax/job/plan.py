@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -69,10 +68,8 @@ def estimate(job: Job) -> tuple[list[Plan], dict[str, float]]:
     variables = {net.label: _random(net) for net in job.networks}
     base, tx = make(job, job.own.stand_in(job.backbone, variables[job.backbone.label]))
     every = wrapped(job, base, stand_ins(job, variables))
-    needs = [set(), *(_needs(setting) for setting in settings(job.config).values())]
-    plans = [
-        _measure(job, method, tx, wrapped=method is not base, needs=of) for method, of in zip(every, needs, strict=True)
-    ]
+    of_each = [None, *settings(job.config).values()]
+    plans = [_measure(job, method, tx, setting) for method, setting in zip(every, of_each, strict=True)]
     refuse_what_cannot_fit(plans)
     return plans, _stages(asked, plans)
 
@@ -111,7 +108,7 @@ def _random(net: mdd.zoo.Architecture) -> Any:
 
 def _measure_choice(job: Job, method: mdd.distillers.Distiller, tx: Any) -> Plan:
     """A method that trains nothing: its start is the work, which is told from a few forward passes of the backbone."""
-    batch, flops = 32, step_flops(job, wrapped=False)
+    batch, flops = 32, step_flops(job, None)
     variables, images = _random(job.backbone), jax.numpy.zeros((batch, *job.backbone.image_shape))
     forward = parallel.jit(job.backbone.apply)
     jax.block_until_ready(forward(variables, images))
@@ -130,7 +127,9 @@ def _needs(setting: mdd.invariant.InvariantConfig) -> set[str]:
     return asked | ({"focus"} if setting.focus else set()) | ({"further"} if setting.further_lr else set())
 
 
-def _measure(job: Job, method: mdd.distillers.Distiller, tx: Any, *, wrapped: bool, needs: Collection[str]) -> Plan:
+def _measure(
+    job: Job, method: mdd.distillers.Distiller, tx: Any, setting: mdd.invariant.InvariantConfig | None
+) -> Plan:
     if not method.trains:
         return _measure_choice(job, method, tx)
     compiled, (state, *rest) = _compile(job, method, tx)
@@ -140,8 +139,9 @@ def _measure(job: Job, method: mdd.distillers.Distiller, tx: Any, *, wrapped: bo
     for _ in range(CALIBRATION_STEPS):
         state, _ = jax.block_until_ready(compiled(state, *rest))
     seconds = (time.perf_counter() - start) / CALIBRATION_STEPS
-    parts = _parts(job, method, state, compiled.memory_analysis().temp_size_in_bytes, wrapped=wrapped)
-    return Plan(method.name, step_flops(job, wrapped=wrapped, needs=needs), seconds, parts)
+    scratch = compiled.memory_analysis().temp_size_in_bytes
+    parts = _parts(job, method, state, scratch, wrapped=setting is not None)
+    return Plan(method.name, step_flops(job, setting), seconds, parts)
 
 
 def _parts(
@@ -192,14 +192,12 @@ def decode_flops(job: Job) -> float:
     return stored * float(cost["flops"])
 
 
-def step_flops(job: Job, *, wrapped: bool, needs: Collection[str] = ()) -> float:
+def step_flops(job: Job, setting: mdd.invariant.InvariantConfig | None) -> float:
     """Counts the FLOPs of one update, by the method's formula and, under MetaDD, that of docs/scaling.md for its terms.
 
     Args:
       job: the job.
-      wrapped: whether MetaDD stands around the method.
-      needs: with "untrained" the terms look through untrained twins of the auxiliaries too; with "focus" these see the
-        plain images first, for the weights of the base method's gradient; with "further" they are trained on the set.
+      setting: of the invariant loss around the method (one of ``settings``), or None for the method alone.
     """
     counts = job.counts
 
@@ -210,15 +208,17 @@ def step_flops(job: Job, *, wrapped: bool, needs: Collection[str] = ()) -> float
     own += job.config.own.extra_flops(job.backbone, counts)
     # 4: the images are decoded, decoded again on the way back, and a backward pass counts as two. MetaDD's terms do the
     # same with images of their own.
-    own += 4 * (1 + wrapped) * decode_flops(job)
-    if not wrapped:
+    own += 4 * (2 if setting else 1) * decode_flops(job)
+    if setting is None:
         return own
-    seen = min(job.config.metadd.subset or sum(counts), sum(counts))
+    needs = _needs(setting)
+    seen = min(setting.subset or sum(counts), sum(counts))
     # 3 for cross-entropy and map, 1 for the map's second order (docs/scaling.md).
     looking = [net for net, _ in job.looked_through.values()]
-    share = (job.config.metadd.drawn or len(looking)) / max(len(looking), 1)
+    share = (setting.drawn or len(looking)) / max(len(looking), 1)
+    # Untrained twins look as the networks do; for a focus all pass the plain images first; trained further, they learn.
     passes = 4 * (1 + ("untrained" in needs)) * seen * share + ("focus" in needs) * sum(counts)
-    passes += 3 * seen * ("further" in needs)  # a training step
+    passes += 3 * seen * ("further" in needs)
     return own + passes * sum(map(forward_flops, looking))
 
 

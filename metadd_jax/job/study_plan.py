@@ -48,7 +48,9 @@ def estimate(cells: Mapping[str, Cell], data: Mapping[str, mdd.Dataset], times: 
     flops: dict[str, float] = {}
     for row, cell in cells.items():
         with _opened(cell, data[row]) as job:
-            distilling = 0.0 if cell.real else job.config.steps * plan.step_flops(job, wrapped=job.config.wrapped)
+            # A row's set is the last that its options ask for.
+            setting = list(prepare.settings(job.config).values())[-1] if job.config.wrapped else None
+            distilling = 0.0 if cell.real else job.config.steps * plan.step_flops(job, setting)
             flops[row] = distilling + plan.judge_flops(job)
     measured = [flops[row] / seconds for row, seconds in found.items() if not cells[row].real]
     rate = statistics.median(measured) if measured else _rate(cells, data)

@@ -72,7 +72,7 @@ def test_without_epochs_of_their_own_they_are_those_of_the_table(asked, tmp_path
 def test_a_plan_counts_them(tmp_path):
     usual, twice = open_job(tmp_path / "usual"), open_job(tmp_path / "twice", seen_epochs=(0, 2))
     own = sum(map(plan.forward_flops, usual.seen))
-    more = plan.step_flops(twice, wrapped=True) - plan.step_flops(usual, wrapped=True)
+    more = plan.step_flops(twice, twice.config.metadd) - plan.step_flops(usual, usual.config.metadd)
     assert more == pytest.approx(4 * sum(usual.counts) * own)
     hours = plan._stages(twice, [plan.Plan("dm", 1.0, 1.0, ())])["auxiliaries"]
     assert hours == pytest.approx(3 * 2 * len(usual.dataset.train.images) * own / 3600)

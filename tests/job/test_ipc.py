@@ -70,7 +70,7 @@ def test_what_the_set_and_the_real_rows_hold(changes, own, real, job_of):
     assert stages.metadata(job, "dm", 0)["ipc"] == (stored[0] if len(set(stored)) == 1 else list(stored))
     text = " ".join(results.notes(job))
     assert ("images per class" in text) == (len(set(own)) > 1 or real != own)
-    assert plan.step_flops(job, wrapped=False) > 0
+    assert plan.step_flops(job, None) > 0
     rows = stages.baselines(job)
     assert counts_of(rows["random"]) == counts_of(rows["kmeans"]) == [real]
 

@@ -37,7 +37,12 @@ def test_forward_flops_are_those_of_the_layers(job):
 
 def test_controls_cost_a_pass_of_their_twins_and_of_the_real_images(job):
     own = sum(map(plan.forward_flops, job.seen))
-    twins = plan.step_flops(job, wrapped=True, needs={"untrained"}) - plan.step_flops(job, wrapped=True)
+    usual = plan.step_flops(job, job.config.metadd)
+
+    def more(**changes):
+        return plan.step_flops(job, dataclasses.replace(job.config.metadd, **changes)) - usual
+
+    twins = plan.step_flops(job, prepare.variant(job.config.metadd, "var_untrained=1")) - usual
     assert twins == pytest.approx(4 * sum(job.counts) * own)
     config = dataclasses.replace(job.config, variants=("only,cos=1",))
     stages = plan._stages(dataclasses.replace(job, config=config), [plan.Plan("dm", 1.0, 1.0, ())])
@@ -45,10 +50,9 @@ def test_controls_cost_a_pass_of_their_twins_and_of_the_real_images(job):
     config = dataclasses.replace(job.config, variants=("var_real=1", "var_real=1,cam.alpha=mean", "only,cos=1"))
     stages = plan._stages(dataclasses.replace(job, config=config), [plan.Plan("dm", 1.0, 1.0, ())])
     assert stages["real side"] == pytest.approx(3 * len(job.dataset.train.images) * own / 3600)
-    focused = plan.step_flops(job, wrapped=True, needs={"focus"}) - plan.step_flops(job, wrapped=True)
-    assert focused == pytest.approx(sum(job.counts) * own)
-    further = plan.step_flops(job, wrapped=True, needs={"further"}) - plan.step_flops(job, wrapped=True)
-    assert further == pytest.approx(3 * sum(job.counts) * own)
+    assert more(focus=0.5) == pytest.approx(sum(job.counts) * own)
+    assert more(further_lr=0.1) == pytest.approx(3 * sum(job.counts) * own)
+    assert more(subset=5) == pytest.approx(-4 * (sum(job.counts) - 5) * own)
     assert "real side" not in plan._stages(job, [plan.Plan("dm", 1.0, 1.0, ())])
 
 
@@ -56,9 +60,8 @@ def test_flops_of_a_step_bare_and_under_metadd(job):
     f, own = plan.forward_flops(job.backbone), sum(map(plan.forward_flops, job.seen))
 
     def flops(wrapped=False, **changes):
-        return plan.step_flops(
-            dataclasses.replace(job, config=dataclasses.replace(job.config, **changes)), wrapped=wrapped
-        )
+        config = dataclasses.replace(job.config, **changes)
+        return plan.step_flops(dataclasses.replace(job, config=config), config.metadd if wrapped else None)
 
     assert flops() == pytest.approx(f * 10 * 4 + 3 * f * 10)
     assert flops(True) == pytest.approx(flops() + 10 * 4 * own)
