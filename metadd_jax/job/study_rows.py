@@ -77,6 +77,27 @@ STUDIES["competitors_dc"] = {
     },
     "references": ("DC",),
 }
+# Of our generator's four layers: all of it, half (unsaid, as in "competitors"), the toRGB layer alone.
+_CUTS = {0: ("layer=0",), 2: (), 4: ("layer=4",)}
+STUDIES["latents"] = {
+    "about": "Where to cut the StyleGAN3-type generator of the GLaD-style rows (f_n behind its first n layers), as "
+    "drawn and trained by us, beside pixels, the decoder and one SIREN an image, all of as many images (CIFAR-10, 10 "
+    "images per class, CPU size).",
+    "options": "--eval-labels hard --no-wrapped",
+    "rows": {
+        "pixels": "",
+        **{
+            f"{weights}, n = {n}": f"--parameterisation {':'.join(filter(None, ('stylegan', ','.join(said + cut))))} "
+            "--image-lr 10"
+            for weights, said in {"as drawn": (), "trained by us": ("weights=trained",)}.items()
+            for n, cut in _CUTS.items()
+        },
+        "decoder trained by us": "--parameterisation decoder",
+        # 5,000 updates of the fit, as published, are meant for a GPU.
+        "SIREN": "--parameterisation siren:fill=False,fit_steps=500,fit_lr=5e-3",
+    },
+    "references": ("pixels",),
+}
 STUDIES["soft"] = {
     "about": "Sets under the labels of one teacher, real images among them (CIFAR-10, 10 images per class, CPU size).",
     "options": "--no-wrapped --backbone resnet18_bn:width=8 --seen vgg11_bn:width=8 --unseen convnet:width=32 lenet "
