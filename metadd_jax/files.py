@@ -7,9 +7,11 @@ part. So two runs never meet in one name, and what a killed process left is know
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import glob
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -26,6 +28,8 @@ import numpy as np
 
 # What another machine or container was writing counts as left behind when nothing was added to it for so long.
 _FOREIGN_SECONDS = 24 * 3600
+_OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+_LEAST = 1 << 14  # bytes free, below which a disk counts as full: the last pages cannot be used
 # .NAME-metadd.MACHINE.PROCESS.START.RANDOM and the suffix of NAME once more, by which some writers choose a format.
 _TEMPORARY = re.compile(r"\..*-metadd\.(?P<machine>[0-9a-f]{8})\.(?P<pid>\d+)\.(?P<start>\d+)\.[0-9a-f]{8}(\.[^.]*)?")
 
@@ -130,6 +134,36 @@ def remove_left_behind(folder: pathlib.Path, *, pattern: str = "*") -> None:
 
 
 @contextlib.contextmanager
+def full_disk_as_such(path: str | os.PathLike) -> Iterator[None]:
+    """Gives the error of a disk that took no more its place and the system's own words, whoever was writing.
+
+    Python's own tells no file where writing fails, and libraries in other languages have errors of their own.
+
+    Args:
+      path: what the block writes.
+
+    Raises:
+      OSError: with ``path``, for a disk that is full; whatever else the block raises.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            if error.filename is None and error.errno in _OF_A_DISK:
+                error.filename = os.fspath(path)
+            raise
+        if os.strerror(errno.ENOSPC) not in str(error) and not _is_full(pathlib.Path(path)):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path)) from error
+
+
+def _is_full(path: pathlib.Path) -> bool:
+    """Whether nothing more can be written beside ``path``."""
+    parent = next((one for one in path.absolute().parents if one.is_dir()), None)
+    return parent is not None and shutil.disk_usage(parent).free < _LEAST
+
+
+@contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Gives a block a file to write that takes the place of ``path`` only when the block ends without an error.
 
@@ -144,11 +178,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     remove_left_behind(path.parent, pattern=glob.escape(path.name))
     temporary = temporary_path(path)
     try:
-        temporary.touch(exist_ok=False)
-        yield temporary
-        os.chmod(temporary, 0o644)  # some writers make files that only their owner may read
-        # One step, also where ``path`` is there: a reader sees the old file or the new one.
-        os.replace(temporary, path)
+        with full_disk_as_such(path):
+            temporary.touch(exist_ok=False)
+            yield temporary
+            os.chmod(temporary, 0o644)  # some writers make files that only their owner may read
+            # One step, also where ``path`` is there: a reader sees the old file or the new one.
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -173,10 +208,13 @@ def read_json(path: str | os.PathLike) -> Any:
     """Reads JSON; a damaged file is refused by name.
 
     Raises:
-      ValueError: if the file is not valid JSON.
+      ValueError: if the file is not valid JSON, or a pipe or a device, of which there may be no end.
     """
+    path = pathlib.Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file; move it away or restore it")
     try:
-        return json.loads(pathlib.Path(path).read_text())
+        return json.loads(path.read_text())
     except (ValueError, RecursionError) as error:  # RecursionError: nested deeper than Python reads
         raise ValueError(f"{path} is not readable JSON ({error}); move it away or restore it") from error
 
@@ -212,6 +250,23 @@ def hash_file(path: str | os.PathLike) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+class Bounded(io.BufferedReader):
+    """A file that never makes room for more than it holds, whatever length its own content asks for.
+
+    Args:
+      path: the file.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        super().__init__(io.FileIO(path))
+        self._length = os.path.getsize(path)
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Reads ``size`` bytes, or as many as are left; all of them where it is negative or None."""
+        left = max(self._length - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def array_head(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:

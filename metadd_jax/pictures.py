@@ -334,7 +334,7 @@ def _is_ours(file: pathlib.Path) -> bool:
     from PIL import Image  # a dependency of matplotlib
 
     try:
-        with Image.open(file) as picture:
+        with Image.open(file, formats=("PNG",)) as picture:
             return picture.info.get("Software") == _SIGN["Software"]
     except (OSError, ValueError, Image.DecompressionBombError):
         return False

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 GREY_MODES = frozenset({"1", "L"})
 COLOUR_MODES = frozenset({"LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What may be in a file of a picture's name, in Pillow's words.
+
+It would open more, whatever a file is called, and for EPS start Ghostscript, which runs what the file says.
+"""
 # Formats of several pictures; a phone's MPO is one picture with extras, a PNG has its own still one.
 _MOVING = frozenset({"GIF", "TIFF", "WEBP"})
 _ORIENTATION = 0x0112  # EXIF's tag

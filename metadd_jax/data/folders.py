@@ -253,7 +253,7 @@ def open_picture(
     import PIL.Image
 
     try:
-        with PIL.Image.open(source) as picture:
+        with PIL.Image.open(source, formats=decoding.FORMATS) as picture:
             return read(picture)
     except decoding.UnfitError as error:
         raise ValueError(f"{name} {error}") from error

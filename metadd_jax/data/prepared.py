@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import io
+import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 _TEST_SPLITS = ("test", "validation")
+_CLASS_NAMES = ("pythonClassName", "python_class_name", "type")  # in features.json: what is imported for a feature
+_MOST_CLASSES = 1_000_000  # each gets a name
 # What TFDS needs to read without TensorFlow; it does not name all of it among its own requirements.
 _INSTALL = "do `pip install tensorflow-datasets pillow importlib_resources`"
 
@@ -143,12 +147,39 @@ def _open(folder: pathlib.Path) -> tuple[Any, Any, Any, Any]:
     try:
         import PIL  # noqa: F401
         import tensorflow_datasets as tfds
-
-        builder = tfds.builder_from_directory(folder)
     except ImportError as error:
         raise ValueError(f"cannot read {folder} ({error}); {_INSTALL}") from error
-    keys = _keys(builder, folder)
-    return builder, keys, builder.info.features[keys[0]], builder.info.features[keys[1]].names
+    _refuse_code(folder / "features.json")
+    try:
+        builder = tfds.builder_from_directory(folder)
+        keys = _keys(builder, folder)
+        image, label = (builder.info.features[key] for key in keys)
+        if not 0 < (label.num_classes or 0) <= _MOST_CLASSES:
+            raise ValueError(f"{folder} claims {label.num_classes} classes; prepare it again")
+        return builder, keys, image, label.names
+    except Exception as error:  # of a damaged description TFDS raises whatever its steps stumble over
+        if isinstance(error, ValueError) and str(error).startswith(str(folder)):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{folder} has a description that cannot be read ({reason:.200}); prepare it again") from error
+
+
+def _refuse_code(file: pathlib.Path) -> None:
+    """Refuses a description that names classes of others: TFDS would import their modules, which runs them."""
+    if not file.is_file():
+        raise ValueError(f"{file} is missing; prepare the set again")
+    left = [files.read_json(file)]
+    while left:
+        value = left.pop()
+        if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):  # a description within, as text
+            with contextlib.suppress(ValueError, RecursionError):
+                left.append(json.loads(value))
+        elif isinstance(value, dict | list):
+            left += value.values() if isinstance(value, dict) else value
+        for name in _CLASS_NAMES if isinstance(value, dict) else ():
+            named = value.get(name)
+            if isinstance(named, str) and "." in named and not named.startswith("tensorflow_datasets.core.features."):
+                raise ValueError(f"{file} names the class {named:.100}, which is none of TFDS's own; prepare it again")
 
 
 def _undecoded(keys: Any) -> dict[str, Any]:
@@ -213,7 +244,7 @@ def _decode(
         return int(record[keys[1]])
 
     def example(record: dict[str, Any]) -> tuple[np.ndarray, int]:
-        with PIL.Image.open(io.BytesIO(record[keys[0]])) as picture:
+        with PIL.Image.open(io.BytesIO(record[keys[0]]), formats=decoding.FORMATS) as picture:
             return decoding.to_array(picture, mode, image_size), label(record)
 
     kept: Sequence[int] = range(len(records))

@@ -223,7 +223,7 @@ def _check_image(content: bytes, path: str) -> None:
     import PIL.Image
 
     try:
-        with PIL.Image.open(io.BytesIO(content)) as picture:
+        with PIL.Image.open(io.BytesIO(content), formats=("JPEG",)) as picture:
             picture.load()  # to open reads the head alone: a picture cut off in the middle would pass
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path} is no readable picture ({type(error).__name__}); {_MEND}") from error

@@ -341,6 +341,9 @@ def read_rows(file: pathlib.Path) -> dict[str, Any] | None:
         return None
     if not isinstance(results, dict) or results.pop("sha256", None) != files.hash_json(results):
         return None
+    # Its hash says that it is whole, and not who wrote it: a folder may come from anywhere.
+    if not isinstance(results.get("rows"), list) or not all(map(_is_row, results["rows"])):
+        return None
     return {**results, "rows": _with_nan(results["rows"])}
 
 
@@ -377,6 +380,17 @@ def markdown(results: Mapping[str, Any]) -> str:
 def _without_nan(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Replaces NaN by None: JSON has no NaN, and ``json`` would write a word that other readers refuse."""
     return [{**row, "accuracies": [None if np.isnan(x) else x for x in row["accuracies"]]} for row in rows]
+
+
+def _is_row(row: Any) -> bool:
+    texts = ("set", "network", "role")
+    return (
+        isinstance(row, dict)
+        and all(isinstance(row.get(name), str) for name in texts)
+        and type(row.get("distill_seed")) is int
+        and isinstance(row.get("accuracies"), list)
+        and all(one is None or type(one) in (int, float) for one in row["accuracies"])
+    )
 
 
 def _with_nan(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

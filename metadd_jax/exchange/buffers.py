@@ -105,7 +105,7 @@ def _layers(net: zoo.Architecture) -> list[tuple[tuple[str, str], tuple[int, ...
 
 def _vector(file: pathlib.Path, net: zoo.Architecture, layers: list, snapshot: Any) -> np.ndarray:
     """[P] of one snapshot, in the order of ``jax.tree.leaves``."""
-    arrays = [pytorch.to_numpy(value) for value in snapshot] if isinstance(snapshot, list | tuple) else []
+    arrays = [pytorch.to_numpy(file, value) for value in snapshot] if isinstance(snapshot, list | tuple) else []
     shapes = [array.shape for array in arrays]
     wanted = [_theirs(at, shape) for at, shape in layers]
     if shapes != wanted:

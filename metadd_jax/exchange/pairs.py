@@ -140,10 +140,24 @@ def _read_arrays(file: pathlib.Path, kind: Kind) -> dict[str, np.ndarray]:
         # Fields first: of an npz of real data NumPy would unpack gigabytes before anybody looks at their names.
         if flaw := kind.flaw(_describe(file)):
             raise ValueError(f"{file} is no {kind.what} of metadd_jax ({flaw}); give a file written by {kind.writer}")
-        with np.load(file, allow_pickle=False) as content:
-            return dict(content)
+        return _arrays(file)
     except _UNREADABLE as error:
         raise ValueError(f"{file} is not a readable npz ({error}); move it away or export it again") from error
+
+
+def _arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz that ``_describe`` has seen."""
+    found = {}
+    # Not by numpy.load, which goes by the first bytes, and may take for a pickle what zipfile finds an archive in.
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            with archive.open(info) as stream:
+                try:
+                    array = np.lib.format.read_array(stream, allow_pickle=False)
+                except ValueError as error:
+                    raise _NoArrays(f"{info.filename} is no array ({error!s:.100})") from error
+            found[info.filename.removesuffix(".npy")] = array
+    return found
 
 
 class _NoArrays(Exception):

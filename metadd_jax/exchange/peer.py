@@ -169,7 +169,7 @@ def _metadata(peer: Peer, dataset: structs.Dataset, settled: str) -> dict[str, A
     if settled == own["value_space"]:
         facts |= {name: peer.said[name] for name in ("mean", "std", "zca_mean", "zca_inverse") if name in peer.said}
     if "class_names" in peer.said:
-        facts["class_names"] = list(peer.said["class_names"])
+        facts["class_names"] = peer.said["class_names"]  # of any type: ``check_set`` refuses what is no list of names
     return facts
 
 

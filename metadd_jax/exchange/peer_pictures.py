@@ -82,6 +82,8 @@ def read_webdataset(place: pathlib.Path) -> Peer:
     pictures: list[Picture] = []
     labels: list[int] = []
     for archive in archives:
+        if not archive.is_file():
+            raise ValueError(f"{archive} has an archive's name and is no file; remove it")
         for key, image, label in _samples(archive):
             pictures.append((key, functools.partial(io.BytesIO, image)))
             labels.append(label)

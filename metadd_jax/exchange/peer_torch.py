@@ -104,19 +104,19 @@ def _runs(file: pathlib.Path, content: dict[str, Any]) -> list[Peer]:
         extra["space"] = "zca" if "zca_inverse" in content else "standardised"
     for name in ("soft_labels", "learning_rate"):
         if name in content:
-            extra[name] = pytorch.to_numpy(content[name])
+            extra[name] = pytorch.to_numpy(file, content[name])
     peers = []
     for images, labels in pairs:
         whole: dict[str, Any] = dict(said)
         if "zca_inverse" in content:
-            shape = pytorch.to_numpy(images).shape[1:]
+            shape = pytorch.to_numpy(file, images).shape[1:]
             whole |= pytorch.whitening_from(file, content, (*shape[1:], shape[0]))
         peers.append(_peer(file, "dc", images, labels, said=whole, **extra))
     return peers
 
 
 def _bare(file: pathlib.Path, images: Any, kind: str) -> Peer:
-    parts = [pytorch.to_numpy(images)]
+    parts = [pytorch.to_numpy(file, images)]
     labels_name = file.name.replace(_VIEWABLE, "images", 1).replace("images", "labels", 1)
     if labels_name == file.name:
         raise ValueError(
@@ -171,7 +171,7 @@ def _rate(file: pathlib.Path) -> np.ndarray | None:
     beside = file.with_name(f"lr{suffix}.pt")
     if not beside.is_file():
         return None
-    rate = pytorch.to_numpy(pytorch.read(beside))
+    rate = pytorch.to_numpy(beside, pytorch.read(beside))
     if rate.size != 1:
         raise ValueError(f"{beside} holds {rate.shape}, not one step size; restore it")
     return rate.reshape(()).astype(np.float32)
@@ -208,14 +208,14 @@ def _facts(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _tensor(file: pathlib.Path) -> np.ndarray:
-    value = pytorch.to_numpy(pytorch.read(file))
-    if value.ndim == 0 or value.dtype == object:
+    value = pytorch.to_numpy(file, pytorch.read(file))
+    if value.ndim == 0:
         raise ValueError(f"{file} holds no tensor; restore it")
     return value
 
 
 def _peer(file: pathlib.Path, kind: str, images: Any, labels: Any, **fields: Any) -> Peer:
-    images, labels = pytorch.to_numpy(images), pytorch.to_numpy(labels)
+    images, labels = pytorch.to_numpy(file, images), pytorch.to_numpy(file, labels)
     if images.ndim != 4 or labels.shape[:1] != images.shape[:1] or labels.ndim not in (1, 2):
         raise ValueError(f"{file} has images {images.shape} and labels {labels.shape}; need [N, C, H, W] and [N]")
     if not images.size:

@@ -47,6 +47,8 @@ def load_peer(place: str | os.PathLike, *, format: str | None = None) -> list[Pe
         ranges.require("format", format, ranges.OneOf(FORMATS))
     if not path.exists():
         raise ValueError(f"no file at {path}; check the path")
+    if not (path.is_file() or path.is_dir()):  # whoever opened it would wait for what never comes
+        raise ValueError(f"{path} is a pipe or a device; give a file or a folder")
     found = recognise(path)
     if found is None and format is None:
         raise ValueError(f"{path} is of no format that is read here ({', '.join(FORMATS)}); name one by --format")

@@ -118,11 +118,11 @@ def load_torch(
         "constants": "file" if {"mean", "std"} <= extra.keys() else "caller",
     }
     _check_said(file, extra, metadata)
-    fields = {name: to_numpy(extra[name]) for name in ("soft_labels", "learning_rate") if name in extra}
-    labels = to_numpy(labels)
+    fields = {name: to_numpy(file, extra[name]) for name in ("soft_labels", "learning_rate") if name in extra}
+    labels = to_numpy(file, labels)
     if logits and labels.ndim == 2:
         labels = np.asarray(jax.nn.softmax(labels.astype(np.float32)))
-    synthetic = from_channels_first(file, to_numpy(images), labels, **fields)
+    synthetic = from_channels_first(file, to_numpy(file, images), labels, **fields)
     if "zca_inverse" in extra:
         height, width, channels = synthetic.images.shape[1:]
         metadata |= {"value_space": "zca", **whitening_from(file, extra, (height, width, channels))}
@@ -201,7 +201,7 @@ def whitening_from(source: object, content: dict[str, Any], shape: tuple[int, in
       ValueError: if they are of another size.
     """
     order = np.argsort(_channels_first_order(shape))  # argsort inverts a permutation
-    zca_mean, zca_inverse = to_numpy(content["zca_mean"]), to_numpy(content["zca_inverse"])
+    zca_mean, zca_inverse = (to_numpy(source, content[name]) for name in ("zca_mean", "zca_inverse"))
     if zca_mean.shape != order.shape or zca_inverse.shape != 2 * order.shape:
         raise ValueError(f"{source} has zca_inverse {zca_inverse.shape}, not ({order.size}, {order.size}); restore it")
     return {"zca_mean": zca_mean[order], "zca_inverse": zca_inverse[np.ix_(order, order)]}
@@ -216,13 +216,33 @@ def _is_ours(file: pathlib.Path) -> bool:
     return isinstance(content, dict) and {"data", "accs_all_exps", "mean", "std", "class_names"} <= content.keys()
 
 
-def to_numpy(value: Any) -> np.ndarray:
-    """A tensor (also one that requires a gradient, or of half precision) or anything NumPy takes."""
-    if isinstance(value, require_torch().Tensor):
+def to_numpy(source: object, value: Any) -> np.ndarray:
+    """Makes an array of a tensor (also one that requires a gradient, or of half precision), or of numbers.
+
+    Args:
+      source: what an error names.
+      value: out of ``read``.
+
+    Raises:
+      ValueError: if it is no array of real numbers.
+    """
+    torch = require_torch()
+    if isinstance(value, torch.Tensor):
+        if value.layout is not torch.strided or value.device.type != "cpu" or value.is_complex() or value.is_quantized:
+            raise ValueError(
+                f"{source} holds a tensor that is no plain one of real numbers ({value.layout}, {value.dtype}, "
+                f"{value.device.type}); save tensor.detach().float().cpu()"
+            )
         # NumPy refuses tensors with a gradient, which MTT's line saves, and has no bfloat16.
         value = value.detach()
         value = value.float() if value.is_floating_point() else value
-    return np.asarray(value)
+    try:
+        found = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{source} holds what is no array ({_reason(error):.100}); save tensors") from error
+    if found.dtype.kind not in "biuf":
+        raise ValueError(f"{source} holds a {type(value).__name__} where an array of numbers belongs; save tensors")
+    return found
 
 
 def read(file: pathlib.Path) -> Any:
@@ -233,8 +253,13 @@ def read(file: pathlib.Path) -> Any:
     _refuse_packed(file)
     try:
         # weights_only: a pickle from the net may run any code; NumPy's numbers, which DC's files hold, are let through.
-        with torch.serialization.safe_globals([*_numbers(), torch.utils.data.TensorDataset]):
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        with (
+            torch.serialization.safe_globals([*_numbers(), torch.utils.data.TensorDataset]),
+            files.Bounded(file) as held,
+        ):
+            # By name an archive is mapped into memory; a file from before PyTorch's archives is read as it says itself.
+            whole = file if held.peek(2)[:2] == b"PK" else held
+            content = torch.load(whole, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{file} holds more than tensors and numbers, or is damaged ({_reason(error)}); restore it, or load it in "

@@ -167,7 +167,7 @@ def load_packed(
     content = pytorch.read(file)
     if not isinstance(content, list | tuple) or len(content) < 2:
         raise ValueError(f"{file} is no list of images and labels; give IDC's or NCFM's data.pt")
-    made = pytorch.from_channels_first(file, pytorch.to_numpy(content[0]), pytorch.to_numpy(content[1]))
+    made = pytorch.from_channels_first(file, *(pytorch.to_numpy(file, one) for one in content[:2]))
     images = (np.asarray(made.images) - np.asarray(mean)) / np.asarray(std)
     return images.astype(np.float32), np.asarray(made.labels)
 

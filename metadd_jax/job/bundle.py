@@ -103,6 +103,8 @@ def _of_run(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], list[
 
 def is_bundle(file: str | pathlib.Path) -> bool:
     """Tells a bundle by its manifest, whatever it is called."""
+    if not pathlib.Path(file).is_file():
+        return False
     try:
         with zipfile.ZipFile(file) as archive:
             return MANIFEST in archive.namelist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import importlib.metadata
+import io
 import logging
 import os
 import platform
@@ -36,6 +37,8 @@ def main(function: Callable[..., None], *, program: str) -> None:
     warnings.showwarning = lambda message, *place, **options: _warn(str(message))
     logging.basicConfig(level=logging.WARNING, handlers=[_OneLine()])
     sys.unraisablehook = _unraisable
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is no text must not end a job at its last line
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         function(sys.argv[1:], program=program)
     except KeyboardInterrupt:

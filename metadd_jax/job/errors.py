@@ -30,7 +30,7 @@ _MEMORY = (
 
 
 def in_one_line(error: BaseException) -> str:
-    """Says what happened and how to mend it, without line breaks.
+    """Says what happened and how to mend it, in one line that can be printed anywhere.
 
     A ``ValueError`` of the package or the scripts speaks for itself. An error of the operating system or of memory
     gets its mend here. Anything else nobody foresaw: its type and its place are named.
@@ -38,13 +38,18 @@ def in_one_line(error: BaseException) -> str:
     Args:
       error: as it was caught, with its traceback: whose line raised it decides whether its text is ours.
     """
+    # Names out of files that travel are in it: a terminal would obey what a name tells it to do.
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in _told(error))
+
+
+def _told(error: BaseException) -> str:
     # One line, whatever the message: logs and terminals are read line by line.
     text = " ".join(str(error).split())
     # A ValueError of a library would name an argument of its own, which the user never wrote.
     if isinstance(error, ValueError) and _raised_here(error):
         return text
     if isinstance(error, OSError) and error.errno is not None:
-        where = f" ({error.filename})" if error.filename is not None else ""
+        where = f" ({' '.join(str(error.filename).split())})" if error.filename is not None else ""
         return f"{error.strerror or text}{where}; {_MENDS.get(error.errno, _more(error))}"
     if isinstance(error, MemoryError):
         return f"out of memory{f' ({_cut(text)})' if text else ''}; {_MEMORY}"

@@ -142,9 +142,9 @@ def _study(found: Source) -> None:
             values = [np.nan if value is None else value for value in line["accuracies"]]
             rows.append({**line, "set": cell["row"], "distill_seed": cell["seed"], "accuracies": values})
         # Of a name alone: a path out of the study's folder is none of a cell.
-        place = pathlib.PurePath(str(cell.get("folder") or "")).name
-        folder = found.folder / "cells" / place / str(cell["set"]) / f"seed{cell['seed']}"
-        if place and folder.is_dir():
+        place, name = (pathlib.PurePath(str(cell.get(key) or "")).name for key in ("folder", "set"))
+        folder = found.folder / "cells" / place / name / f"seed{int(cell['seed'])}"
+        if place and name and folder.is_dir():
             found.sets.append(SetFolder(cell["row"], cell["seed"], folder))
     for table in held["tables"].values():
         found.gains.append(table.get("gains") or {})

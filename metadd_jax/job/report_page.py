@@ -41,13 +41,21 @@ def html(sources: Sequence[Source], *, title: str) -> str:
 
     Returns:
       HTML in ASCII: other letters are character references, so that no encoding can break them.
+
+    Raises:
+      ValueError: if a folder holds what nothing can be drawn of, such as a text for a number.
     """
     import jinja2
 
     template = importlib.resources.files("metadd_jax.job").joinpath("report.html").read_text(encoding="utf-8")
     # Escaping is on: names of sets, classes and networks come from files that travel.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
-    text = environment.from_string(template).render(_context(sources, title))
+    try:
+        text = environment.from_string(template).render(_context(sources, title))
+    except Exception as error:  # files that travel may hold anything under the right names
+        where = ", ".join(str(source.folder) for source in sources)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{where} holds what no report can show ({reason:.200}); restore its files") from error
     return text.encode("ascii", "xmlcharrefreplace").decode()
 
 

@@ -64,8 +64,8 @@ def run(arguments: list[str], *, program: str = "metadd show") -> None:
     config = parsing.parse(ShowConfig, arguments, program=program, description=__doc__)
     common.check_names(config.networks)
     augment.strategy(config.augmentation)
+    name, synthetic, metadata, dataset = _images(config)  # what is refused leaves no folder
     folder = pathlib.Path(files.require_writable(config.out))
-    name, synthetic, metadata, dataset = _images(config)
     pixels, names = exchange.to_pixels(synthetic.images, metadata), metadata["class_names"]
     pictures.grid(folder / f"{name}.png", pixels, synthetic.labels, class_names=names)
     print(f"wrote {folder / name}.png")

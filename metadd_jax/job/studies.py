@@ -146,6 +146,8 @@ def get(name: str) -> Study:
 
 
 def _read(path: pathlib.Path) -> Study:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"cannot read the study {path}: it is no file; check the path")
     try:
         said: dict[str, Any] = tomllib.loads(path.read_text())
     except OSError as error:

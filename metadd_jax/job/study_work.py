@@ -108,7 +108,11 @@ class Work:
     def result(self, folder: pathlib.Path) -> dict[str, Any] | None:
         """What a finished cell found; None if it is not done or its file is damaged."""
         # Read once: a cell that is done stays as it is, and every estimate asks for all of them.
-        if folder not in self.known and (found := report.read_rows(folder / cells.RESULT)):
+        if (
+            folder not in self.known
+            and (found := report.read_rows(folder / cells.RESULT))
+            and _is_name(found.get("set"))
+        ):
             self.known[folder] = found
         if folder in self.known and (folder / MEMORY).exists():
             self.known[folder]["memory"] = files.read_json(folder / MEMORY)
@@ -298,9 +302,7 @@ class Work:
                 continue
             with _lock(folder):
                 # Without checkpoints, which nobody goes on from; the result last, for it says that all is there.
-                shutil.copytree(
-                    theirs, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints", ".*", cells.RESULT)
-                )
+                shutil.copytree(theirs, folder, dirs_exist_ok=True, ignore=_left_out)
                 files.write_text(folder / cells.RESULT, (theirs / cells.RESULT).read_text())
 
     def write_table(self) -> str:
@@ -365,6 +367,24 @@ def _refuse_twins(study: studies.Study, placed: list[tuple[Cell, pathlib.Path]])
                 f"the rows {rows[folder]!r} and {cell.row!r} of {study.name} have the same options; drop one"
             )
         rows[folder] = cell.row
+
+
+def _is_name(text: Any) -> bool:
+    """Whether a text out of a file that travels is the name of a folder, and no path that leads out of one."""
+    return isinstance(text, str) and text not in ("", ".", "..") and "/" not in text and "\0" not in text
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """What is not taken over of another's cell: checkpoints, hidden files, and links, which may lead anywhere."""
+    places = {name: pathlib.Path(folder, name) for name in names}
+    return {
+        name
+        for name, place in places.items()
+        if name in ("checkpoints", cells.RESULT)
+        or name.startswith(".")
+        or place.is_symlink()
+        or not (place.is_file() or place.is_dir())
+    }
 
 
 def _lock(folder: pathlib.Path) -> storage.Lock:

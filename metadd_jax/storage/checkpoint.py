@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
+import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -67,11 +68,12 @@ def restore(directory: str | os.PathLike) -> tuple[structs.SyntheticSet, dict[st
     """
     directory = folder.check(directory)
     # By name, before Orbax reads: a folder of network weights is a whole checkpoint too.
-    names = {entry["name"] for entry in _read_description(directory)["leaves"]}
+    description = _read_description(directory)
+    names = {entry["name"] for entry in description["leaves"]}
     fields = {field.name for field in dataclasses.fields(structs.SyntheticSet)}
     if not {"images", "labels"} <= names <= fields or not (directory / _METADATA).is_file():
         raise ValueError(f"{directory} is no distilled set (it holds {len(names)} other arrays); give a set's folder")
-    arrays = _read_arrays(directory)
+    arrays = _read_arrays(directory, description["leaves"])
     synthetic = structs.SyntheticSet(**{name: jnp.asarray(array) for name, array in arrays.items()})
     return synthetic, files.read_json(directory / _METADATA)
 
@@ -112,7 +114,7 @@ def restore_tree(directory: str | os.PathLike, like: Any) -> Any:
             f"{_first_difference(description['leaves'], expected)}; "
             "use the settings it was made with or another folder"
         )
-    arrays, generators = _read_arrays(directory), description["keys"]
+    arrays, generators = _read_arrays(directory, expected, keys=description["keys"]), description["keys"]
     names = [entry["name"] for entry in expected]
     leaves, structure = jax.tree.flatten(like)
     placed = [_place(arrays.get(name), leaf, generators.get(name)) for name, leaf in zip(names, leaves, strict=True)]
@@ -205,25 +207,13 @@ def _save(
         if arrays:
             # Before Orbax begins: on a full disk each of its threads prints a traceback of its own.
             files.require_space(partial.parent, sum(array.nbytes for array in arrays.values()) + _ROOM)
-            with _full_disk_as_such(directory):
-                ocp.save(partial / _ARRAYS, arrays)
+            ocp.save(partial / _ARRAYS, arrays)
         if jax.process_index() == 0:
             # The manifest last: it lists everything, and a folder without it is no checkpoint.
             files.write_json(partial / _TREE, {"leaves": entries, "keys": keys})
             if metadata is not None:
                 files.write_json(partial / _METADATA, metadata)
             folder.seal(partial)
-
-
-@contextlib.contextmanager
-def _full_disk_as_such(directory: str | os.PathLike) -> Iterator[None]:
-    """Orbax tells of a full disk by a ValueError of many lines; the system's own error names the place and no more."""
-    try:
-        yield
-    except ValueError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(directory)) from error
 
 
 @contextlib.contextmanager
@@ -255,15 +245,54 @@ def _read_description(directory: pathlib.Path) -> dict[str, Any]:
     path = directory / _TREE
     if not path.is_file():
         raise ValueError(f"{directory} is no checkpoint of metadd_jax ({_TREE} is missing); check the path")
-    return files.read_json(path)
+    found = files.read_json(path)
+    leaves, keys = (found.get(name) if isinstance(found, dict) else None for name in ("leaves", "keys"))
+    if not isinstance(leaves, list) or not isinstance(keys, dict) or not all(map(_is_entry, leaves)):
+        raise ValueError(f"{path} describes no checkpoint of metadd_jax; restore it")
+    return found
 
 
-def _read_arrays(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    """The leaves that have elements, by name."""
+def _is_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(name), str) for name in ("name", "dtype"))
+        and isinstance(entry.get("shape"), list)
+        and all(type(side) is int and side >= 0 for side in entry["shape"])
+    )
+
+
+def _read_arrays(directory: pathlib.Path, leaves: list[dict], *, keys: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """The leaves that have elements, by name, once Orbax's own description is seen to be that of ``leaves``.
+
+    The manifest's hashes say that a folder is whole, and not who wrote it: a few bytes of Orbax's may claim terabytes.
+
+    Args:
+      directory: the checkpoint.
+      leaves: name and shape of each.
+      keys: names of typed keys, which are stored as more numbers than they have elements.
+    """
     from orbax.checkpoint import v1 as ocp
 
+    place = directory / _ARRAYS
     # Of a tree whose leaves are all empty there is nothing that Orbax would have stored.
-    return ocp.load(directory / _ARRAYS) if (directory / _ARRAYS).is_dir() else {}
+    if not place.is_dir():
+        return {}
+    wanted = {entry["name"]: tuple(entry["shape"]) for entry in leaves if 0 not in entry["shape"]}
+    try:
+        held = ocp.metadata(place).metadata
+        shapes = {name: tuple(one.shape) for name, one in held.items()}
+        chunks = [math.prod(one.storage_metadata.chunk_shape) - max(math.prod(one.shape), 1) for one in held.values()]
+        same = shapes.keys() == wanted.keys() and all(
+            shapes[name][: len(shape)] == shape and (name in keys or len(shapes[name]) == len(shape))
+            for name, shape in wanted.items()
+        )
+        claimed = sum(math.prod(one.shape) * one.dtype.itemsize for one in held.values())
+        if not same or max(chunks, default=0) > 0 or claimed > (files.memory() or sys.maxsize):
+            raise ValueError(f"its arrays are not those of {_TREE}")
+        return ocp.load(place)
+    except Exception as error:  # Orbax and TensorStore have many for what they cannot read
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{place} holds no arrays that can be read ({reason:.200}); restore it") from error
 
 
 def _place(array: np.ndarray | None, like: Any, generator: str | None) -> Any:

@@ -54,11 +54,12 @@ def whole_folder(
     partial = partial or files.temporary_path(directory)
     partial.mkdir()
     try:
-        yield partial
-        if overwrite and os.path.lexists(directory):
-            _replace(directory, partial)
-        else:
-            _name(partial, directory, keep)
+        with files.full_disk_as_such(directory):
+            yield partial
+            if overwrite and os.path.lexists(directory):
+                _replace(directory, partial)
+            else:
+                _name(partial, directory, keep)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

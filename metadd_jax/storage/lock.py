@@ -56,7 +56,8 @@ class Lock:
         stop = threading.Event()
         try:
             _refuse_foreign(self.path, descriptor)
-            _write(descriptor)
+            with files.full_disk_as_such(self.path):
+                _write(descriptor)
         except HeldError:
             os.close(descriptor)
             raise

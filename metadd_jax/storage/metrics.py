@@ -33,7 +33,7 @@ class JsonLines:
         line = {"step": int(step)} | {name: _plain(float(value)) for name, value in metrics.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # One write call of one whole line: a killed process tears at most the last line.
-        with open(self.path, "a") as stream:
+        with files.full_disk_as_such(self.path), open(self.path, "a") as stream:
             stream.write(json.dumps(line, allow_nan=False) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
