@@ -17,6 +17,7 @@ import numpy as np
 
 from metadd_jax import ranges
 from metadd_jax.distillers.contract import Distiller, check_method
+from metadd_jax.exchange import peer
 from metadd_jax.structs import Array, Dataset
 
 DRAWN = ("random", "noise")
@@ -33,6 +34,22 @@ def reads_real(init: str) -> bool:
     return called(init) in ("random", "kmeans")
 
 
+def place_of(init: str) -> tuple[pathlib.Path, str | None]:
+    """Reads the path of a saved set, and the value space that the user says of it behind a colon.
+
+    Args:
+      init: "set.npz", "images_best.pt:zca", "res.pt:standardised:cifar10" (see ``exchange.space_of``).
+
+    Returns:
+      The path, and the words for the space or None.
+    """
+    for at, sign in enumerate(init):
+        # A folder may have a colon in its name, so that the word behind it decides.
+        if sign == ":" and init[at + 1 :].partition(":")[0] in peer.SPACES:
+            return pathlib.Path(init[:at]).expanduser(), init[at + 1 :]
+    return pathlib.Path(init).expanduser(), None
+
+
 def check(init: str) -> None:
     """Refuses what is neither a word nor a path at which something lies.
 
@@ -40,10 +57,10 @@ def check(init: str) -> None:
       ValueError: with the words.
     """
     # The empty path is the folder that one stands in.
-    if called(init) not in INITS and not (init and pathlib.Path(init).expanduser().exists()):
+    if called(init) not in INITS and not (init and place_of(init)[0].exists()):
         raise ValueError(
             f"init={init!r} must be one of {', '.join(INITS)}{ranges.nearest(init, INITS)}, or the path of a saved "
-            "set, and nothing lies there"
+            "set (of a peer's with its space: images_best.pt:zca), and nothing lies there"
         )
 
 

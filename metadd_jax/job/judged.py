@@ -113,7 +113,7 @@ def load(
     space = exchange.space_of(chosen[0], source.space)
     if dataset is None:
         raise ValueError(f"{source.file} does not say which data it was made from; name it by --dataset")
-    unpacked = [_unpack(peer, source.factor) for peer in chosen]
+    unpacked = [unpack(peer, source.factor) for peer in chosen]
     real = mdd.data.load(
         dataset, image_size=source.image_size, zca=space == "zca", data_dir=data_dir, cache_dir=cache_dir
     )
@@ -152,8 +152,19 @@ def _chosen(found: list[exchange.Peer], which: str) -> list[exchange.Peer]:
     return [found[int(which)]]
 
 
-def _unpack(peer: exchange.Peer, factor: int | None) -> exchange.Peer:
-    """The images of a packed set (IDC, NCFM), decoded in pixels, where their programs pad with 0.5."""
+def unpack(peer: exchange.Peer, factor: int | None = None) -> exchange.Peer:
+    """Decodes the images of a packed set (IDC, NCFM) in pixels, where their programs pad with 0.5.
+
+    Args:
+      peer: any set of a peer's; one that is not packed is returned as it is.
+      factor: cells a side of each packed image, where the file does not say.
+
+    Returns:
+      The set with its images decoded, and labels for each of them.
+
+    Raises:
+      ValueError: if nobody says the factor, or the caller contradicts the file.
+    """
     if not peer.packed:
         if factor is not None:
             raise ValueError(f"--factor {factor}: {peer.source} is of the format {peer.format}, which packs nothing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import metadd_jax as mdd
 from metadd_jax import exchange, files, storage
 from metadd_jax.distillers import starts
-from metadd_jax.job import common
+from metadd_jax.job import common, judged
 from metadd_jax.job.options import DistillConfig
 
 
@@ -89,16 +90,62 @@ def content(path: str) -> str:
 
 
 def _read(init: str, dataset: mdd.Dataset) -> tuple[mdd.SyntheticSet, dict[str, Any]]:
-    """The set at ``init``, in any of the package's formats."""
-    path = pathlib.Path(init).expanduser()
-    if path.suffix in (".pt", ".pth"):
-        space = exchange.value_space(dataset)
-        facts = {name: space[name] for name in ("mean", "std")}
-        synthetic, metadata = exchange.load_torch(path, class_names=dataset.class_names, **facts)
-        # A peer's file does not say how its images are scaled: as those of this run, or it could not be read at all.
-        return synthetic, metadata if metadata["constants"] == "file" else metadata | space
-    if path.is_dir() and not (path / "synthetic.npz").is_file() and not common.sets_inside(path):
+    """The set at ``init``: one of ours, or a peer's in any format that ``metadd evaluate`` judges."""
+    path, space = starts.place_of(init)
+    orbax = (path / "tree.json").is_file()  # of ``storage.save``, whose folders may look like any other's
+    if not orbax and not judged.is_ours(judged.Source(str(path))):
+        return _settle(path, _of_peer(path), space, dataset)
+    if space is not None:
+        raise ValueError(f"--init {init}: {path} says itself how its images are scaled; leave :{space} out")
+    if orbax or (path.is_dir() and not (path / "synthetic.npz").is_file() and not common.sets_inside(path)):
         synthetic, metadata = storage.restore(path)
         exchange.check_set(path, synthetic, metadata)
         return synthetic, metadata
-    return common.load_set(init)
+    return common.load_set(str(path))
+
+
+def _of_peer(path: pathlib.Path) -> exchange.Peer:
+    """The peer's set there, the last of several; a packed one decoded."""
+    found = exchange.load_peer(path)
+    if len(found) > 1:
+        print(f"--init {path}: the last of its {len(found)} sets is started from")
+    if found[-1].packed and found[-1].factor is None:
+        raise ValueError(
+            f"--init {path} does not say how many images each of its holds; make a set of ours of it first: metadd "
+            f"export {path} --factor 2 --dataset NAME --out start.npz"
+        )
+    return judged.unpack(found[-1])
+
+
+def _settle(
+    path: pathlib.Path, found: exchange.Peer, space: str | None, dataset: mdd.Dataset
+) -> tuple[mdd.SyntheticSet, dict[str, Any]]:
+    """A peer's set in a value space that its metadata describe; ``given`` brings it into the run's."""
+    if found.space is None and space is None:
+        raise ValueError(
+            f"--init {path} does not say how its numbers were scaled ({found.images.min():.3g} to "
+            f"{found.images.max():.3g}); say it behind a colon: --init {path}:standardised, :zca, :zca_frepo or :pixels"
+        )
+    settled = exchange.space_of(found, space)
+    # Only the classes are asked of the labels here, and the largest entry names them, whatever they are.
+    kind = "hard" if found.labels.ndim == 2 and found.label_kind is None else None
+    said = {name: found.said[name] for name in ("mean", "std") if name in found.said}
+    if settled == "standardised" and dataset.whitening is not None:
+        if len(said) < 2:
+            raise ValueError(
+                f"--init {path}: the run is whitened, so say by whose constants the set was standardised, such as "
+                f"--init {path}:standardised:cifar10"
+            )
+        # Taken as it is, and told as what it is.
+        held = dataclasses.replace(found, space="zca", said={**found.said, "mean": (0,), "std": (1,)})
+        synthetic, metadata = exchange.settle(held, dataset, labels=kind)
+        kept = {name: value for name, value in metadata.items() if not name.startswith("zca_")}
+        return synthetic, {**kept, **said, "value_space": "standardised"}
+    real = dataset
+    if settled in ("zca", "zca_frepo"):
+        whitening = "frepo" if settled == "zca_frepo" else "mtt"
+        if dataset.whitening is None:
+            real = mdd.data.whiten(dataset, kind=whitening)
+        elif whitening == "frepo":
+            raise ValueError(f"--init {path}: the run is whitened as MTT does, not as FRePo; leave --zca out")
+    return exchange.settle(found, real, space=space, labels=kind)

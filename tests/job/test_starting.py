@@ -7,6 +7,7 @@ import pytest
 
 from metadd_jax import data, evaluation, exchange, storage, structs, zoo
 from metadd_jax.data import whitening
+from metadd_jax.distillers import starts
 from metadd_jax.job import options, prepare, runfolder, stages, starting
 
 RNG = np.random.default_rng(0)
@@ -45,16 +46,43 @@ def write_torch(folder, one):
     order = [2, 0, 1]
     torch.save(torch.tensor(np.moveaxis(one.images, 3, 1)[order].copy()), folder / "images_best.pt")
     torch.save(torch.tensor(one.labels[order].astype(np.int64)), folder / "labels_best.pt")
-    return folder / "images_best.pt"
+    return f"{folder / 'images_best.pt'}:standardised"
 
 
-@pytest.mark.parametrize("write", [write_npz, write_orbax, write_torch])
+def write_tensor_dataset(folder, one):
+    pytest.importorskip("torch")
+    exchange.export_tensor_dataset(folder / "set.pt", one, facts())
+    return f"{folder / 'set.pt'}:standardised"
+
+
+def write_ours_for_dc(folder, one):
+    pytest.importorskip("torch")
+    exchange.export_torch(folder / "res.pt", one, facts())
+    return folder / "res.pt"
+
+
+def write_safetensors(folder, one):
+    numpy = pytest.importorskip("safetensors.numpy")
+    arrays = {"images": np.ascontiguousarray(np.moveaxis(one.images, 3, 1)), "labels": one.labels}
+    numpy.save_file(arrays, folder / "set.safetensors")
+    return f"{folder / 'set.safetensors'}:standardised"
+
+
+def write_plain_npz(folder, one):
+    np.savez(folder / "plain.npz", images=one.images[[2, 0, 1]], labels=one.labels[[2, 0, 1]].astype(np.int64))
+    return f"{folder / 'plain.npz'}:standardised"
+
+
+WRITERS = [write_npz, write_orbax, write_torch, write_tensor_dataset, write_ours_for_dc, write_safetensors]
+
+
+@pytest.mark.parametrize("write", [*WRITERS, write_plain_npz])
 def test_every_format_gives_the_very_images_of_the_set(write, tmp_path):
     one = a_set()
     place = write(tmp_path, one)
     np.testing.assert_array_equal(starting.given(config(place), DATA, COUNTS), one.images)
-    before = starting.content(str(place))
-    assert before == starting.content(str(place))
+    path, _ = starts.place_of(str(place))
+    assert starting.content(str(path)) == starting.content(str(path))
 
 
 def test_a_set_of_another_value_space_comes_through_pixels(tmp_path):
@@ -96,6 +124,68 @@ def test_what_does_not_fit_is_told_in_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty"):
         starting.given(config(tmp_path / "empty"), DATA, COUNTS)
+
+
+def test_pictures_are_pixels_whatever_the_run_is(tmp_path):
+    one = a_set()
+    exchange.export_pictures(tmp_path / "jpeg", one, facts(), style="sre2l")
+    exchange.export_png_folder(tmp_path / "png", one, facts())
+    unit = np.clip(one.images * np.asarray(DATA.train.std) + np.asarray(DATA.train.mean), 0, 1)
+    pixels = np.round(255 * unit) / 255
+    expected = (pixels - np.asarray(DATA.train.mean)) / np.asarray(DATA.train.std)
+    np.testing.assert_allclose(starting.given(config(tmp_path / "png"), DATA, COUNTS), expected, atol=1e-5)
+    # JPEG is another picture than the one that was written, and near it: not scaled by anything else.
+    jpeg = starting.given(config(tmp_path / "jpeg"), DATA, COUNTS)
+    assert np.corrcoef(jpeg.ravel(), expected.ravel())[0, 1] > 0.9
+    white = whitening.whiten(DATA)
+    there = starting.given(config(tmp_path / "png"), white, COUNTS).reshape(3, -1)
+    by_hand = (pixels.reshape(3, -1).astype(np.float64) - white.whitening.mean) @ white.whitening.matrix
+    np.testing.assert_allclose(there, by_hand, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("space", "kind"), [("zca", "mtt"), ("zca_frepo", "frepo")])
+def test_whitened_numbers_of_a_peer_come_back_to_pixels(space, kind, tmp_path):
+    """By hand: whitened as the peer does, from pixels that are known."""
+    many = RNG.integers(0, 256, (300, 8, 8, 3)).astype(np.uint8)
+    two = data.from_arrays("two", many, np.arange(300) % 2, many[:4], [0, 1, 0, 1], class_names=["cat", "dog"])
+    white = whitening.whiten(two, kind=kind).whitening
+    pixels = RNG.uniform(size=(3, 8 * 8 * 3))
+    np.savez(
+        tmp_path / "x.npz",
+        images=((pixels - white.mean) @ white.matrix).reshape(3, 8, 8, 3).astype(np.float32),
+        labels=np.array([0, 0, 1]),
+    )
+    there = starting.given(config(f"{tmp_path / 'x.npz'}:{space}"), two, COUNTS)
+    expected = (pixels.reshape(3, 8, 8, 3) - np.asarray(two.train.mean)) / np.asarray(two.train.std)
+    np.testing.assert_allclose(there, expected, rtol=1e-3, atol=2e-3)
+
+
+def test_what_a_peer_does_not_say_is_asked(tmp_path, capsys):
+    place = tmp_path / "a:b"  # a colon of the path's own
+    place.mkdir()
+    one = a_set()
+    np.savez(place / "plain.npz", images=one.images, labels=one.labels)
+    with pytest.raises(ValueError, match=r"does not say how its numbers were scaled .*plain\.npz:standardised, :zca"):
+        starting.given(config(place / "plain.npz"), DATA, COUNTS)
+    np.testing.assert_array_equal(
+        starting.given(config(f"{place / 'plain.npz'}:standardised"), DATA, COUNTS), one.images
+    )
+    with pytest.raises(ValueError, match="--space standardised:mars is unknown"):
+        starting.given(config(f"{place / 'plain.npz'}:standardised:mars"), DATA, COUNTS)
+    with pytest.raises(ValueError, match="the run is whitened, so say by whose constants"):
+        starting.given(config(f"{place / 'plain.npz'}:standardised"), whitening.whiten(DATA), COUNTS)
+    write_npz(place, one)
+    with pytest.raises(ValueError, match=r"says itself how its images are scaled; leave :zca out"):
+        starting.given(config(f"{place / 'synthetic.npz'}:zca"), DATA, COUNTS)
+    with pytest.raises(ValueError, match=r"images_best\.pt:zca\), and nothing lies there"):
+        config(f"{place / 'absent.npz'}:zca")
+    torch = pytest.importorskip("torch")
+    torch.save([torch.rand(3, 3, 8, 8), torch.tensor([0, 0, 1])], tmp_path / "data.pt")
+    with pytest.raises(ValueError, match=r"how many images each of its holds; .*metadd export .*--factor 2"):
+        starting.given(config(tmp_path / "data.pt"), DATA, COUNTS)
+    exchange.export_png_folder(tmp_path / "png", one, facts())
+    with pytest.raises(ValueError, match=r"holds pixels in .0, 1. by its format, not zca"):
+        starting.given(config(f"{tmp_path / 'png'}:zca"), DATA, COUNTS)
 
 
 def test_a_run_goes_on_from_the_same_file_alone(tmp_path):
