@@ -38,6 +38,30 @@ def test_what_the_tool_makes_of_percent():
     assert found.of_percent == pytest.approx([-0.156518, 2310.79], rel=1e-5)
 
 
+def test_the_tools_own_run_gives_the_same_scores():
+    """What ddranking 0.2.0 printed on a set of ours (docs/formats.md): five accuracies of each kind, and the scores."""
+    kinds = {
+        "synthetic": [28.4, 29.6, 28.8, 28.6, 29.9],
+        "real": [38.5, 37.2, 38.7, 38.3, 37.4],
+        "random": [25.8, 26.5, 25.8, 22.5, 27.4],
+        "synthetic_augmented": [28.7, 29.4, 28.3, 29.1, 29.2],
+        "random_augmented": [26.0, 25.7, 25.6, 22.8, 25.7],
+        "synthetic_plain": [27.4, 28.0, 27.9, 29.1, 28.7],
+        "random_plain": [23.8, 24.7, 24.0, 21.5, 26.5],
+    }
+    of = {name: np.array(values) / 100 for name, values in kinds.items()}
+    hard = scores.label_robust(
+        real_hard=of["real"], synthetic_hard=of["synthetic"], synthetic_any=of["synthetic"], random_any=of["random"]
+    )
+    robust = scores.augmentation_robust(**{name: of[name] for name in list(of)[3:]})
+    for found, mean, spread in (
+        (hard, -0.12179622688926754, 0.02205105329924496),
+        (robust, 97.18865794664026, 173.24999863203084),
+    ):
+        assert found.of_percent.mean() == pytest.approx(mean, rel=1e-9)
+        assert found.of_percent.std() == pytest.approx(spread, rel=1e-9)
+
+
 def test_the_ends_of_the_scale_and_the_weight():
     best = scores.label_robust(real_hard=0, synthetic_hard=1, synthetic_any=1, random_any=0)
     assert best.score == pytest.approx(1)
