@@ -15,7 +15,7 @@ from metadd_jax import (
 )
 from metadd_jax.structs import Auxiliary, Dataset, DistillState, ImageArrays, Split, SyntheticSet
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Auxiliary",

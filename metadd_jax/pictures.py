@@ -6,6 +6,7 @@ no formula. matplotlib is imported where it is used and needs no screen.
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import pathlib
@@ -185,10 +186,8 @@ def curves(
     Raises:
       ValueError: if a file stands there that this module did not draw.
     """
-    from matplotlib.figure import Figure
-
     # ``Figure`` and not pyplot, which keeps global state and may open a window.
-    figure = Figure(figsize=(7, 4), dpi=_DPI, layout="constrained")
+    figure = _library("matplotlib.figure").Figure(figsize=(7, 4), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     for name, (steps, values) in series.items():
         finite = np.where(np.isfinite(values), values, np.nan)
@@ -266,11 +265,9 @@ class _Paper:
         self._write(y - 4 - _LINE, x, name, ha="left", va="baseline", color="0.3")
 
     def save(self, file: str | os.PathLike) -> None:
-        from matplotlib.figure import Figure
-
         height, width = self._canvas.shape[:2]
         # A hair more than whole pixels: the canvas rounds down.
-        figure = Figure(figsize=((width + 0.01) / _DPI, (height + 0.01) / _DPI), dpi=_DPI)
+        figure = _library("matplotlib.figure").Figure(figsize=((width + 0.01) / _DPI, (height + 0.01) / _DPI), dpi=_DPI)
         figure.figimage(self._canvas)
         for y, x, text, style in self._texts:
             literal = {"fontsize": 9, "parse_math": False} | style
@@ -322,16 +319,22 @@ def write_png(file: str | os.PathLike, figure: Any) -> None:
     Raises:
       ValueError: if a file stands there that this module did not draw.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     checks.refuse_existing(pathlib.Path(file), overwrite=True, is_ours=_is_ours)
     with files.atomic_path(file) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary), metadata=_SIGN)
+        _library("matplotlib.backends.backend_agg").FigureCanvasAgg(figure).print_png(str(temporary), metadata=_SIGN)
+
+
+def _library(name: str) -> Any:
+    """The module ``name`` of matplotlib, which comes with the command and not with the package."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError("pictures need matplotlib; run: pip install 'metadd_jax[experiments]'") from error
 
 
 def _is_ours(file: pathlib.Path) -> bool:
     """Whether a picture was drawn by this module: only such a file may be replaced."""
-    from PIL import Image  # a dependency of matplotlib
+    from PIL import Image
 
     try:
         with Image.open(file, formats=("PNG",)) as picture:
@@ -352,12 +355,10 @@ def _text_width(names: Sequence[str]) -> int:
 
 def _heat(grey: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Maps [..., H, W] in colours over grey images [..., H, W], less transparent where they are higher; [..., 3]."""
-    from matplotlib import colormaps
-
     heat = np.clip(heat, 0, 1)
     # Never opaque: what the network responds to must stay visible.
     opacity = (0.2 + 0.6 * heat)[..., None]
-    return (1 - opacity) * grey[..., None] + opacity * colormaps["inferno"](heat)[..., :3]
+    return (1 - opacity) * grey[..., None] + opacity * _library("matplotlib").colormaps["inferno"](heat)[..., :3]
 
 
 def _mask(grey: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:

@@ -95,8 +95,11 @@ def _features(arrays: structs.ImageArrays, rows: np.ndarray, embed: Callable | N
 
 def _nearest_to_centres(seed: int, features: np.ndarray, ipc: int) -> np.ndarray:
     """[ipc] distinct rows of ``features``: for each centre in turn the nearest row that is not taken yet."""
-    import threadpoolctl  # a dependency of scikit-learn
-    from sklearn.cluster import KMeans
+    try:
+        import threadpoolctl  # a dependency of scikit-learn
+        from sklearn.cluster import KMeans
+    except ImportError as error:
+        raise ValueError("k-means needs scikit-learn; run: pip install 'metadd_jax[experiments]'") from error
 
     # One thread: sums in a fixed order, so equal seeds give equal images; and threads that spin beside other
     # work on the machine made it 10 times slower (500 digits, 10 centres: 4.3 against 0.5 s).

@@ -245,7 +245,9 @@ def _read(config_type: type, words: list[str], default: Any, layout: Layout) -> 
         # Late: whoever uses the package in code needs no parser.
         import tyro
     except ImportError as error:
-        raise ValueError("reading a command line needs tyro; run: pip install -r requirements.txt") from error
+        raise ValueError(
+            "the command needs more than the package (here tyro); run: pip install 'metadd_jax[experiments]'"
+        ) from error
     marks = {Mark.POSITIONAL: tyro.conf.Positional, Mark.REPEATED: tyro.conf.UseAppendAction}
     hints = typing.get_type_hints(config_type, include_extras=True)
     fields, kept = [], {}

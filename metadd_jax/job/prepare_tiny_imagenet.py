@@ -36,6 +36,8 @@ def run(arguments: list[str], *, program: str = "metadd prepare_tiny_imagenet") 
     try:
         from metadd_jax.data import tiny_imagenet
     except ImportError as error:
-        raise ValueError(f"preparing needs TensorFlow Datasets ({error}); pip install -r requirements.txt") from error
+        raise ValueError(
+            f"preparing needs TensorFlow Datasets ({error}); run: pip install 'metadd_jax[experiments]'"
+        ) from error
 
     print(f"wrote {tiny_imagenet.prepare(config.source, config.data_dir)}")
