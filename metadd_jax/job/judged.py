@@ -113,7 +113,7 @@ def load(
     space = exchange.space_of(chosen[0], source.space)
     if dataset is None:
         raise ValueError(f"{source.file} does not say which data it was made from; name it by --dataset")
-    unpacked = [unpack(peer, source.factor) for peer in chosen]
+    unpacked = [unpack(peer, factor=source.factor) for peer in chosen]
     real = mdd.data.load(
         dataset, image_size=source.image_size, zca=space == "zca", data_dir=data_dir, cache_dir=cache_dir
     )
@@ -152,7 +152,7 @@ def _chosen(found: list[exchange.Peer], which: str) -> list[exchange.Peer]:
     return [found[int(which)]]
 
 
-def unpack(peer: exchange.Peer, factor: int | None = None) -> exchange.Peer:
+def unpack(peer: exchange.Peer, *, factor: int | None = None) -> exchange.Peer:
     """Decodes the images of a packed set (IDC, NCFM) in pixels, where their programs pad with 0.5.
 
     Args:
