@@ -14,6 +14,7 @@ import pytest
 sys.path.append(str(pathlib.Path(__file__).parent))
 import kill_child
 
+PATIENCE = 1800  # seconds: a busy machine takes minutes for a run of seconds
 KILLS = int(os.environ.get("METADD_KILLS", "20"))
 METHODS = [
     "dm",
@@ -48,7 +49,7 @@ def start(processes, name, folder):
 
 def end(processes, name, folder):
     process, begun = start(processes, name, folder)
-    process.join(300)
+    process.join(PATIENCE)
     assert process.exitcode == 0
     with np.load(folder / "end.npz") as content:
         return [content[each] for each in content.files], lines(folder), begun
@@ -68,7 +69,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bits(processes, tmp_path, 
         process, begun = start(processes, name, tmp_path / "killed")
         if kills % 5 != 4:  # each fifth dies while it starts
             try:
-                assert begun.poll(300)
+                assert begun.poll(PATIENCE)
                 steps.append(begun.recv())
             except EOFError:  # it had ended
                 break
