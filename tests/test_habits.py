@@ -25,9 +25,9 @@ def test_files_that_the_guide_names_are_there():
 
 
 def test_requirements_are_those_of_the_project():
-    project = PROJECT["project"]
-    assert requirements("requirements-test.txt") == set(project["optional-dependencies"]["test"])
-    base, command = set(project["dependencies"]), set(project["optional-dependencies"]["experiments"])
+    project, extras = PROJECT["project"], PROJECT["project"]["optional-dependencies"]
+    assert requirements("requirements-test.txt") == {*extras["test"], *extras["docs"]}
+    base, command = set(project["dependencies"]), set(extras["experiments"])
     assert base - {"numpy>=1.26"} | command == requirements("requirements.txt") and not base & command
 
 

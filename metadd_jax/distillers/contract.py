@@ -142,7 +142,12 @@ class LossTerms:
         """Returns the gradient vectors of L_base ("base") and of each term, by name.
 
         Args:
-          key, synthetic, aux, batch, frozen, axis_name: as in ``Loss``.
+          key: as in ``Loss``.
+          synthetic: as in ``Loss``.
+          aux: as in ``Loss``.
+          batch: as in ``Loss``.
+          frozen: as in ``Loss``.
+          axis_name: as in ``Loss``.
         """
 
         def base(synthetic: Any) -> jax.Array:

@@ -170,7 +170,9 @@ def dsa(
     """Gradient matching under differentiable Siamese augmentation as a ``Distiller``.
 
     Args:
-      net, ipc, repeat: as in ``dc``.
+      net: as in ``dc``.
+      ipc: as in ``dc``.
+      repeat: as in ``dc``.
       settings: the method's settings; None for the defaults.
       changes: fields of ``DSA`` to be other than in ``settings``.
 

@@ -32,7 +32,8 @@ def ncfm_optimiser(
 
     Args:
       learning_rate: .001 as published (AdamW), .01 for "sgd".
-      mean, std: [C], the constants that the set is standardised by.
+      mean: [C], the constant that standardisation subtracts.
+      std: [C], the constant that it divides by.
       update: "adamw" or "sgd" (without decay).
       weight_decay: of AdamW, on the pixel: towards black.
       momentum: of "sgd".
@@ -86,7 +87,8 @@ def recover_optimiser(
     are no images ([n, H, W, C] with the data's C) are not.
 
     Args:
-      mean, std: [C], the constants that the set is standardised by.
+      mean: [C], the constant that standardisation subtracts.
+      std: [C], the constant that it divides by.
 
     Raises:
       ValueError: if the rate is not above 0 or there is no step.

@@ -260,7 +260,8 @@ def idc_optimiser(
 
     Args:
       learning_rate: of the published loop.
-      mean, std: [C], the constants that the set is standardised by.
+      mean: [C], the constant that standardisation subtracts.
+      std: [C], the constant that it divides by.
       classes: K.
       momentum: of the published loop.
       every: steps from one clamping to [0, 1] to the next: those of a network.

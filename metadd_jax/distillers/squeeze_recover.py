@@ -183,7 +183,10 @@ class SqueezeRecover(Taught):
         """Takes the trained backbone as the teacher, and trains the others of a committee.
 
         Args:
-          net, dataset, cache, progress: see ``Method.prepare``.
+          net: the backbone's architecture.
+          dataset: the real data.
+          cache: the folder of what need not be made twice.
+          progress: called as (what, done, in all).
           trained: the backbone.
         """
         if not self.committee:

@@ -51,7 +51,10 @@ class Taught(Method):
         """Takes the trained backbone as the teacher: its ``params`` (and ``batch_stats``).
 
         Args:
-          net, dataset, cache, progress: see ``Method.prepare``.
+          net: the backbone's architecture.
+          dataset: the real data.
+          cache: the folder of what need not be made twice.
+          progress: called as (what, done, in all).
           trained: the backbone.
         """
         del net, dataset, cache, progress

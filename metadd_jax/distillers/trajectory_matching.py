@@ -171,7 +171,10 @@ def tesla(
     N weight vectors, and its gradient is exact.
 
     Args:
-      net, experts, ipc, repeat: see ``mtt``.
+      net: see ``mtt``.
+      experts: see ``mtt``.
+      ipc: see ``mtt``.
+      repeat: see ``mtt``.
       settings: the method's settings; None for the defaults.
       changes: fields of ``TESLA`` to be other than in ``settings``.
 

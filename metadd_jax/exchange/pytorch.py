@@ -83,9 +83,10 @@ def load_torch(
 
     Args:
       file: a DC-family file (the last run is taken) or ``images*.pt`` with ``labels*.pt`` beside it.
-      mean, std: [C], the constants the peer standardised with; their files do not say. Nor do they say that a set is
+      mean: [C], what the peer's standardisation subtracted; their files do not say. Nor do they say that a set is
         whitened: then update the metadata by ``pixels.value_space`` of the whitened data set. A file of
-        ``export_torch`` says both, and what it says must agree.
+        ``export_torch`` says all this, and what it says must agree.
+      std: [C], what it divided by.
       class_names: K names in label order.
       logits: whether labels [N, K] are logits, as in DATM's ``labels_best.pt``; their softmax is then taken.
 

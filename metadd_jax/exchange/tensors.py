@@ -155,7 +155,8 @@ def load_packed(
 
     Args:
       file: the list [packed images [n, C, H, W] in [0, 1], labels [n]].
-      mean, std: [C], the constants to standardise by.
+      mean: [C], what the pixels in [0, 1] are standardised by: subtracted.
+      std: [C], divided by.
 
     Returns:
       Packed images [n, H, W, C] float32 in the set's value space, sorted by class, and labels [n] int32.

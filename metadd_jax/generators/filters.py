@@ -48,7 +48,8 @@ def up_matrix(taps: np.ndarray, *, size: int, factor: int, low: int, high: int) 
       taps: [T], the filter; its gain becomes ``factor``, since of so many samples all but one are zeros.
       size: samples before.
       factor: by how much the rate grows.
-      low, high: samples added before and behind, after the zeros; negative ones are cut off.
+      low: samples added before, after the zeros; negative ones are cut off.
+      high: the same behind.
     """
     rows, columns = np.arange(size * factor + low + high - len(taps) + 1)[:, None], np.arange(size)[None]
     # Output m reads the padded samples m ... m + T - 1; a convolution, so the last tap comes first.

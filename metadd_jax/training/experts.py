@@ -127,7 +127,9 @@ def expert_folder(
 
     Args:
       cache: the folder of what need not be made twice.
-      net, dataset, recipe: as for ``train_experts``.
+      net: as for ``train_experts``.
+      dataset: as for ``train_experts``.
+      recipe: as for ``train_experts``.
       **settings: its further arguments that decide the weights: ``experts``, ``at_once``, ``half``, ``ends``.
     """
     return cache / "experts" / f"{net.name}-{cache_key(net, dataset, recipe, seed=0, **settings)[:20]}"

@@ -246,7 +246,10 @@ def xla_convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, paddi
     """Computes ``convolve`` by XLA's convolution (cuDNN on GPU, the matrix unit on TPU).
 
     Args:
-      images, kernel, stride, padding: as for ``convolve``.
+      images: as for ``convolve``.
+      kernel: as for ``convolve``.
+      stride: as for ``convolve``.
+      padding: as for ``convolve``.
     """
     return lax.conv_general_dilated(
         images,
@@ -264,7 +267,10 @@ def matmul_convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, pa
     instead of storing them: the copy is cheap beside the product.
 
     Args:
-      images, kernel, stride, padding: as for ``convolve``.
+      images: as for ``convolve``.
+      kernel: as for ``convolve``.
+      stride: as for ``convolve``.
+      padding: as for ``convolve``.
     """
     side, _, channels, features = kernel.shape
     weights = kernel.reshape(side * side * channels, features)

@@ -206,7 +206,10 @@ def pooled_side(side: int, kernel: int, stride: int, *, padding: int = 0, ceil: 
 
     Args:
       side: length of the map in pixels.
-      kernel, stride, padding, ceil: as for ``window_pool``.
+      kernel: as for ``window_pool``.
+      stride: as for ``window_pool``.
+      padding: as for ``window_pool``.
+      ceil: as for ``window_pool``.
     """
     room = side + 2 * padding - kernel
     if not ceil:

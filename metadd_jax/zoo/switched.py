@@ -329,7 +329,9 @@ def variants(
       image_shape: (H, W, C).
       width: channels of every block.
       depth: numbers of blocks.
-      activation, norm, pooling: words of ConvNet's options; by default the 32 of ModelPool, without "none".
+      activation: words of ConvNet's option; the three by default make the 32 of ModelPool, without "none".
+      norm: the same.
+      pooling: the same.
 
     Raises:
       SizeError: if the images or the widths do not suit a norm, or the images the depth.
