@@ -26,6 +26,15 @@ def split_maps(stack: jax.Array, *, threshold: ArrayLike = 0.5) -> structs.Split
     Returns:
       ``Split(meta [B, H, W] bool, heterogeneous [M, B, H, W] bool)``. The two are disjoint, and their union is the
       high area of each map. With one network, all of its high area is meta.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> maps = jnp.array([[[[0.9, 0.8, 0.1]]], [[[0.7, 0.2, 0.6]]]])  # two networks, one image of 1 x 3 pixels
+      >>> meta, heterogeneous = split_maps(maps)
+      >>> meta[0, 0].tolist()
+      [True, False, False]
+      >>> heterogeneous[:, 0, 0].tolist()
+      [[False, True, False], [False, False, True]]
     """
     chex.assert_rank(stack, 4)
     high = stack >= threshold
@@ -61,6 +70,15 @@ def measure(stack: jax.Array, *, threshold: ArrayLike = 0.5) -> dict[str, jax.Ar
         entropy: [] entropy of a map read as a distribution over its pixels, relative to its largest value
           log(H W): 0 for a single pixel, 1 for a flat map; mean over the maps that are not all zero, 0 if
           there are none.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> maps = jnp.array([[[[0.9, 0.8, 0.1]]], [[[0.7, 0.2, 0.6]]]])
+      >>> found = measure(maps)
+      >>> [round(float(found[name]), 3) for name in ("meta_ratio", "mean_iou")]
+      [0.333, 0.333]
+      >>> round(float(found["chance_corrected"]), 3)  # less than two independent maps of these areas would share
+      -0.5
     """
     chex.assert_rank(stack, 4)
     high = stack >= threshold
@@ -92,6 +110,12 @@ def at_matched_area(stack: jax.Array, area: float) -> jax.Array:
 
     Raises:
       ValueError: if ``area`` is outside (0, 1].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> maps = jnp.array([[[[0.9, 0.8, 0.1]]], [[[0.3, 0.2, 0.1]]]])
+      >>> at_matched_area(maps, 1 / 3)[:, 0, 0].tolist()
+      [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
     """
     chex.assert_rank(stack, 4)
     if not 0.0 < area <= 1.0:

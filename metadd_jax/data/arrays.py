@@ -58,6 +58,12 @@ def from_arrays(
 
     Raises:
       ValueError: for arrays that are no image-classification set, with the numbers and the mend.
+
+    Example:
+      >>> images = np.arange(6 * 8 * 8 * 3).reshape(6, 8, 8, 3) % 256
+      >>> dataset = from_arrays("mine", images, [2, 0, 1, 1, 0, 2], images[:3], [0, 1, 2])
+      >>> dataset.image_shape, dataset.train.labels.tolist()
+      ((8, 8, 3), [0, 0, 1, 1, 2, 2])
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction is {validation_fraction}; give a share from 0 to below 1")

@@ -102,6 +102,12 @@ def dm(
     Raises:
       ValueError: for a setting out of range, or (in ``init``, from real images without ``repeat``) a class with fewer
         than ``ipc`` images.
+
+    Example:
+      >>> import metadd_jax as mdd
+      >>> method = dm(mdd.zoo.parse("convnet:width=8", 10, (32, 32, 3)), ipc=10, batch_size=64)
+      >>> method.name
+      'dm'
     """
     counts = sampling.per_class(ipc, as_networks(net).num_classes)
     return dataclasses.replace(settings or DM(), **changes).make(net, counts, repeat=repeat)

@@ -68,9 +68,8 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
     MetaDD may stand around it or inside. Around (the usual order), its weights are calibrated on gradients in the
     latents; inside, on gradients in the pixels that ``base`` starts from.
 
-    ``base`` counts the images that it sees. With ``factor(2)`` a stored image gives four of them:
-
-    >>> method = parameterise(dm(net, ipc=40), factor(2))  # 10 stored images a class
+    ``base`` counts the images that it sees. With ``factor(2)`` a stored image gives four of them, so ``ipc=40`` are 10
+    stored ones a class.
 
     Args:
       base: a method whose trained set is a dict with ``images`` [N, H, W, C]. In the result ``latents`` take their
@@ -85,6 +84,12 @@ def parameterise(base: Distiller, parameterisation: Parameterisation, *, micro_b
       ValueError: for what is no method or no parameterisation, or a ``micro_batch`` out of range; in ``init``, if the
         base trains no images, if its ``ipc`` does not fill whole stored items, if the decoder gives another shape or
         type than [N, H, W, C] float32, or if ``micro_batch`` is asked of latents that cannot be divided.
+
+    Example:
+      >>> import metadd_jax as mdd
+      >>> base = mdd.distillers.dm(mdd.zoo.parse("convnet:width=8", 10, (32, 32, 3)), ipc=40)
+      >>> parameterise(base, mdd.distillers.parameterisations.factor(2)).name  # 10 stored images a class, 40 seen
+      'dm+factor2'
     """
     check_method(base)
     check_parts(parameterisation)

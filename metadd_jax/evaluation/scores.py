@@ -66,6 +66,11 @@ def label_robust(
 
     Raises:
       ValueError: if an accuracy is no fraction, or ``weight`` is out of its range.
+
+    Example:
+      >>> found = label_robust(real_hard=0.848, synthetic_hard=0.651, synthetic_any=0.651, random_any=0.28)
+      >>> float(found.balance[0].round(3)), float(found.score[0].round(4))
+      (0.087, 0.3076)
     """
     real, hard, own, random = _accuracies(real_hard, synthetic_hard, synthetic_any, random_any)
     return _scores(own - random, hard - real, weight)
@@ -92,6 +97,13 @@ def augmentation_robust(
 
     Raises:
       ValueError: if an accuracy is no fraction, or ``weight`` is out of its range.
+
+    Example:
+      >>> found = augmentation_robust(
+      ...     synthetic_augmented=0.5, random_augmented=0.3, synthetic_plain=0.4, random_plain=0.3
+      ... )
+      >>> float(found.balance[0].round(3))
+      0.15
     """
     one, other, plain, random = _accuracies(synthetic_augmented, random_augmented, synthetic_plain, random_plain)
     return _scores(one - other, plain - random, weight)

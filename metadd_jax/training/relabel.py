@@ -93,6 +93,10 @@ def prior_weights(priors: Sequence[float], temperature: float) -> tuple[float, .
 
     Raises:
       ValueError: for a temperature that is not above 0 or a prior that is not finite.
+
+    Example:
+      >>> [round(weight, 3) for weight in prior_weights([63.0, 65.3], 5.0)]  # CV-DD's temperature
+      [0.387, 0.613]
     """
     ranges.require("temperature", temperature, ranges.Real(0, above=True))
     ranges.require("priors", tuple(priors), ranges.Each(ranges.Real()))

@@ -39,7 +39,12 @@ _HALF_RATE = range(33, 65)
 
 
 def output_side(side: int, kernel: int, *, stride: int = 1, padding: int = 0) -> int:
-    """Returns the length of the result along one axis: floor((side + 2 padding - kernel) / stride) + 1."""
+    """Returns the length of the result along one axis: floor((side + 2 padding - kernel) / stride) + 1.
+
+    Example:
+      >>> output_side(32, 5), output_side(32, 3, stride=2, padding=1)
+      (28, 16)
+    """
     return (side + 2 * padding - kernel) // stride + 1
 
 

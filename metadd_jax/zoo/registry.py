@@ -163,6 +163,13 @@ def create(name: str, num_classes: int, image_shape: Sequence[int], **options: O
     Raises:
       SizeError: (a ValueError) if the images do not suit the network.
       ValueError: if the name, an option or a value is unknown.
+
+    Example:
+      >>> import jax
+      >>> net = create("convnet", 10, (32, 32, 3), width=128)
+      >>> variables = jax.eval_shape(net.init, jax.random.key(0))
+      >>> sum(leaf.size for leaf in jax.tree.leaves(variables))  # the field's ConvNet
+      320010
     """
     _check_name(name)
     if len(image_shape) != 3 or not all(_is_count(size) for size in (num_classes, *image_shape)):
@@ -222,6 +229,10 @@ def parse(spec: str, num_classes: int, image_shape: Sequence[int]) -> Architectu
 
     Raises:
       ValueError: as ``create``, and if the text has another form.
+
+    Example:
+      >>> parse("convnet:width=64,depth=3", 10, (32, 32, 3)).num_classes
+      10
     """
     name, options = _read(spec)
     return create(name, num_classes, image_shape, **options)
