@@ -242,12 +242,6 @@ def transform(
 
     Returns:
       [B, H, W, C], differentiable in ``images``.
-
-    Example:
-      >>> images = jnp.arange(4.0).reshape(1, 1, 4, 1)
-      >>> views = {tuple(transform(jax.random.key(i), images, strategy("flip")).ravel().tolist()) for i in range(8)}
-      >>> sorted(views)
-      [(0.0, 1.0, 2.0, 3.0), (3.0, 2.0, 1.0, 0.0)]
     """
     chex.assert_rank(images, 4)
     # Both keys are always drawn, so that an ``op_key`` changes no parameter.

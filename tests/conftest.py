@@ -29,8 +29,10 @@ def key():
 @pytest.fixture(autouse=True, scope="module")
 def programs_are_given_back():
     """Each program that JAX keeps holds dozens of the 65,530 memory maps of a process; beyond them LLVM crashes."""
+    before = jax.config.jax_compilation_cache_dir
     yield
     jax.clear_caches()
+    _keep_programs_in(before)  # a fixture of a whole module may have run a job, too
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +40,10 @@ def programs_are_kept_by_no_test_for_the_next():
     """A job that runs in this process turns JAX's cache of programs on; left on, writing to it has crashed a worker."""
     before = jax.config.jax_compilation_cache_dir
     yield
-    if jax.config.jax_compilation_cache_dir != before:
-        jax.config.update("jax_compilation_cache_dir", before)
+    _keep_programs_in(before)
+
+
+def _keep_programs_in(folder):
+    if jax.config.jax_compilation_cache_dir != folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
         compilation_cache.reset_cache()

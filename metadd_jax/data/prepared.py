@@ -111,12 +111,12 @@ def read(folder: pathlib.Path, *, classes: Sequence[int] = (), image_size: int |
     decoders = _undecoded(keys)
 
     def decode(split: str) -> tuple[np.ndarray, np.ndarray]:
-        records = builder.as_data_source(split, decoders=decoders)
+        records = _records(builder, split, decoders, folder)
         return _decode(
             records, keys, folder, split, classes=classes, mode=mode, image_size=image_size, progress=progress
         )
 
-    train, test = decode("train"), decode(_test_split(builder, decoders, keys[1]))
+    train, test = decode("train"), decode(_test_split(builder, decoders, keys[1], folder))
     return RawSet(*train, *test, np.array([names[index] for index in classes] or names))
 
 
@@ -137,7 +137,7 @@ def read_split(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray
     if split not in builder.info.splits:
         raise ValueError(f"{folder} has the splits {', '.join(builder.info.splits)}, not {split}; prepare it again")
     mode = "L" if image.shape[-1] == 1 else "RGB"
-    records = builder.as_data_source(split, decoders=_undecoded(keys))
+    records = _records(builder, split, _undecoded(keys), folder)
     images, labels = _decode(records, keys, folder, split, classes=(), mode=mode, image_size=None, progress=False)
     return images, labels, list(names)
 
@@ -201,12 +201,25 @@ def _keys(builder: tfds.core.DatasetBuilder, folder: pathlib.Path) -> tuple[str,
     return keys
 
 
-def _test_split(builder: tfds.core.DatasetBuilder, decoders: dict, label_key: str) -> str:
+def _records(builder: tfds.core.DatasetBuilder, split: str, decoders: dict, folder: pathlib.Path) -> Any:
+    """The records of a split by number.
+
+    Raises:
+      ValueError: for a description of another kind of file than can be read so; TFDS has many errors for it.
+    """
+    try:
+        return builder.as_data_source(split, decoders=decoders)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{folder} has no records that can be read ({reason:.200}); prepare it again") from error
+
+
+def _test_split(builder: tfds.core.DatasetBuilder, decoders: dict, label_key: str, folder: pathlib.Path) -> str:
     present = [split for split in _TEST_SPLITS if split in builder.info.splits]
     if "train" in builder.info.splits:
         for split in present:
             # Competitions hide the labels of the test split: TFDS then gives -1.
-            if builder.as_data_source(split, decoders=decoders)[0][label_key] >= 0:
+            if _records(builder, split, decoders, folder)[0][label_key] >= 0:
                 return split
     raise ValueError(
         f"{builder.name} has the splits {', '.join(builder.info.splits)}, not a train split and a labelled "

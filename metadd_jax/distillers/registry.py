@@ -39,9 +39,8 @@ class Method:
 
     Attributes:
       init: what the images start from: "random" (real images), "noise" (standard normal), "kmeans" (the real images
-        nearest the k-means centres of each class: those of the kmeans row) or a saved set: synthetic.npz or a folder
-        of ours, or a peer's file, with its value space behind a colon where the file does not say it
-        ("images_best.pt:zca"); None as published. In code the last two are ``start_from``.
+        nearest the k-means centres of each class: those of the kmeans row) or a saved set, ours or a peer's (its
+        value space behind a colon: "images_best.pt:zca"); None as published. In code the last two are ``start_from``.
       group: what the method's options begin with on a command line: ``--dc.outer``.
       draws_networks: whether the method draws random networks, so that ``make`` and the checks of the network take a
         ``networks.Networks`` too: a pool.
