@@ -252,7 +252,7 @@ def hash_file(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-class Bounded(io.BufferedReader):
+class _Bounded(io.BufferedReader):
     """A file that never makes room for more than it holds, whatever length its own content asks for.
 
     Args:
@@ -267,6 +267,23 @@ class Bounded(io.BufferedReader):
         """Reads ``size`` bytes, or as many as are left; all of them where it is negative or None."""
         left = max(self._length - self.tell(), 0)
         return super().read(left if size is None or size < 0 else min(size, left))
+
+
+@contextlib.contextmanager
+def for_torch(path: str | os.PathLike) -> Iterator[str | os.PathLike | IO[bytes]]:
+    """Gives a block what it may hand to ``torch.load`` in place of ``path``, so that no claim of the file makes room.
+
+    Args:
+      path: the file. An archive is given by name, which PyTorch then maps into memory; a file from before its archives
+        is read as it says itself, and so as a stream that ends where the file does.
+    """
+    with _Bounded(path) as held:
+        yield path if held.peek(2)[:2] == b"PK" else held
+
+
+def reason(error: BaseException) -> str:
+    """Says in one line of at most 200 characters what a library's error says; of one without words its type."""
+    return f"{' '.join(str(error).split()) or type(error).__name__:.200}"
 
 
 def array_head(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:

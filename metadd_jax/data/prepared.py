@@ -160,8 +160,9 @@ def _open(folder: pathlib.Path) -> tuple[Any, Any, Any, Any]:
     except Exception as error:  # of a damaged description TFDS raises whatever its steps stumble over
         if isinstance(error, ValueError) and str(error).startswith(str(folder)):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{folder} has a description that cannot be read ({reason:.200}); prepare it again") from error
+        raise ValueError(
+            f"{folder} has a description that cannot be read ({files.reason(error)}); prepare it again"
+        ) from error
 
 
 def _refuse_code(file: pathlib.Path) -> None:
@@ -210,8 +211,9 @@ def _records(builder: tfds.core.DatasetBuilder, split: str, decoders: dict, fold
     try:
         return builder.as_data_source(split, decoders=decoders)
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{folder} has no records that can be read ({reason:.200}); prepare it again") from error
+        raise ValueError(
+            f"{folder} has no records that can be read ({files.reason(error)}); prepare it again"
+        ) from error
 
 
 def _test_split(builder: tfds.core.DatasetBuilder, decoders: dict, label_key: str, folder: pathlib.Path) -> str:

@@ -256,10 +256,8 @@ def read(file: pathlib.Path) -> Any:
         # weights_only: a pickle from the net may run any code; NumPy's numbers, which DC's files hold, are let through.
         with (
             torch.serialization.safe_globals([*_numbers(), torch.utils.data.TensorDataset]),
-            files.Bounded(file) as held,
+            files.for_torch(file) as whole,
         ):
-            # By name an archive is mapped into memory; a file from before PyTorch's archives is read as it says itself.
-            whole = file if held.peek(2)[:2] == b"PK" else held
             content = torch.load(whole, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(

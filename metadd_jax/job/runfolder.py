@@ -237,9 +237,8 @@ def plain(config: DistillConfig) -> dict[str, Any]:
     """Gives the settings of ``config`` as JSON; a file counts by what it holds."""
     found = files.plain(_facts(config))
     if config.own.start not in starts.INITS:
-        found["own"]["init"] = (
-            f"{config.own.init} (SHA-256 {starting.content(str(starts.place_of(config.own.start)[0]))})"
-        )
+        place, _ = starts.place_of(config.own.start)
+        found["own"]["init"] = f"{config.own.init} (SHA-256 {starting.content(place)})"
     for name in config.own.file_fields:
         file = getattr(config.own, name)
         if file and pathlib.Path(file).expanduser().exists():

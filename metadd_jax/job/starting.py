@@ -69,7 +69,7 @@ def given(config: DistillConfig, dataset: mdd.Dataset, counts: tuple[int, ...]) 
     return images[np.argsort(labels, kind="stable")]
 
 
-def content(path: str) -> str:
+def content(path: str | pathlib.Path) -> str:
     """Hashes what a saved set is made of, so that a run goes on from that set alone.
 
     Args:

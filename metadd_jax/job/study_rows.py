@@ -77,8 +77,6 @@ STUDIES["competitors_dc"] = {
     },
     "references": ("DC",),
 }
-# Of our generator's four layers: all of it, half (unsaid, as in "competitors"), the toRGB layer alone.
-_CUTS = {0: ("layer=0",), 2: (), 4: ("layer=4",)}
 STUDIES["latents"] = {
     "about": "Where to cut the StyleGAN3-type generator of the GLaD-style rows (f_n behind its first n layers), as "
     "drawn and trained by us, beside pixels, the decoder and one SIREN an image, all of as many images (CIFAR-10, 10 "
@@ -86,12 +84,13 @@ STUDIES["latents"] = {
     "options": "--eval-labels hard --no-wrapped",
     "rows": {
         "pixels": "",
-        **{
-            f"{weights}, n = {n}": f"--parameterisation {':'.join(filter(None, ('stylegan', ','.join(said + cut))))} "
-            "--image-lr 10"
-            for weights, said in {"as drawn": (), "trained by us": ("weights=trained",)}.items()
-            for n, cut in _CUTS.items()
-        },
+        # Of our generator's four layers: all of it, half (unsaid, as in "competitors"), the toRGB layer alone.
+        "as drawn, n = 0": "--parameterisation stylegan:layer=0 --image-lr 10",
+        "as drawn, n = 2": "--parameterisation stylegan --image-lr 10",
+        "as drawn, n = 4": "--parameterisation stylegan:layer=4 --image-lr 10",
+        "trained by us, n = 0": "--parameterisation stylegan:weights=trained,layer=0 --image-lr 10",
+        "trained by us, n = 2": "--parameterisation stylegan:weights=trained --image-lr 10",
+        "trained by us, n = 4": "--parameterisation stylegan:weights=trained,layer=4 --image-lr 10",
         "decoder trained by us": "--parameterisation decoder",
         # 5,000 updates of the fit, as published, are meant for a GPU.
         "SIREN": "--parameterisation siren:fill=False,fit_steps=500,fit_lr=5e-3",

@@ -102,15 +102,15 @@ def _facts(cells: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
     memory = next((result["memory"] for result in results if result.get("memory")), None)
     seconds = [result["distil_seconds"] for result in results if result["distil_seconds"] is not None]
     # A process of its own tells what a set takes; beside a cell other cells may have run.
-    apart = memory is not None and "seconds_a_step" in memory
-    if memory is not None and apart:
-        seconds = [memory["seconds_a_step"] * results[0]["config"]["steps"]]
+    a_step = (memory or {}).get("seconds_a_step")
+    if a_step is not None:
+        seconds = [a_step * results[0]["config"]["steps"]]
     return {
         "seeds": [seed for seed, _ in cells],
         **{role: _spread(results, role) for role in ROLES},
         "networks": {line["network"]: line["role"] for line in results[0]["rows"]},
         "seconds": float(np.median(seconds)) if seconds else None,
-        "with_compilation": not apart and any(result["with_compilation"] for result in results),
+        "with_compilation": a_step is None and any(result["with_compilation"] for result in results),
         "memory": memory,
         **{name: results[0][name] for name in ("images", "stored_values", "frozen_values")},
     }

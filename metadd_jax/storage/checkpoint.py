@@ -291,8 +291,7 @@ def _read_arrays(directory: pathlib.Path, leaves: list[dict], *, keys: Collectio
             raise ValueError(f"its arrays are not those of {_TREE}")
         return ocp.load(place)
     except Exception as error:  # Orbax and TensorStore have many for what they cannot read
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{place} holds no arrays that can be read ({reason:.200}); restore it") from error
+        raise ValueError(f"{place} holds no arrays that can be read ({files.reason(error)}); restore it") from error
 
 
 def _place(array: np.ndarray | None, like: Any, generator: str | None) -> Any:

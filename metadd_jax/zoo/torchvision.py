@@ -233,8 +233,7 @@ def _format(file: pathlib.Path) -> tuple[Callable[[pathlib.Path], dict], Callabl
             raise ValueError(f"{file} needs torch; run: pip install torch") from error
 
         def read(path: pathlib.Path) -> Any:
-            with files.Bounded(path) as held:
-                whole = path if held.peek(2)[:2] == b"PK" else held
+            with files.for_torch(path) as whole:
                 content = torch.load(whole, map_location="cpu", weights_only=True)
             state, size = _bare(content), path.stat().st_size
             # One number may stand for terabytes until it is copied.
