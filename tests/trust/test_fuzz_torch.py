@@ -19,12 +19,6 @@ torch = pytest.importorskip("torch")
 THEIRS = np.moveaxis(IMAGES, -1, 1).copy()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def counts():
-    with hostile.counted():
-        yield
-
-
 class Canary:
     def __init__(self, file):
         self.file = str(file)
@@ -153,7 +147,7 @@ def test_a_set_of_pytorch_is_fit_or_refused(tmp_path, real, kind):
     def fuzz(change):
         (folder / name).write_bytes(changed(whole, value, change, tmp_path))
         found = hostile.read(f"PyTorch: {kind}", judged(real), place, root=tmp_path, says=("the set",))
-        fit([] if isinstance(found, Exception) else found)
+        fit(found)
 
     fuzz()
     assert not (tmp_path / "canary").exists()
