@@ -93,7 +93,7 @@ def measure(stack: jax.Array, *, threshold: ArrayLike = 0.5) -> dict[str, jax.Ar
         "high_area": high.mean(axis=(1, 2, 3)),
         "chance_corrected": _chance_corrected(high, meta),
         "mean_iou": _mean_iou(high),
-        "dead_share": 1.0 - high.any(axis=(2, 3)).mean(axis=1),
+        "dead_share": (~high.any(axis=(2, 3))).mean(axis=1),  # exactly 0 where none is: 1 - mean is not
         "entropy": _entropy(stack),
     }
 
