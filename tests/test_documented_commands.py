@@ -30,7 +30,7 @@ def commands():
                 words = shlex.split(rest.replace("\\\n", " "), comments=True)
                 words = words[: next((i for i, word in enumerate(words) if word in ("&&", "|", ">", "...")), None)]
                 if program in (*cli.COMMANDS, "benchmark"):
-                    yield page.name, program, words
+                    yield page.name, program, ["smoke" if word == "PRESET" else word for word in words]
 
 
 def lines():

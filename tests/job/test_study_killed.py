@@ -11,6 +11,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
+KILLS = int(os.environ.get("METADD_KILLS", "10"))  # as in tests/trust/test_killed.py
 TINY = """
 preset = "smoke"
 options = '''--backbone mlp:width=8 --seen convnet:width=4,depth=1 convnet:width=6,depth=1 --unseen --eval-epochs 2
@@ -72,14 +73,14 @@ def unbroken(place):
 
 
 @pytest.mark.slow
-def test_killed_at_ten_moments_it_ends_in_the_same_table(place, unbroken):
+def test_killed_at_many_moments_it_ends_in_the_same_table(place, unbroken):
     kills, seen = 0, 0
-    while kills < 10:
+    while kills < KILLS:
         process = start(place, "killed")
         end = time.monotonic() + 240
         # Each start gets a few files further than the last: the kills fall into every stage of several cells.
         while process.poll() is None and time.monotonic() < end:
-            if files_in(place / "killed") > seen + 3 * (kills % 4):
+            if files_in(place / "killed") > seen + max(1, 30 // KILLS) * (kills % 4):
                 break
             time.sleep(0.003)
         seen = files_in(place / "killed")
@@ -88,7 +89,8 @@ def test_killed_at_ten_moments_it_ends_in_the_same_table(place, unbroken):
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
-    assert kills >= 8
+    assert kills >= 0.8 * KILLS
+    print(f"a study survived {kills} kills")
     ended(start(place, "killed"))
     assert numbers(place, "killed") == unbroken
 
