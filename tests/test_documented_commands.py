@@ -42,14 +42,15 @@ def lines():
                     yield page.name, words
 
 
-FOUND = list(commands())
+FOUND, LINES = list(commands()), list(lines())
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
 def test_the_reader_finds_them():
     assert {program for _, program, _ in FOUND} >= {"distill", "evaluate", "show", "prepare_tiny_imagenet", "benchmark"}
     assert ("methods.md", "distill", ["--method", "dsa", "--image-lr", "0.1", "--steps", "500"]) in FOUND
     assert len(FOUND) > 80
-    assert sum(1 for _ in lines()) > 80
+    assert len(LINES) > 80
 
 
 @pytest.mark.parametrize(("page", "program", "words"), FOUND, ids=lambda value: value if isinstance(value, str) else "")
@@ -67,12 +68,11 @@ def test_it_is_taken(page, program, words, monkeypatch, tmp_path):
         config = parse(*args, **options)
         # A place holder, or a file of the reader's own.
         open_ended = any(re.fullmatch(r"[A-Z]+|.*\.toml", word) for word in words)
-        # The two others go on by themselves to where they open their data.
-        if open_ended or program not in ("distill", "study"):
-            if program in ("pretrain", "evaluate", "erase") and not open_ended:
-                common.require_names(config.networks or ())
-            raise Read
-        return config
+        if program in ("distill", "study") and not open_ended:
+            return config  # they go on by themselves to where they open their data
+        if program in ("pretrain", "evaluate", "erase") and not open_ended:
+            common.require_names(config.networks or ())
+        raise Read
 
     def opened(config, **_):
         checks.check_settings(config, prepare.settings(config))
@@ -96,16 +96,17 @@ def test_it_is_taken(page, program, words, monkeypatch, tmp_path):
         module.run(words)
 
 
-@pytest.mark.parametrize(("page", "words"), list(lines()), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("page", "words"), LINES, ids=lambda value: value if isinstance(value, str) else "")
 def test_every_line_of_a_block_is_one_that_works(page, words):
     """What is no command of ours: its files are there, its extras are in the project's file, or it is the shell's."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words = words[1:]
     for part in " ".join(words).split(" && "):
         match part.split():
-            case ["metadd" | "python", second, *_] if part.startswith("metadd") or second.startswith("experiments/"):
-                assert part.startswith("metadd") or (ROOT / second).is_file(), part
+            case ["metadd", *_]:
+                pass  # held above
+            case ["python", script, *_] if script.startswith("experiments/"):
+                assert (ROOT / script).is_file(), f"{page}: {script} is not there"
             case ["pytest", *rest]:
                 # Behind "slow" and the like stand words, and no files, of an expression.
                 for place in (word for word in rest if word.startswith("tests")):
@@ -114,10 +115,16 @@ def test_every_line_of_a_block_is_one_that_works(page, words):
                 for file in (word for word in rest if word.endswith(".txt")):
                     assert (ROOT / file).is_file(), f"{page}: {file} is not there"
                 for extras in re.findall(r"metadd_jax[^\[\s]*\[([\w,]+)\]", part):
-                    assert set(extras.split(",")) <= set(project["optional-dependencies"]), part
+                    assert set(extras.split(",")) <= set(EXTRAS), part
             case ["mkdocs", "serve" | "build", *_] | ["ruff", *_] | ["mypy"] | ["pre-commit", *_]:
                 pass
             case [".ci/run"]:
                 assert (ROOT / ".ci" / "run").is_file()
             case _:
                 assert part.startswith("python -c ") or SHELL.match(part), f"{page}: what holds {part!r}?"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_script_that_a_page_names_is_there(page):
+    for script in re.findall(r"python (experiments/[\w/]+\.py)", page.read_text()):
+        assert (ROOT / script).is_file(), script
