@@ -65,7 +65,7 @@ def check_arrays(source: object, synthetic: structs.SyntheticSet, classes: int) 
             f"{source} has labels {labels.min()} to {labels.max()} but {classes} class names; "
             f"labels must lie in 0..{classes - 1}"
         )
-    _check_finite(source, "pixels", images)
+    check_finite(source, "pixels", images)
     if synthetic.soft_labels is not None:
         soft = np.asarray(synthetic.soft_labels)
         if soft.shape != (len(images), classes):
@@ -91,7 +91,7 @@ def check_probabilities(source: object, soft: np.ndarray) -> None:
     Raises:
       ValueError: for logits, and for what is not finite.
     """
-    _check_finite(source, "soft labels", soft)
+    check_finite(source, "soft labels", soft)
     if not (soft.min() >= 0 and np.allclose(soft.sum(axis=1), 1, atol=_SUM_TOLERANCE)):
         raise ValueError(f"{source} has soft labels that are no probabilities; turn logits into softmax(logits)")
 
@@ -135,7 +135,7 @@ def check_whitening(source: object, shape: tuple[int, ...], metadata: dict[str, 
             raise ValueError(
                 f"{source} has images {shape} and {name} {np.shape(metadata[name])}; {name} must be {wanted}"
             )
-        _check_finite(source, f"numbers of {name}", np.asarray(metadata[name]))
+        check_finite(source, f"numbers of {name}", np.asarray(metadata[name]))
 
 
 def refuse_existing(*paths: pathlib.Path, overwrite: bool, is_ours: Callable[[pathlib.Path], bool]) -> None:
@@ -191,7 +191,17 @@ def _check_constants(source: object, channels: int, metadata: dict[str, Any]) ->
             raise ValueError(f"{name} of {source} is {_short(values.tolist())}; it must {wanted}")
 
 
-def _check_finite(source: object, what: str, values: np.ndarray) -> None:
+def check_finite(source: object, what: str, values: np.ndarray) -> None:
+    """Checks that no number is NaN or infinite.
+
+    Args:
+      source: what the error names.
+      what: the numbers, in the plural, "pixels".
+      values: of any shape.
+
+    Raises:
+      ValueError: with how many are.
+    """
     bad = int(np.sum(~np.isfinite(values)))
     if bad:
         raise ValueError(f"{source} has {bad} {what} that are NaN or infinite; distil or export it again")

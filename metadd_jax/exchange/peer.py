@@ -89,7 +89,8 @@ def space_of(peer: Peer, said: str | None) -> str:
             raise ValueError(f"{peer.source} holds {_told(peer.space)} by its format, not {said}; leave --space out")
         return peer.space
     if said is None:
-        numbers = peer.images
+        checks.check_finite(peer.source, "pixels", peer.images)
+        numbers = peer.images.astype(np.float64)  # the deviation of large numbers has no end in float32
         raise ValueError(
             f"{peer.source} does not say how its numbers were scaled ({numbers.min():.3g} to {numbers.max():.3g}"
             f", mean {numbers.mean():.3g}, deviation {numbers.std():.3g}); add --space standardised, zca, zca_frepo or "
@@ -129,6 +130,8 @@ def settle(
             f"{peer.source} holds images {peer.images.shape[1:]}, but {dataset.name} has {dataset.image_shape}; "
             "give the data that it was made from, or --image-size"
         )
+    # Before any arithmetic with them, which would warn in words of NumPy's.
+    checks.check_finite(peer.source, "pixels", peer.images)
     metadata = _metadata(peer, dataset, settled)
     images = peer.images
     if settled == "zca" and not peer.mtt_whitening:
@@ -228,6 +231,8 @@ def kind_of(labels: np.ndarray, otherwise: str | None) -> str | None:
     """
     if labels.ndim != 2:
         return "classes"
+    if not labels.size:  # [N, 0], of which no number tells anything: refused once the classes of the data are known
+        return otherwise
     if _are_distributions(labels):
         return "probabilities"
     return "targets" if _are_distributions(labels + 1 / labels.shape[1]) else otherwise

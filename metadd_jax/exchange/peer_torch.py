@@ -52,11 +52,12 @@ def read(place: pathlib.Path, wanted: str | None) -> list[Peer]:
 def _understand(file: pathlib.Path, content: Any) -> tuple[str, list[Peer]]:
     torch = pytorch.require_torch()
     if isinstance(content, torch.utils.data.TensorDataset):
-        if len(content.tensors) < 2:
-            raise ValueError(
-                f"{file} is a TensorDataset of {len(content.tensors)} tensors; it must hold images, labels"
-            )
-        return "tensordataset", [_peer(file, "tensordataset", *content.tensors[:2])]
+        # A damaged file may have lost the attribute, or hold anything under it: PyTorch fills it unseen.
+        held = getattr(content, "tensors", ())
+        count = len(held) if isinstance(held, list | tuple) else 0
+        if count < 2:
+            raise ValueError(f"{file} is a TensorDataset of {count} tensors; it must hold images, labels")
+        return "tensordataset", [_peer(file, "tensordataset", *held[:2])]
     if isinstance(content, torch.Tensor):
         kind = "ddranking" if file.stem == "images" else "mtt"
         return kind, [_bare(file, content, kind)]
@@ -116,7 +117,7 @@ def _runs(file: pathlib.Path, content: dict[str, Any]) -> list[Peer]:
 
 
 def _bare(file: pathlib.Path, images: Any, kind: str) -> Peer:
-    parts = [pytorch.to_numpy(file, images)]
+    parts = [_tensor(file, images)]
     labels_name = file.name.replace(_VIEWABLE, "images", 1).replace("images", "labels", 1)
     if labels_name == file.name:
         raise ValueError(
@@ -160,9 +161,10 @@ def _labels_of(first: pathlib.Path, others: list[str]) -> np.ndarray:
     whole = first.with_name("labels_best.pt")
     if others and not first.is_file() and whole.is_file():
         return _tensor(whole)
-    return np.concatenate(
-        [_tensor(first), *(_tensor(first.with_name(n.replace("images", "labels", 1))) for n in others)]
-    )
+    parts = [_tensor(first), *(_tensor(first.with_name(n.replace("images", "labels", 1))) for n in others)]
+    if len({part.shape[1:] for part in parts}) != 1:
+        raise ValueError(f"{first} and its further parts hold labels of several shapes; restore them")
+    return np.concatenate(parts)
 
 
 def _rate(file: pathlib.Path) -> np.ndarray | None:
@@ -207,10 +209,11 @@ def _facts(folder: pathlib.Path) -> dict[str, Any]:
     return found
 
 
-def _tensor(file: pathlib.Path) -> np.ndarray:
-    value = pytorch.to_numpy(file, pytorch.read(file))
+def _tensor(file: pathlib.Path, content: Any = None) -> np.ndarray:
+    """What a file holds, which may be read already, as an array that can be joined to others."""
+    value = pytorch.to_numpy(file, pytorch.read(file) if content is None else content)
     if value.ndim == 0:
-        raise ValueError(f"{file} holds no tensor; restore it")
+        raise ValueError(f"{file} holds one number where a tensor belongs; restore it")
     return value
 
 

@@ -272,3 +272,53 @@ def test_files_of_pytorch_before_its_archives_are_read(tmp_path):
         with pytest.raises(ValueError, match=r"res\.pt") as told:
             exchange.load_peer(file)
         assert "\n" not in str(told.value)
+
+
+def test_labels_of_no_columns_are_refused(tmp_path):
+    save(tmp_path / "images_best.pt", images())
+    torch.save([[] for _ in LABELS], tmp_path / "labels_best.pt")
+    with pytest.raises(ValueError, match="has labels of 0 classes"):
+        settle(tmp_path / "images_best.pt", space="standardised")
+
+
+@pytest.mark.parametrize("name", ["images_best.pt", "labels_best.pt"])
+def test_one_number_in_place_of_a_tensor_is_refused(tmp_path, name):
+    save(tmp_path / "images_best.pt", images())
+    save(tmp_path / "labels_best.pt", LABELS)
+    torch.save(torch.tensor(3), tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} holds one number where a tensor belongs"):
+        settle(tmp_path / "images_best.pt", space="standardised")
+
+
+def test_labels_of_parts_of_several_shapes_are_refused(tmp_path):
+    for part in (0, 1):
+        save(tmp_path / f"images_best_{part}.pt", images())
+        save(tmp_path / f"labels_best_{part}.pt", LABELS if part else np.eye(len(NAMES), dtype=np.float32)[LABELS])
+    with pytest.raises(ValueError, match="labels_best_0[.]pt and its further parts hold labels of several shapes"):
+        settle(tmp_path / "images_best_0.pt", space="standardised")
+
+
+@pytest.mark.parametrize("tensors", [None, (), 3])
+def test_a_dataset_without_its_tensors_is_refused(tmp_path, tensors):
+    damaged = torch.utils.data.TensorDataset(torch.tensor(images()), torch.tensor(LABELS))
+    if tensors is None:
+        del damaged.tensors
+    else:
+        damaged.tensors = tensors
+    torch.save(damaged, tmp_path / "set.pt")
+    with pytest.raises(ValueError, match="set[.]pt is a TensorDataset of 0 tensors"):
+        settle(tmp_path / "set.pt", space="standardised")
+
+
+@pytest.mark.parametrize("pixel", [np.nan, np.inf, 3e38])
+@pytest.mark.filterwarnings("error")
+def test_pixels_that_are_or_become_infinite_are_refused(tmp_path, pixel):
+    one = images()
+    one[0, 0, 0, 0] = pixel
+    torch.save([torch.tensor(one), torch.tensor(LABELS)], tmp_path / "data.pt")
+    (peer,) = exchange.load_peer(tmp_path / "data.pt")
+    with pytest.raises(ValueError, match="data[.]pt has 1 pixels that are NaN or infinite"):
+        exchange.settle(dataclasses.replace(peer, packed=False), real())
+    wanted = "to 3e.38, mean" if np.isfinite(pixel) else "has 1 pixels that are NaN or infinite"
+    with pytest.raises(ValueError, match=wanted):  # also where nobody says how the numbers were scaled
+        exchange.space_of(dataclasses.replace(peer, space=None), None)

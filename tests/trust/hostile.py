@@ -153,7 +153,8 @@ def _watched(function, place, scratch, megabytes):
     usual, tempfile.tempdir = tempfile.tempdir, scratch
     handler = signal.signal(signal.SIGALRM, _late)
     signal.setitimer(signal.ITIMER_REAL, 3 * SECONDS)  # of the clock: a machine may be busy
-    tracemalloc.start(1)
+    tracemalloc.reset_peak()
+    held = tracemalloc.get_traced_memory()[0]
     _watching.append(watch)
     began = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     try:
@@ -163,8 +164,7 @@ def _watched(function, place, scratch, megabytes):
     finally:
         seconds = resource.getrusage(resource.RUSAGE_SELF).ru_utime - began
         _watching.pop()
-        peak = tracemalloc.get_traced_memory()[1] / 1e6
-        tracemalloc.stop()
+        peak = (tracemalloc.get_traced_memory()[1] - held) / 1e6
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
         tempfile.tempdir = usual
@@ -194,9 +194,13 @@ def require_line(error, *, names, also=()):
 
 @contextlib.contextmanager
 def counted():
-    """Appends the counts of a module's readers to the file METADD_FUZZ_COUNTS, where it is named."""
+    """Traces what a module's readers allocate; appends their counts to the file METADD_FUZZ_COUNTS, where that is set."""
     COUNTS.clear()
+    # Once for a module, and not for each reading: Python 3.11 dies where a reader's thread still frees memory while the
+    # tracing of it stops (python/cpython#128679).
+    tracemalloc.start(1)
     yield
+    tracemalloc.stop()
     if place := os.environ.get("METADD_FUZZ_COUNTS"):
         with open(place, "a") as stream:
             for (reader, how), number in sorted(COUNTS.items()):
