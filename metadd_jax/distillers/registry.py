@@ -39,8 +39,9 @@ class Method:
 
     Attributes:
       init: what the images start from: "random" (real images), "noise" (standard normal), "kmeans" (the real images
-        nearest the k-means centres of each class: those of the kmeans row) or a saved set, ours or a peer's (its
-        value space behind a colon: "images_best.pt:zca"); None as published. In code the last two are ``start_from``.
+        nearest the k-means centres of each class: those of the kmeans row), "consensus" (in each k-means cluster the
+        real image that all seen networks together are surest of) or a saved set, ours or a peer's (its value space
+        behind a colon: "images_best.pt:zca"); None as published. In code the last three are ``start_from``.
       group: what the method's options begin with on a command line: ``--dc.outer``.
       draws_networks: whether the method draws random networks, so that ``make`` and the checks of the network take a
         ``networks.Networks`` too: a pool.

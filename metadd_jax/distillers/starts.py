@@ -1,7 +1,7 @@
 """What the images of a set start from, whatever the method: random real images, noise, or images that are given.
 
-Two starts are drawn from the run's key by ``class_images.initial``; every other one (k-means, a saved set) is images
-that somebody has already, and ``start_from`` hands them to the method, however it is wrapped.
+Two starts are drawn from the run's key by ``class_images.initial``; every other one (k-means, consensus, a saved set)
+is images that somebody has already, and ``start_from`` hands them to the method, however it is wrapped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from metadd_jax.exchange import peer
 from metadd_jax.structs import Array, Dataset
 
 DRAWN = ("random", "noise")
-INITS = (*DRAWN, "kmeans")
+FOUND = ("kmeans", "consensus")  # among the real images, by whoever has the data and the networks
+INITS = (*DRAWN, *FOUND)
 
 
 def called(init: str) -> str:
@@ -31,7 +32,7 @@ def called(init: str) -> str:
 
 def reads_real(init: str) -> bool:
     """Whether a start takes real images, so that every class must have enough of them."""
-    return called(init) in ("random", "kmeans")
+    return called(init) in ("random", *FOUND)
 
 
 def place_of(init: str) -> tuple[pathlib.Path, str | None]:
@@ -68,7 +69,7 @@ def refusal(init: str) -> str:
     """What a method says that was made with a start which it cannot draw."""
     return (
         f"init {init!r} must be one of {', '.join(DRAWN)} where a method draws its start; give the images of any other "
-        "by distillers.start_from(method, images), as the main job does for kmeans and saved sets"
+        "by distillers.start_from(method, images), as the main job does for kmeans, consensus and saved sets"
     )
 
 

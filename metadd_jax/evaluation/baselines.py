@@ -1,18 +1,21 @@
-"""Real images as baselines: every table of distilled sets needs them.
+"""Real images as baselines, from which sets may start, too: every table of distilled sets needs them.
 
 On foreign architectures real images near k-means centres match or beat most distillation methods (DC-BENCH,
-arXiv 2207.09639), so a method that does not beat these rows has gained nothing.
+arXiv 2207.09639), so a method that does not beat these rows has gained nothing. Images that several networks are sure
+of beat both (docs/laboratory.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from metadd_jax import keys, ranges, structs
+from metadd_jax import features, keys, parallel, ranges, structs
 from metadd_jax.data import sampling
 
 _MOST_IMAGES = 5_000  # of a class, drawn by seed: bounds the time and memory of k-means
@@ -65,6 +68,87 @@ def kmeans_real(
     Raises:
       ValueError: if a class has fewer than ``ipc`` images and may not repeat them.
     """
+
+    def nearest(rows: np.ndarray, label: int, count: int) -> np.ndarray:
+        del label
+        return _nearest_to_centres(_distances(seed, _features(dataset.train, rows, embed), count))
+
+    return _of_each_class(seed, dataset, ipc, nearest, repeat=repeat)
+
+
+def consensus_real(
+    seed: int,
+    dataset: structs.Dataset,
+    ipc: int | Sequence[int],
+    auxiliaries: Sequence[structs.Auxiliary],
+    *,
+    repeat: bool = False,
+) -> structs.SyntheticSet:
+    """Takes from each k-means cluster of a class's pixels the real image that all networks together are surest of.
+
+    An image x of class y scores s(x) = 1/M sum_m log p_m(y | x). One network that does not see the class in it pulls it
+    down without bound, so that what is taken shows what all of them see: meta features, of whole images. RDED (arXiv
+    2312.03526) ranks crops by one network's cross-entropy; the clusters keep a class from being ten views of one thing.
+
+    Args:
+      seed: of the clusters, as in ``kmeans_real``.
+      dataset: real images; the training split is used, on which the networks may have learned.
+      ipc: clusters of each class, one number for all classes or one per class in the order of the labels.
+      auxiliaries: the M networks, frozen (``features.freeze``).
+      repeat: as in ``kmeans_real``.
+
+    Returns:
+      A set of K * ipc standardised images, class-major; inside a class in the order of the centres.
+
+    Raises:
+      ValueError: without a network, or if a class has fewer than ``ipc`` images and may not repeat them.
+    """
+    if not auxiliaries:
+        raise ValueError("a consensus needs at least one network that looks at the images; give auxiliaries")
+    see = parallel.jit(mean_log_probability)
+    batch = min(_EMBED_BATCH, dataset.train.max_count)
+
+    def score(images: np.ndarray) -> np.ndarray:
+        # Filled up with empty images: one program, however many images each class has.
+        filled = np.zeros((batch, *images.shape[1:]), np.float32)
+        filled[: len(images)] = images
+        return np.asarray(see(tuple(auxiliaries), filled))[: len(images)]
+
+    def surest(rows: np.ndarray, label: int, count: int) -> np.ndarray:
+        distances = _distances(seed, _features(dataset.train, rows, None), count)
+        scores = _features(dataset.train, rows, score)[:, label]
+        return _surest_of_clusters(distances.argmin(axis=1), scores, count)
+
+    return _of_each_class(seed, dataset, ipc, surest, repeat=repeat)
+
+
+def mean_log_probability(auxiliaries: Sequence[structs.Auxiliary], images: jax.Array) -> jax.Array:
+    """Computes how sure the networks are of each class in each image: 1/M sum_m log p_m(y | x).
+
+    Args:
+      auxiliaries: M >= 1 networks.
+      images: [B, H, W, C] in the set's value space.
+
+    Returns:
+      [B, K] float32, at most 0; far below where one network does not see the class.
+    """
+    chex.assert_rank(images, 4)
+    labels = jnp.zeros(len(images), jnp.int32)  # of no map
+    sights = [features.observe(auxiliary, images, labels, maps=False) for auxiliary in auxiliaries]
+    # In float32, since the logits of a network that computes in bfloat16 are rounded to three digits.
+    every = [jax.nn.log_softmax(sight.logits.astype(jnp.float32)) for sight in sights]
+    return jnp.mean(jnp.stack(every), axis=0)
+
+
+def _of_each_class(
+    seed: int,
+    dataset: structs.Dataset,
+    ipc: int | Sequence[int],
+    choose: Callable[[np.ndarray, int, int], np.ndarray],
+    *,
+    repeat: bool,
+) -> structs.SyntheticSet:
+    """The set of what ``choose(rows, label, count)`` takes of each class: places in ``rows``, the class's images."""
     ranges.require("seed", seed, ranges.Whole(0, ranges.SEEDS - 1))
     arrays = dataset.train
     counts, offsets = np.asarray(arrays.counts), np.asarray(arrays.offsets)
@@ -76,8 +160,7 @@ def kmeans_real(
         if count > max(_MOST_IMAGES, own):
             generator = keys.generator("kmeans", seed, label)
             rows = np.sort(generator.choice(rows, max(_MOST_IMAGES, own), replace=False))
-        nearest = _nearest_to_centres(seed, _features(arrays, rows, embed), min(own, len(rows)))
-        chosen.append(rows[np.resize(nearest, own)])
+        chosen.append(rows[np.resize(choose(rows, label, min(own, len(rows))), own)])
     images = sampling.standardise(arrays.images[np.concatenate(chosen)], arrays.mean, arrays.std)
     return structs.SyntheticSet(images, np.repeat(np.arange(len(counts), dtype=np.int32), wanted))
 
@@ -93,8 +176,8 @@ def _features(arrays: structs.ImageArrays, rows: np.ndarray, embed: Callable | N
     return np.concatenate(batches)
 
 
-def _nearest_to_centres(seed: int, features: np.ndarray, ipc: int) -> np.ndarray:
-    """[ipc] distinct rows of ``features``: for each centre in turn the nearest row that is not taken yet."""
+def _distances(seed: int, features: np.ndarray, ipc: int) -> np.ndarray:
+    """[n, ipc], of n rows of ``features`` to the centres that k-means finds."""
     try:
         import threadpoolctl  # a dependency of scikit-learn
         from sklearn.cluster import KMeans
@@ -104,10 +187,26 @@ def _nearest_to_centres(seed: int, features: np.ndarray, ipc: int) -> np.ndarray
     # One thread: sums in a fixed order, so equal seeds give equal images; and threads that spin beside other
     # work on the machine made it 10 times slower (500 digits, 10 centres: 4.3 against 0.5 s).
     with threadpoolctl.threadpool_limits(1):
-        distances = KMeans(ipc, n_init=_RESTARTS, random_state=seed).fit(features).transform(features)  # [n, ipc]
+        return KMeans(ipc, n_init=_RESTARTS, random_state=seed).fit(features).transform(features)
+
+
+def _nearest_to_centres(distances: np.ndarray) -> np.ndarray:
+    """[ipc] distinct rows of ``distances`` [n, ipc]: for each centre in turn the nearest row that is not taken yet."""
     # Greedy, so that no image stands for two centres: at one image per cluster the nearest may be shared.
     chosen: list[int] = []
-    for centre in range(ipc):
+    for centre in range(distances.shape[1]):
         distances[chosen, centre] = np.inf
         chosen.append(int(distances[:, centre].argmin()))
+    return np.array(chosen)
+
+
+def _surest_of_clusters(clusters: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:
+    """[count] distinct rows: of each cluster the one of the largest score; for an empty one the surest that is left."""
+    left = scores.astype(np.float64)
+    chosen: list[int] = []
+    for cluster in range(count):
+        inside = np.where(clusters == cluster, left, -np.inf)
+        # Fewer distinct images than clusters leave clusters without any.
+        chosen.append(int((inside if np.isfinite(inside).any() else left).argmax()))
+        left[chosen[-1]] = -np.inf
     return np.array(chosen)

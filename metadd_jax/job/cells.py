@@ -34,7 +34,7 @@ class Cell:
 
     Attributes:
       row: its row in the study.
-      real: "random" or "kmeans" for real images; None for a distilled set, the last that the options would make.
+      real: of ``prepare.REAL`` for real images; None for a distilled set, the last that the options would make.
       config: the options of the main job, for one seed.
     """
 
@@ -197,18 +197,20 @@ def run(
 def _distil(
     job: prepare.Job, cell: Cell, networks: tuple[dict, dict], watch: effects.Stopwatch
 ) -> dict[str, list[mdd.SyntheticSet]]:
+    looking = stages.looking_of(job, networks[1]) if networks[1] else ()
     if cell.real:
-        sets = stages.baselines(job, names=[cell.real])
+        sets = stages.baselines(job, names=[cell.real], looking=looking)
         stages.export_real(job, cell.real, cell.seed, sets[cell.real][0])
         return sets
     job = stages.prepare_latents(job)
     every, tx = stages.all_methods(job, *networks)
-    return stages.distil_all(job, every[-1:], tx, watch)
+    return stages.distil_all(job, every[-1:], tx, watch, looking)
 
 
 def _wants_networks(cell: Cell, job: prepare.Job) -> bool:
-    """Whether the networks of the distillation are wanted: real images need them where the method's teacher labels."""
-    return not cell.real or (recipes.labels(job.config).rule == "teacher" and not job.teachers)
+    """Whether the networks of the distillation are wanted: real images need them to be chosen or labelled by."""
+    own_teacher = recipes.labels(job.config).rule == "teacher" and not job.teachers
+    return cell.real in (None, "consensus") or own_teacher
 
 
 def networks_of(job: prepare.Job) -> tuple[dict[str, mdd.training.Trained], dict[str, mdd.Auxiliary]]:
@@ -216,7 +218,7 @@ def networks_of(job: prepare.Job) -> tuple[dict[str, mdd.training.Trained], dict
     config = job.config
     recipe = (recipes.pretraining(config), recipes.backbone(config), config.evaluate_on)
     weights = tuple(getattr(config.own, name) for name in config.own.file_fields)
-    apart = (config.seen_epochs, config.seen_data, config.data_dir) if config.wrapped else ()
+    apart = (config.seen_epochs, config.seen_data, config.data_dir) if config.looks else ()
     key = (job.dataset.fingerprint, job.backbone, job.seen, apart, *recipe, *weights, job.cache)
     # Kept: the cells of a study share them, and to freeze one passes real images through it.
     if key not in _MADE:

@@ -42,6 +42,8 @@ def check_options(config: DistillConfig) -> None:
         )
     if config.wrapped and not config.seen:
         raise ValueError("MetaDD looks through auxiliary networks: name some by --seen, or distil bare by --no-wrapped")
+    if config.own.start == "consensus" and not config.seen:
+        raise ValueError("--init consensus asks the seen networks: name some by --seen, or start from kmeans")
     if len(set(config.seen_epochs)) < len(config.seen_epochs):
         raise ValueError(f"--seen-epochs {' '.join(map(str, config.seen_epochs))} says a number twice; say it once")
     seen_data.check(config)

@@ -108,13 +108,14 @@ def _do(job: prepare.Job, stop: stopping.Stop, found: dict[str, Any] | None = No
     auxiliaries = stages.freeze_all(job, trained)
     job = stages.prepare_latents(job)
     watch = stopping.Watch(stop, config.steps)
-    distilled = stages.distil_all(job, *stages.all_methods(job, trained, auxiliaries), watch)
+    looking = stages.looking_of(job, auxiliaries)
+    distilled = stages.distil_all(job, *stages.all_methods(job, trained, auxiliaries), watch, looking)
     if parallel.is_main():
         results.draw(job, distilled, auxiliaries)
     if found is not None:
         parallel.barrier("the files are written")
         return results.show(job, found)
-    sets = {**stages.baselines(job), **distilled}
+    sets = {**stages.baselines(job, names=job.real_rows, looking=looking), **distilled}
     rows = stages.judge(job, sets, teachers)
     if parallel.is_main():
         base, *ours = distilled

@@ -229,6 +229,11 @@ class DistillConfig:
         return bool(self.seen_epochs or self.seen_data)
 
     @property
+    def looks(self) -> bool:
+        """Whether any set is made by looking through the auxiliaries: under MetaDD, or from what they are sure of."""
+        return self.wrapped or self.own.start == "consensus"
+
+    @property
     def auxiliaries(self) -> int:
         """How many networks MetaDD looks through."""
         return len(self.seen) * max(len(self.seen_epochs), 1)

@@ -18,7 +18,7 @@ import metadd_jax as mdd
 from metadd_jax import parallel
 from metadd_jax.distillers.parameterisation import per_stored
 from metadd_jax.job import backbones, recipes
-from metadd_jax.job.prepare import BASELINES, Job, make, settings, stand_ins, wrapped
+from metadd_jax.job.prepare import Job, make, settings, stand_ins, wrapped
 
 # Steps that are timed; the first call, which compiles and warms up, is not among them.
 CALIBRATION_STEPS = 3
@@ -241,7 +241,7 @@ def _stages(job: Job, plans: list[Plan]) -> dict[str, float]:
     # The slowest, so that the estimate errs to the long side.
     rate = min(entry.flops / entry.seconds for entry in plans)
     real, images = len(job.dataset.train.images), sum(job.counts)
-    sets = (len(BASELINES) + len(plans)) * config.distill_seeds
+    sets = (len(job.real_rows) + len(plans)) * config.distill_seeds
     # A training step is a forward pass and a backward pass, which counts as two.
     trained = 3 * sum(forward_flops(net) for net in {net.label: net for net in (*job.networks, *job.teachers)}.values())
     stages = {
@@ -257,10 +257,12 @@ def _stages(job: Job, plans: list[Plan]) -> dict[str, float]:
         epochs = recipes.backbone(config).epochs
         prepared = prepared | {"committee": epochs * real * 3 * sum(map(forward_flops, further))}
     looking = [net for net, _ in job.looked_through.values()]
-    if config.wrapped and (
+    if config.looks and (
         apart := sum((epochs or 0) * forward_flops(net) for net, epochs in job.looked_through.values())
     ):
         prepared = prepared | {"auxiliaries": 3 * real * apart}
+    if config.own.start == "consensus":  # every network looks once at every real image, for each seed
+        prepared = prepared | {"consensus": config.distill_seeds * real * sum(map(forward_flops, looking))}
     # For each way to make maps and once for embeddings; a map's derivative passes the head alone.
     passes: set[Any] = {setting.cam for setting in settings(config).values() if "real_maps" in _needs(setting)}
     passes |= {None} if any("real" in _needs(setting) for setting in settings(config).values()) else set()

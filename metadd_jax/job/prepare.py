@@ -23,14 +23,16 @@ from metadd_jax.job.presets import variant
 from metadd_jax.training import views
 
 BASELINES = ("random", "kmeans")
+REAL = (*BASELINES, "consensus")
+"""Real images that a row may consist of; the last stands only beside sets that start from it, or where it is asked."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
     """A checked job: the configuration, its folder, the data on the device, the networks and what is trained.
 
-    ``kmeans`` keeps what ``stages.kmeans`` has found, ``seen_source`` what MetaDD's auxiliaries learn from where it is
-    no part of ``dataset``.
+    ``found`` keeps what ``stages.found_real`` has found, ``seen_source`` what MetaDD's auxiliaries learn from where it
+    is no part of ``dataset``.
 
     Whoever has prepared it releases its lock when the work is done.
     """
@@ -44,7 +46,7 @@ class Job:
     parameterisation: distillers.Parameterisation = dataclasses.field(default_factory=distillers.pixels)
     seen_source: mdd.Dataset | None = None
     lock: mdd.storage.Lock | None = None
-    kmeans: dict[tuple, mdd.SyntheticSet] = dataclasses.field(default_factory=dict, compare=False)
+    found: dict[tuple, mdd.SyntheticSet] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def networks(self) -> tuple[mdd.zoo.Architecture, ...]:
@@ -94,6 +96,11 @@ class Job:
     def stored_counts(self) -> tuple[int, ...]:
         """The images of each class that are stored, or whose storage the latents take: ``ipc``."""
         return tuple(stored_for(self.parameterisation, count) for count in self.counts)
+
+    @property
+    def real_rows(self) -> tuple[str, ...]:
+        """The real images that stand beside the job's sets: what a start has earned is not the method's doing."""
+        return REAL if self.config.own.start == "consensus" else BASELINES
 
     @property
     def real_counts(self) -> tuple[int, ...]:

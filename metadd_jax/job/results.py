@@ -14,7 +14,7 @@ from metadd_jax import exchange, files, keys, parallel, pictures, ranges
 from metadd_jax.evaluation import report
 from metadd_jax.job import backbones, command, labels, recipes, report_images, runfolder
 from metadd_jax.job.options import DistillConfig
-from metadd_jax.job.prepare import BASELINES, Job, seeds
+from metadd_jax.job.prepare import REAL, Job, seeds
 
 
 def agreements(
@@ -67,7 +67,7 @@ def draw(job: Job, sets: dict[str, list[mdd.SyntheticSet]], auxiliaries: dict[st
       sets: by name, one of each distillation seed; the baselines get no pictures.
       auxiliaries: the frozen networks by label.
     """
-    for name in [name for name in sets if name not in BASELINES]:
+    for name in [name for name in sets if name not in REAL]:
         for seed, synthetic in zip(seeds(job.config), sets[name], strict=True):
             draw_set(job, job.directory / name / f"seed{seed}", synthetic, [auxiliaries[net.label] for net in job.seen])
 
@@ -140,7 +140,7 @@ def _shows_packed(job: Job) -> bool:
 
 def unwritten(job: Job, results: dict[str, Any]) -> list[pathlib.Path]:
     """Lists the files of the sets behind the ``results`` of ``job`` that are missing or damaged."""
-    sets = {row["set"]: None for row in results["rows"] if row["set"] not in BASELINES}
+    sets = {row["set"]: None for row in results["rows"] if row["set"] not in REAL}
     pictures = ["synthetic.png"] + ["packed.png"] * _shows_packed(job) + ["maps.png"] * bool(job.seen)
     return runfolder.unwritten(job.directory, sets, seeds(job.config), latents=job.packs, pictures=pictures)
 
@@ -180,7 +180,12 @@ def labels_of(
 
 
 def _describe_start(start: str) -> str:
-    words = {"random": "random real images", "noise": "noise", "kmeans": "the k-means images of the same seed"}
+    words = {
+        "random": "random real images",
+        "noise": "noise",
+        "kmeans": "the k-means images of the same seed",
+        "consensus": "the consensus images of the same seed",
+    }
     return words.get(start, f"the images of {start}")
 
 

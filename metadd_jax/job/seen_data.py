@@ -23,7 +23,7 @@ def check(config: DistillConfig) -> None:
     if config.seen_data is None:
         return
     said = f"--seen-data {config.seen_data}"
-    if not config.wrapped:
+    if not config.looks:
         raise ValueError(f"{said} is of MetaDD's auxiliaries, and --no-wrapped has none; leave one of the two out")
     if config.zca:
         raise ValueError(f"{said} would be shown whitened images; leave --zca out")

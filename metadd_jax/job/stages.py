@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import optax
 import metadd_jax as mdd
 from metadd_jax import exchange, features, keys, parallel
 from metadd_jax.distillers.run import compile_chunks
+from metadd_jax.distillers.starts import FOUND
 from metadd_jax.evaluation import report
 from metadd_jax.job import backbones, command, common, effects, labels, logs, recipes, results, seen_data
 from metadd_jax.job.prepare import BASELINES, Job, make, run_config, seeds, wrapped
@@ -62,7 +63,7 @@ def freeze_all(job: Job, trained: dict[str, mdd.training.Trained]) -> dict[str, 
     nets = job.seen if source is job.dataset else common.networks(config.seen, source)
     # Accuracy is told where it was learned; other data have no validation images of the job's.
     split = config.evaluate_on if source is job.dataset else "test"
-    for number in dict.fromkeys(epochs for _, epochs in job.looked_through.values()) if config.wrapped else ():
+    for number in dict.fromkeys(epochs for _, epochs in job.looked_through.values()) if config.looks else ():
         if number is None:
             continue
         variables: list[Any] = [parallel.jit(net.init)(keys.root(0, "pretrain")) for net in nets if not number]
@@ -129,7 +130,11 @@ def all_methods(
 
 
 def distil_all(
-    job: Job, every: list[mdd.distillers.Distiller], tx: optax.GradientTransformation, watch: effects.Stopwatch
+    job: Job,
+    every: list[mdd.distillers.Distiller],
+    tx: optax.GradientTransformation,
+    watch: effects.Stopwatch,
+    looking: Sequence[mdd.Auxiliary] = (),
 ) -> dict[str, list[mdd.SyntheticSet]]:
     """Distils ``distill_seeds`` sets with each method, going on where an earlier start was stopped.
 
@@ -138,6 +143,7 @@ def distil_all(
       every: the methods.
       tx: what updates their sets.
       watch: takes the seconds of their steps.
+      looking: the auxiliaries (``looking_of``), from whose consensus sets may start.
 
     Returns:
       By the method's name the sets, one of each distillation seed, on the host.
@@ -150,7 +156,7 @@ def distil_all(
         sets[method.name] = []
         for seed in seeds(config):
             folder = job.directory / method.name / f"seed{seed}"
-            start = start_of(job, seed)
+            start = start_of(job, seed, looking)
             shown = {"set": method.name, "seed": seed, "dataset": config.dataset, "steps": config.steps}
             with (
                 logs.opened(config.log_to, folder, settings=shown) as log,
@@ -194,7 +200,7 @@ def export_real(job: Job, name: str, seed: int, synthetic: mdd.SyntheticSet) -> 
 
     Args:
       job: the job.
-      name: of ``BASELINES``.
+      name: of ``REAL``.
       seed: its distillation seed.
       synthetic: the set.
     """
@@ -232,37 +238,51 @@ def metadata(job: Job, method: str, seed: int) -> dict[str, Any]:
     }
 
 
-def baselines(job: Job, *, names: Sequence[str] = BASELINES) -> dict[str, list[mdd.SyntheticSet]]:
-    """Real images as sets of the same size: random ones, and those nearest the k-means centres of each class.
+def looking_of(job: Job, auxiliaries: dict[str, mdd.Auxiliary]) -> tuple[mdd.Auxiliary, ...]:
+    """The auxiliaries that look at the images, out of all frozen networks (``freeze_all``)."""
+    return tuple(auxiliaries[name] for name in job.looked_through) if job.config.looks else ()
+
+
+def baselines(
+    job: Job, *, names: Sequence[str] = BASELINES, looking: Sequence[mdd.Auxiliary] = ()
+) -> dict[str, list[mdd.SyntheticSet]]:
+    """Real images as sets of the same size: random ones, and those found among them.
 
     Args:
       job: the job.
-      names: which of ``BASELINES``.
+      names: which of ``REAL``.
+      looking: the auxiliaries (``looking_of``), for "consensus".
     """
-    # Real images match many a distilled set on foreign networks (DC-BENCH), so every table has these two rows.
+    # Real images match many a distilled set on foreign networks (DC-BENCH), so every table has rows of them.
     counts, repeat = job.real_counts, job.config.short_class == "repeat"
-    draw: dict[str, Callable[[int], mdd.SyntheticSet]] = {
-        "random": lambda seed: mdd.evaluation.random_real(
-            keys.root(seed, "random"), job.dataset, counts, repeat=repeat
-        ),
-        "kmeans": lambda seed: kmeans(job, seed, counts),
-    }
-    return {name: [draw[name](seed) for seed in seeds(job.config)] for name in names}
+
+    def draw(name: str, seed: int) -> mdd.SyntheticSet:
+        if name == "random":
+            return mdd.evaluation.random_real(keys.root(seed, "random"), job.dataset, counts, repeat=repeat)
+        return found_real(job, name, seed, counts, looking)
+
+    return {name: [draw(name, seed) for seed in seeds(job.config)] for name in names}
 
 
-def kmeans(job: Job, seed: int, counts: tuple[int, ...]) -> mdd.SyntheticSet:
-    """Gives the real images nearest the k-means centres of each class, as many as ``counts`` [K] say; found once."""
-    if (seed, counts) not in job.kmeans:
+def found_real(
+    job: Job, name: str, seed: int, counts: tuple[int, ...], looking: Sequence[mdd.Auxiliary] = ()
+) -> mdd.SyntheticSet:
+    """Gives the real images of k-means or of the consensus, as many as ``counts`` [K] say; found once."""
+    if (name, seed, counts) not in job.found:
         repeat = job.config.short_class == "repeat"
-        job.kmeans[seed, counts] = mdd.evaluation.kmeans_real(seed, job.dataset, counts, repeat=repeat)
-    return job.kmeans[seed, counts]
+        job.found[name, seed, counts] = (
+            mdd.evaluation.kmeans_real(seed, job.dataset, counts, repeat=repeat)
+            if name == "kmeans"
+            else mdd.evaluation.consensus_real(seed, job.dataset, counts, looking, repeat=repeat)
+        )
+    return job.found[name, seed, counts]
 
 
-def start_of(job: Job, seed: int) -> Any:
+def start_of(job: Job, seed: int, looking: Sequence[mdd.Auxiliary] = ()) -> Any:
     """Gives the images [N, H, W, C] that the sets of a seed start from; None where the method draws them itself."""
-    if job.config.own.start == "kmeans":
-        # At equal numbers the very images of the kmeans row: what a set has over that row is the method's doing.
-        return kmeans(job, seed, job.counts).images
+    if job.config.own.start in FOUND:
+        # At equal numbers the very images of the row: what a set has over that row is the method's doing.
+        return found_real(job, job.config.own.start, seed, job.counts, looking).images
     return job.dataset.start
 
 

@@ -1,4 +1,4 @@
-"""Where the sets of a job start (``--init``): images that are there before the method is, k-means or a saved set."""
+"""Where the sets of a job start (``--init``): images that are there before the method is, found or saved."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from metadd_jax.job.options import DistillConfig
 def given(config: DistillConfig, dataset: mdd.Dataset, counts: tuple[int, ...]) -> np.ndarray | None:
     """Gives the images that all sets start from, proved against the data; None where the method draws its start.
 
-    K-means images differ by seed and take a while, so they come later (``stages.start_of``); until then NaN stands for
-    them, from which no run starts.
+    Images found among the real ones differ by seed and take a while, so they come later (``stages.start_of``); until
+    then NaN stands for them, from which no run starts.
 
     Args:
       config: the settings of the job.
@@ -35,7 +35,7 @@ def given(config: DistillConfig, dataset: mdd.Dataset, counts: tuple[int, ...]) 
     init = config.own.start
     if init in starts.DRAWN:
         return None
-    if init == "kmeans":
+    if init in starts.FOUND:
         return np.broadcast_to(np.float32(np.nan), (sum(counts), *dataset.image_shape))
     synthetic, metadata = _read(init, dataset)
     if tuple(synthetic.images.shape[1:]) != dataset.image_shape:

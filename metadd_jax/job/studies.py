@@ -13,7 +13,7 @@ from metadd_jax import ranges, registries
 from metadd_jax.data.splits import SPLITS
 from metadd_jax.job import distill, plugins, study_rows
 from metadd_jax.job.options import DistillConfig
-from metadd_jax.job.prepare import BASELINES
+from metadd_jax.job.prepare import REAL
 
 # Settings are chosen on one split and measured on the other with other seeds: no set is both chosen by and measured.
 _WORDS_OF_SPLIT = {"test": (), "validation": ("--evaluate-on", "validation", "--first-seed", "100")}
@@ -28,8 +28,8 @@ class Study:
       about: what it asks, in one sentence, for ``--help`` and the head of its table.
       rows: name of a row -> the options of ``metadd distill`` that make its set, as one text beside those of
         ``options``. The set of a row is the last that the job would distil of them: "--no-wrapped" gives the base
-        method's, "" the one under MetaDD, "--variants paper" the one under that variant. "random" and "kmeans" as
-        first word give real images of the same size.
+        method's, "" the one under MetaDD, "--variants paper" the one under that variant. "random", "kmeans" and
+        "consensus" as first word give real images of the same size.
       preset: of ``metadd distill``, where the options start from.
       options: for every row.
       seeds: distillation seeds, 0 to ``seeds`` - 1 (on validation images 100 and the following): so many sets of each
@@ -69,8 +69,10 @@ class Study:
 
     def words(self, row: str) -> list[str]:
         """The options of a row as the words of a command line, and before them the preset."""
-        own = shlex.split(_options(self.rows[row])[1])
-        return [self.preset, *_WORDS_OF_SPLIT[self.split], *shlex.split(self.options), *own]
+        real, own = _options(self.rows[row])
+        # Of real images too the options say which networks were asked.
+        chosen = ("--init", "consensus") if real == "consensus" else ()
+        return [self.preset, *_WORDS_OF_SPLIT[self.split], *shlex.split(self.options), *shlex.split(own), *chosen]
 
     def compared(self) -> dict[str, list[str]]:
         """The rows that are compared with each of ``references``, in the order of the table."""
@@ -79,13 +81,13 @@ class Study:
         return {reference: [row for row in own if row != reference] for reference in self.references}
 
     def real(self, row: str) -> str | None:
-        """Which real images a row consists of, "random" or "kmeans"; None for a distilled set."""
+        """Which real images a row consists of, of ``prepare.REAL``; None for a distilled set."""
         return _options(self.rows[row])[0]
 
 
 def _options(text: str) -> tuple[str | None, str]:
     first, _, rest = text.strip().partition(" ")
-    return (first, rest) if first in BASELINES else (None, text)
+    return (first, rest) if first in REAL else (None, text)
 
 
 def configs(study: Study, added: list[str]) -> dict[str, DistillConfig]:

@@ -1,6 +1,7 @@
 """Random and k-means real images, on blobs whose centres are known."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -67,7 +68,7 @@ def test_kmeans_never_takes_an_image_twice():
     synthetic = baselines.kmeans_real(3, dataset_of(values, [4]), 4)
     assert len(np.unique(np.asarray(synthetic.images), axis=0)) == 4
     features = np.array([[0.0], [1.0], [5.0]], np.float32)
-    assert sorted(baselines._nearest_to_centres(0, features, 3)) == [0, 1, 2]
+    assert sorted(baselines._nearest_to_centres(baselines._distances(0, features, 3))) == [0, 1, 2]
 
 
 def test_a_shared_nearest_image_goes_to_the_next(monkeypatch):
@@ -84,7 +85,7 @@ def test_a_shared_nearest_image_goes_to_the_next(monkeypatch):
             return np.array([[3.0, 3.0], [0.1, 0.2], [1.0, 0.9]])
 
     monkeypatch.setattr("sklearn.cluster.KMeans", Centres)
-    assert baselines._nearest_to_centres(0, np.zeros((3, 1)), 2).tolist() == [1, 2]
+    assert baselines._nearest_to_centres(baselines._distances(0, np.zeros((3, 1)), 2)).tolist() == [1, 2]
 
 
 def test_kmeans_of_a_large_class_uses_a_seeded_part_of_it(monkeypatch):
@@ -135,3 +136,66 @@ def test_each_class_gives_its_own_number_and_a_short_one_repeats(key):
         assert set(drawn[:2]) == {0, 9} and len(set(drawn[5:])) == 2 and min(drawn[5:]) >= 100
         np.testing.assert_array_equal(drawn[:5], np.resize(drawn[:2], 5))
     assert sorted(drawn[5:] >= 150) == [False, True]  # one of each blob
+
+
+class Grey:
+    """A network that is surest of class 0 in the darkest image and of class 1 in the brightest, ``slope`` times."""
+
+    def __init__(self, slope):
+        self.name, self.slope = "grey", slope
+
+    def apply(self, variables, images):
+        grey = self.slope * (images.mean(axis=(1, 2, 3)) - variables)
+        return jnp.stack([-grey, grey], axis=1), {"embedding": grey[:, None]}
+
+
+def auxiliary(slope, centre=0.0):
+    return structs.Auxiliary(variables=jnp.float32(centre), map_eps={}, net=Grey(slope))
+
+
+def test_a_consensus_is_the_surest_image_of_each_cluster():
+    images, levels = blobs()
+    synthetic = baselines.consensus_real(0, dataset_of(images, [27, 27]), 3, [auxiliary(1.0), auxiliary(0.3)])
+    np.testing.assert_array_equal(synthetic.labels, [0, 0, 0, 1, 1, 1])
+    # Each blob is nine levels wide: its darkest image for class 0, its brightest for class 1.
+    np.testing.assert_array_equal(np.sort(pixels(synthetic)[:3]), np.array(levels[0]) - 4)
+    np.testing.assert_array_equal(np.sort(pixels(synthetic)[3:]), np.array(levels[1]) + 4)
+
+
+def test_a_network_that_does_not_see_the_class_has_its_way_and_a_sure_one_leaves_it_to_others():
+    # One sees class 0 in what is dark, the other, ten times as steep, in what is bright.
+    images, levels = blobs()
+    synthetic = baselines.consensus_real(0, dataset_of(images, [27, 27]), 3, [auxiliary(1.0), auxiliary(-10.0)])
+    dark, middle, bright = levels[0]
+    # In the dark cluster the second sees nothing of the class; in the others it is sure of every image.
+    np.testing.assert_array_equal(np.sort(pixels(synthetic)[:3]), [dark + 4, middle - 4, bright - 4])
+
+
+def test_the_mean_log_probability_is_that_of_numpy():
+    images = np.random.default_rng(0).normal(size=(4, 3, 3, 1)).astype(np.float32)
+    found = baselines.mean_log_probability((auxiliary(1.0, 0.2), auxiliary(-2.0)), jnp.asarray(images))
+    wanted = 0
+    for slope, centre in ((1.0, 0.2), (-2.0, 0.0)):
+        grey = slope * (images.astype(np.float64).mean(axis=(1, 2, 3)) - centre)
+        wanted = wanted - np.log(1 + np.exp([2 * grey, -2 * grey])).T / 2
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_empty_clusters_take_the_surest_that_is_left():
+    clusters, scores = np.array([0, 0, 2, 2, 2]), np.array([-1.0, -3.0, -2.0, -0.5, -4.0])
+    assert baselines._surest_of_clusters(clusters, scores, 3).tolist() == [0, 3, 2]
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_a_consensus_never_takes_an_image_twice_and_repeats_where_it_may():
+    values = np.array([10, 10, 10, 200])[:, None, None, None] * np.ones((1, 2, 2, 1))
+    dataset = dataset_of(np.concatenate([values, values + 5]), [4, 4])
+    synthetic = baselines.consensus_real(3, dataset, 4, [auxiliary(1.0)])
+    assert np.bincount(pixels(synthetic)[:4].astype(int))[[10, 200]].tolist() == [3, 1]
+    assert len(baselines.consensus_real(3, dataset, (4, 6), [auxiliary(1.0)], repeat=True).images) == 10
+
+
+def test_a_consensus_of_nobody_is_refused():
+    images, _ = blobs()
+    with pytest.raises(ValueError, match="needs at least one network"):
+        baselines.consensus_real(0, dataset_of(images, [27, 27]), 3, [])

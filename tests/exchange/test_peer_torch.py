@@ -294,7 +294,7 @@ def test_labels_of_parts_of_several_shapes_are_refused(tmp_path):
     for part in (0, 1):
         save(tmp_path / f"images_best_{part}.pt", images())
         save(tmp_path / f"labels_best_{part}.pt", LABELS if part else np.eye(len(NAMES), dtype=np.float32)[LABELS])
-    with pytest.raises(ValueError, match="labels_best_0[.]pt and its further parts hold labels of several shapes"):
+    with pytest.raises(ValueError, match=r"labels_best_0\.pt and its further parts hold labels of several shapes"):
         settle(tmp_path / "images_best_0.pt", space="standardised")
 
 
@@ -306,7 +306,7 @@ def test_a_dataset_without_its_tensors_is_refused(tmp_path, tensors):
     else:
         damaged.tensors = tensors
     torch.save(damaged, tmp_path / "set.pt")
-    with pytest.raises(ValueError, match="set[.]pt is a TensorDataset of 0 tensors"):
+    with pytest.raises(ValueError, match=r"set\.pt is a TensorDataset of 0 tensors"):
         settle(tmp_path / "set.pt", space="standardised")
 
 
@@ -317,7 +317,7 @@ def test_pixels_that_are_or_become_infinite_are_refused(tmp_path, pixel):
     one[0, 0, 0, 0] = pixel
     torch.save([torch.tensor(one), torch.tensor(LABELS)], tmp_path / "data.pt")
     (peer,) = exchange.load_peer(tmp_path / "data.pt")
-    with pytest.raises(ValueError, match="data[.]pt has 1 pixels that are NaN or infinite"):
+    with pytest.raises(ValueError, match=r"data\.pt has 1 pixels that are NaN or infinite"):
         exchange.settle(dataclasses.replace(peer, packed=False), real())
     wanted = "to 3e.38, mean" if np.isfinite(pixel) else "has 1 pixels that are NaN or infinite"
     with pytest.raises(ValueError, match=wanted):  # also where nobody says how the numbers were scaled

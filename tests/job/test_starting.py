@@ -2,13 +2,14 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from metadd_jax import data, evaluation, exchange, storage, structs, zoo
 from metadd_jax.data import whitening
 from metadd_jax.distillers import starts
-from metadd_jax.job import options, prepare, runfolder, stages, starting
+from metadd_jax.job import checks, options, prepare, results, runfolder, stages, starting
 
 RNG = np.random.default_rng(0)
 PICTURES = RNG.integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
@@ -209,5 +210,37 @@ def test_a_k_means_start_is_the_row_of_the_same_seed(tmp_path):
         np.testing.assert_array_equal(row.images, evaluation.kmeans_real(seed, DATA, COUNTS).images)
     # Until it is found, NaN stands for it, which no run takes for images.
     assert np.isnan(starting.given(job.config, DATA, COUNTS)).all()
-    drawn = dataclasses.replace(job, config=config("random"))
+    drawn = dataclasses.replace(job, config=config("random"), found={})
     assert stages.start_of(drawn, 0) is None and starting.given(drawn.config, DATA, COUNTS) is None
+
+
+class Dark:
+    """Stands in for a network: it is the surer of class 0 the darker an image is, and of class 1 the brighter."""
+
+    name = "dark"
+
+    def apply(self, variables, images):
+        grey = images.mean(axis=(1, 2, 3))
+        return jnp.stack([-grey, grey], axis=1), {"embedding": grey[:, None]}
+
+
+def test_a_consensus_start_is_the_row_of_the_same_seed_and_stands_in_the_table(tmp_path):
+    net = zoo.parse("convnet:width=4,depth=1", 2, (8, 8, 3))
+    job = prepare.Job(config("consensus", distill_seeds=2, wrapped=False), tmp_path, DATA, net, (net,), ())
+    looking = stages.looking_of(job, {net.label: structs.Auxiliary(variables=(), map_eps={}, net=Dark())})
+    rows = stages.baselines(job, names=job.real_rows, looking=looking)
+    assert list(rows) == ["random", "kmeans", "consensus"]
+    for seed, row in enumerate(rows["consensus"]):
+        np.testing.assert_array_equal(stages.start_of(job, seed, looking), row.images)
+        np.testing.assert_array_equal(row.images, evaluation.consensus_real(seed, DATA, COUNTS, looking).images)
+        means = row.images.mean(axis=(1, 2, 3))
+        assert max(means[:2]) < 0 < means[2]  # of class 0 dark ones, of class 1 the brightest of all
+    assert np.isnan(starting.given(job.config, DATA, COUNTS)).all()
+    assert "from the consensus images of the same seed" in " ".join(results.notes(job))
+    usual = dataclasses.replace(job, config=config("kmeans", wrapped=False))
+    assert usual.real_rows == ("random", "kmeans") and stages.looking_of(usual, {}) == ()
+
+
+def test_a_consensus_of_no_network_is_refused_before_any_work():
+    with pytest.raises(ValueError, match="--init consensus asks the seen networks: name some by --seen"):
+        checks.check_options(config("consensus", seen=(), wrapped=False))

@@ -105,3 +105,13 @@ def test_the_files_of_studies_decide_no_cell(monkeypatch):
     apart = dataclasses.replace(usual, seen_data="unused")
     cells.Cell("row", None, apart).decides(dataset)
     assert {place for place in seen if place.startswith("job/")} - files == {"job/seen_data.py"}
+
+
+def test_a_row_of_a_consensus_says_which_networks_were_asked():
+    one = studies.Study(
+        name="one", about="Real images.", rows={"all": "consensus --no-wrapped", "dm": "--no-wrapped", "k": "kmeans"}
+    )
+    assert [one.real(row) for row in one.rows] == ["consensus", None, "kmeans"]
+    found = studies.configs(one, [])
+    assert (found["all"].own.start, found["all"].looks) == ("consensus", True)
+    assert (found["dm"].own.start, found["dm"].looks) == ("random", False)

@@ -194,7 +194,7 @@ def require_line(error, *, names, also=()):
 
 @contextlib.contextmanager
 def counted():
-    """Traces what a module's readers allocate; appends their counts to the file METADD_FUZZ_COUNTS, where that is set."""
+    """Traces what a module's readers allocate; appends their counts to the file of METADD_FUZZ_COUNTS, if set."""
     COUNTS.clear()
     # Once for a module, and not for each reading: Python 3.11 dies where a reader's thread still frees memory while the
     # tracing of it stops (python/cpython#128679).
