@@ -196,6 +196,8 @@ STUDIES["search"] = {
     "split": "validation",
 }
 _CONSENSUS = "--init consensus"
+# One update that moves nothing: what is judged is the start, through whatever holds it.
+_AS_IT_IS = "--no-wrapped --steps 1 --image-lr 1e-12"
 _PACKED = "--parameterisation factor2"
 _ONE = "consensus --no-wrapped --seen {} --unseen {} " + _UNSEEN.removeprefix("--unseen ")
 STUDIES["starts"] = {
@@ -217,6 +219,8 @@ STUDIES["starts"] = {
         "DM from consensus": f"--no-wrapped {_CONSENSUS}",
         "CE from consensus": f"{_CE} {_CONSENSUS}",
         "CE + maps from consensus": _CONSENSUS,
+        "k-means, packed": f"{_AS_IT_IS} {_PACKED}",
+        "consensus, packed": f"{_AS_IT_IS} {_PACKED} {_CONSENSUS}",
         "DM, packed": f"--no-wrapped {_PACKED}",
         "DM, packed, from consensus": f"--no-wrapped {_PACKED} {_CONSENSUS}",
         # A tenth of the images at each step: what MetaDD adds to the time is then a tenth, too.
