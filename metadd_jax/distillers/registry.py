@@ -38,10 +38,9 @@ class Method:
     """The settings of a base method. Its fields are options; a field of None is "as published" or "all".
 
     Attributes:
-      init: what the images start from: "random" (real images), "noise" (standard normal), "kmeans" (the real images
-        nearest the k-means centres of each class: those of the kmeans row), "consensus" (in each k-means cluster the
-        real image that all seen networks together are surest of) or a saved set, ours or a peer's (its value space
-        behind a colon: "images_best.pt:zca"); None as published. In code the last three are ``start_from``.
+      init: what the images start from: "random" real images, "noise" (standard normal), "kmeans" (real images nearest
+        the centres of each class), "consensus" (those of each cluster that all seen networks are surest of) or a saved
+        set, ours or a peer's (its value space behind a colon: "images_best.pt:zca"); None as published.
       group: what the method's options begin with on a command line: ``--dc.outer``.
       draws_networks: whether the method draws random networks, so that ``make`` and the checks of the network take a
         ``networks.Networks`` too: a pool.

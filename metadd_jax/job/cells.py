@@ -204,7 +204,7 @@ def _distil(
         return sets
     job = stages.prepare_latents(job)
     every, tx = stages.all_methods(job, *networks)
-    return stages.distil_all(job, every[-1:], tx, watch, looking)
+    return stages.distil_all(job, every[-1:], tx, watch, looking=looking)
 
 
 def _wants_networks(cell: Cell, job: prepare.Job) -> bool:

@@ -109,7 +109,7 @@ def _do(job: prepare.Job, stop: stopping.Stop, found: dict[str, Any] | None = No
     job = stages.prepare_latents(job)
     watch = stopping.Watch(stop, config.steps)
     looking = stages.looking_of(job, auxiliaries)
-    distilled = stages.distil_all(job, *stages.all_methods(job, trained, auxiliaries), watch, looking)
+    distilled = stages.distil_all(job, *stages.all_methods(job, trained, auxiliaries), watch, looking=looking)
     if parallel.is_main():
         results.draw(job, distilled, auxiliaries)
     if found is not None:

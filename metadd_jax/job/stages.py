@@ -134,6 +134,7 @@ def distil_all(
     every: list[mdd.distillers.Distiller],
     tx: optax.GradientTransformation,
     watch: effects.Stopwatch,
+    *,
     looking: Sequence[mdd.Auxiliary] = (),
 ) -> dict[str, list[mdd.SyntheticSet]]:
     """Distils ``distill_seeds`` sets with each method, going on where an earlier start was stopped.
@@ -156,7 +157,7 @@ def distil_all(
         sets[method.name] = []
         for seed in seeds(config):
             folder = job.directory / method.name / f"seed{seed}"
-            start = start_of(job, seed, looking)
+            start = start_of(job, seed, looking=looking)
             shown = {"set": method.name, "seed": seed, "dataset": config.dataset, "steps": config.steps}
             with (
                 logs.opened(config.log_to, folder, settings=shown) as log,
@@ -259,13 +260,13 @@ def baselines(
     def draw(name: str, seed: int) -> mdd.SyntheticSet:
         if name == "random":
             return mdd.evaluation.random_real(keys.root(seed, "random"), job.dataset, counts, repeat=repeat)
-        return found_real(job, name, seed, counts, looking)
+        return found_real(job, name, seed, counts, looking=looking)
 
     return {name: [draw(name, seed) for seed in seeds(job.config)] for name in names}
 
 
 def found_real(
-    job: Job, name: str, seed: int, counts: tuple[int, ...], looking: Sequence[mdd.Auxiliary] = ()
+    job: Job, name: str, seed: int, counts: tuple[int, ...], *, looking: Sequence[mdd.Auxiliary] = ()
 ) -> mdd.SyntheticSet:
     """Gives the real images of k-means or of the consensus, as many as ``counts`` [K] say; found once."""
     if (name, seed, counts) not in job.found:
@@ -278,11 +279,11 @@ def found_real(
     return job.found[name, seed, counts]
 
 
-def start_of(job: Job, seed: int, looking: Sequence[mdd.Auxiliary] = ()) -> Any:
+def start_of(job: Job, seed: int, *, looking: Sequence[mdd.Auxiliary] = ()) -> Any:
     """Gives the images [N, H, W, C] that the sets of a seed start from; None where the method draws them itself."""
     if job.config.own.start in FOUND:
         # At equal numbers the very images of the row: what a set has over that row is the method's doing.
-        return found_real(job, job.config.own.start, seed, job.counts, looking).images
+        return found_real(job, job.config.own.start, seed, job.counts, looking=looking).images
     return job.dataset.start
 
 

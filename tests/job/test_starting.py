@@ -231,7 +231,7 @@ def test_a_consensus_start_is_the_row_of_the_same_seed_and_stands_in_the_table(t
     rows = stages.baselines(job, names=job.real_rows, looking=looking)
     assert list(rows) == ["random", "kmeans", "consensus"]
     for seed, row in enumerate(rows["consensus"]):
-        np.testing.assert_array_equal(stages.start_of(job, seed, looking), row.images)
+        np.testing.assert_array_equal(stages.start_of(job, seed, looking=looking), row.images)
         np.testing.assert_array_equal(row.images, evaluation.consensus_real(seed, DATA, COUNTS, looking).images)
         means = row.images.mean(axis=(1, 2, 3))
         assert max(means[:2]) < 0 < means[2]  # of class 0 dark ones, of class 1 the brightest of all
