@@ -313,7 +313,7 @@ def _constants(
                 f"channel {std.argmin()} is the same in all training pixels, so it has no deviation to divide by; save "
                 "grey images, or pass mean and std: as arrays of the .npz, or to load or from_arrays"
             )
-    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    mean, std = _real_numbers("mean", mean), _real_numbers("std", std)
     if mean.shape != (channels,) or std.shape != (channels,):
         raise ValueError(
             f"mean has shape {mean.shape} and std {std.shape}; images of {channels} channels need ({channels},) each"
@@ -321,3 +321,14 @@ def _constants(
     if not (np.isfinite(mean).all() and np.isfinite(std).all() and std.min() > 0):
         raise ValueError(f"mean {mean.tolist()} and std {std.tolist()} must be finite, and std positive")
     return mean, std
+
+
+def _real_numbers(what: str, values: ArrayLike | None) -> np.ndarray:
+    try:
+        found = np.asarray(values)
+    except (ValueError, TypeError, OverflowError):  # of lists of unequal lengths, or numbers without end
+        found = np.array(None)
+    if found.dtype.kind not in "biuf":
+        raise ValueError(f"{what} holds no real numbers ({found.dtype}); give one number a channel")
+    with np.errstate(over="ignore"):  # becomes infinite, and is told as such
+        return found.astype(np.float32)

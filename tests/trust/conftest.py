@@ -1,8 +1,13 @@
 """Real data that all fuzz tests hold sets against, and the counts of their cases."""
 
+import contextlib
+
 import fuzz_sets
 import hostile
 import pytest
+
+with contextlib.suppress(ImportError):
+    import torch  # noqa: F401  (loads libraries of its own, which no reading may do while it is watched)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -206,7 +206,7 @@ def test_a_users_data_is_fit_or_refused(place):
     def fuzz(change):
         file.write_bytes(harm(whole, change, place))
         # What a user gave as arrays is told by the arrays' own names.
-        says = ("images", "labels", "class names", "class_names", "mean", "std")
+        says = ("images", "labels", "class names", "class_names", "name of class", "mean", "std")
         found = hostile.read("npz of real data", load, file, root=place, says=says)
         if not isinstance(found, Exception):
             assert np.isfinite(np.asarray(found.train.mean)).all() and found.train.images.dtype == np.uint8
