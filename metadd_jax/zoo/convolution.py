@@ -8,10 +8,11 @@ faster than patches and a matrix product (jax 0.10.2, 2 cores, [128,16,16,32] ->
 
   forward            XLA's convolution; patches and a matrix product under ``vmap`` over kernels, to fewer than
                      16 channels, to maps of less than 4 pixels, and (a few images at a time) from 33 to 64 channels
-                     and in bfloat16
+                     and in bfloat16; from at most 8 channels patches that neighbouring places share
   to the images      stride 1: a forward convolution with the turned kernel; else, from maps of at most 4 pixels,
                      and to fewer than 16 channels, from the matrix product
-  to the kernel      patches and a matrix product, a few images at a time (XLA inside a scan: 1,400 ms against 35)
+  to the kernel      patches and a matrix product, a few images at a time (XLA inside a scan: 1,400 ms against 35),
+                     from at most 8 channels shared ones
 
 Layouts: images [B, H, W, C], kernels [k, k, C, O] (HWIO), results [B, h, w, O].
 """
@@ -34,6 +35,9 @@ _PATCH_ELEMENTS, _LEAST_ROWS = 1_200_000, 1024
 # Products of bfloat16 are so fast where a CPU has a unit for them that larger ones pay.
 _NARROW_SHARE = 4
 _LEAST_SIDE, _FEW_CHANNELS = 4, 16
+# To so few channels in, patches are cheap, and products want more columns than there are channels out: neighbouring
+# places share a row (LeNet's first layer: 1 ms against 4, to its kernel 1 against 13).
+_VERY_FEW, _NEIGHBOURS, _WIDE_PRODUCT = 8, 4, 64
 # From these XLA's convolution reaches 100 GFLOP/s, products 150, and XLA's own from 96 or 128 channels 200.
 _HALF_RATE = range(33, 65)
 
@@ -168,7 +172,13 @@ def _cpu_forward(stride: int, padding: int) -> Callable[[jax.Array, jax.Array], 
         dtype, narrow = images.dtype, images.dtype == jnp.bfloat16
         # XLA's convolution is slower where it makes few channels (4 -> 4: 6 ms against 2) and on small maps (2x2, 512
         # channels: 2 GFLOP/s against 160).
-        least = min(output_side(side, kernel.shape[0], stride=stride, padding=padding) for side in images.shape[1:3])
+        sides = [output_side(side, kernel.shape[0], stride=stride, padding=padding) for side in images.shape[1:3]]
+        least = min(sides)
+        if kernel.shape[2] <= _VERY_FEW and not narrow:
+            together = _together(kernel.shape, stride, sides[1])
+            length = kernel.shape[0] * _span(kernel.shape[0], stride, together) * kernel.shape[2]
+            joint = functools.partial(joint_convolve, kernel=kernel, stride=stride, padding=padding, together=together)
+            return _in_rounds(joint, images, sides[0] * -(-sides[1] // together), length)
         if kernel.shape[3] < _FEW_CHANNELS or least < _LEAST_SIDE:
             return product(images, kernel)
         if kernel.shape[2] in _HALF_RATE or (narrow and kernel.shape[2] >= _FEW_CHANNELS):
@@ -229,22 +239,44 @@ def _to_kernel(geometry: _Geometry, images: jax.Array, gradient: jax.Array) -> j
     if not _on_cpu():
         convolution = functools.partial(xla_convolve, images, stride=stride, padding=padding)
         return jax.linear_transpose(convolution, jax.ShapeDtypeStruct(shape, gradient.dtype))(gradient)[0]
+    together = _together(shape, stride, gradient.shape[2])
+    groups, span = -(-gradient.shape[2] // together), _span(side, stride, together)
+    length = side * span * geometry.channels
 
     def part(images: jax.Array, gradient: jax.Array) -> jax.Array:
-        patches = _patches(_pad(images, padding), side, stride)
-        return jnp.einsum("bhwk,bhwo->ko", patches, gradient, preferred_element_type=wide)
+        patches = _joint_patches(_pad(images, padding), side, stride, together)
+        # Few channels as matrices, in a half to a quarter of the time; 32 and more as they are, in 0.8 of it.
+        if geometry.channels <= _FEW_CHANNELS:
+            patches, gradient = patches.reshape(-1, length), gradient.reshape(-1, gradient.shape[-1])
+        return jnp.einsum("...k,...o->ko", patches, gradient, preferred_element_type=wide)
 
     wide = jnp.promote_types(gradient.dtype, jnp.float32)  # a sum of many terms
-    length = side * side * images.shape[3]
-    rounds = _rounds(images, gradient.shape[1] * gradient.shape[2], length)
+    filled = jnp.pad(gradient, ((0, 0), (0, 0), (0, groups * together - gradient.shape[2]), (0, 0)))
+    joint = filled.reshape(*gradient.shape[:2], groups, together * geometry.features)
+    rounds = _rounds(images, gradient.shape[1] * groups, length)
     if rounds == 1:
-        total = part(images, gradient)
+        total = part(images, joint)
     else:
         # Zeros that fill up the last round add nothing.
-        parts = _divide(images, rounds), _divide(gradient, rounds)
-        start = jnp.zeros((length, gradient.shape[3]), wide)
+        parts = _divide(images, rounds), _divide(joint, rounds)
+        start = jnp.zeros((length, joint.shape[3]), wide)
         total, _ = lax.scan(lambda total, items: (total + part(*items), None), start, parts)
-    return total.reshape(shape).astype(gradient.dtype)
+    # Each place of a patch has a kernel of its own in the product; the kernel is the same for all.
+    total = total.reshape(side, span, geometry.channels, together, geometry.features)
+    kernels = [total[:, place * stride : place * stride + side, :, place] for place in range(together)]
+    return functools.reduce(jnp.add, kernels).astype(gradient.dtype)
+
+
+def _together(kernel: tuple[int, ...], stride: int, columns: int) -> int:
+    """How many neighbouring places of a row, of so many, should share a patch (``joint_convolve``)."""
+    # With a stride they share few pixels; from 64 channels out a product is wide enough.
+    if kernel[2] > _VERY_FEW or stride > 1:
+        return 1
+    return min(max(1, min(_NEIGHBOURS, _WIDE_PRODUCT // kernel[3])), columns)
+
+
+def _span(side: int, stride: int, together: int) -> int:
+    return (together - 1) * stride + side
 
 
 def xla_convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
@@ -291,6 +323,39 @@ def matmul_convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, pa
     return product(images, weights)
 
 
+def joint_convolve(
+    images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, together: int
+) -> jax.Array:
+    """Computes ``convolve`` by a product in which some neighbouring places share one patch.
+
+    [B h ceil(w / n), k S C] x [k S C, n O], with S = (n - 1) stride + k the width of the shared patch. The matrix has
+    the kernel n times, moved by a stride each, and zeros: S / k times the work of ``matmul_convolve`` in n times as
+    wide products, of patches S / (k n) times as large.
+
+    Args:
+      images: as for ``convolve``.
+      kernel: as for ``convolve``.
+      stride: as for ``convolve``.
+      padding: as for ``convolve``.
+      together: n, at least 1 and at most w.
+    """
+    side, _, channels, features = kernel.shape
+    span = _span(side, stride, together)
+    moved = [
+        jnp.pad(kernel, ((0, 0), (place * stride, span - side - place * stride), (0, 0), (0, 0)))
+        for place in range(together)
+    ]
+    weights = jnp.stack(moved, axis=3).reshape(side * span * channels, together * features)
+
+    @jax.checkpoint
+    def product(images: jax.Array, weights: jax.Array) -> jax.Array:
+        return _times(_joint_patches(_pad(images, padding), side, stride, together), weights)
+
+    joint = product(images, weights)
+    columns = output_side(images.shape[2], side, stride=stride, padding=padding)
+    return joint.reshape(*joint.shape[:2], -1, features)[:, :, :columns]
+
+
 def _times(x: jax.Array, weights: jax.Array) -> jax.Array:
     """[..., D] @ [D, O], of matrices: with more axes XLA transposes the cotangent for the gradient to ``weights``."""
     wide = jnp.promote_types(x.dtype, jnp.float32)  # what a CPU's matrix unit makes of bfloat16, and what sums need
@@ -312,12 +377,21 @@ def _tiles(images: jax.Array, side: int) -> jax.Array:
 
 def _patches(padded: jax.Array, side: int, stride: int) -> jax.Array:
     """Every window of an already padded image, flattened in the order of the kernel: [B, h, w, k k C]."""
-    height = output_side(padded.shape[1], side, stride=stride)
-    width = output_side(padded.shape[2], side, stride=stride)
-    down, across = (height - 1) * stride + 1, (width - 1) * stride + 1
+    return _joint_patches(padded, side, stride, 1)
+
+
+def _joint_patches(padded: jax.Array, side: int, stride: int, together: int) -> jax.Array:
+    """What so many neighbouring windows of a row see together: [B, h, ceil(w / n), k S C], as ``joint_convolve`` says.
+
+    Zeros stand where the last ones reach over the border.
+    """
+    height, width = (output_side(n, side, stride=stride) for n in padded.shape[1:3])
+    groups, span, step = -(-width // together), _span(side, stride, together), together * stride
+    down, across = (height - 1) * stride + 1, (groups - 1) * step + 1
+    padded = jnp.pad(padded, ((0, 0), (0, 0), (0, max(0, across - 1 + span - padded.shape[2])), (0, 0)))
     # Stacked axis by axis and not concatenated at once: XLA fuses this form two to three times better.
     windows = [
-        jnp.stack([padded[:, i : i + down : stride, j : j + across : stride] for j in range(side)], axis=-2)
+        jnp.stack([padded[:, i : i + down : stride, j : j + across : step] for j in range(span)], axis=-2)
         for i in range(side)
     ]
-    return jnp.stack(windows, axis=-3).reshape(padded.shape[0], height, width, -1)
+    return jnp.stack(windows, axis=-3).reshape(padded.shape[0], height, groups, -1)

@@ -88,6 +88,24 @@ def test_a_shared_nearest_image_goes_to_the_next(monkeypatch):
     assert baselines._nearest_to_centres(baselines._distances(0, np.zeros((3, 1)), 2)).tolist() == [1, 2]
 
 
+def test_the_same_clusters_are_found_once(monkeypatch):
+    images, _ = blobs()
+    fits, fitted = [], baselines._fitted
+    monkeypatch.setattr(baselines, "_known", type(baselines._known)())
+    monkeypatch.setattr(baselines, "_fitted", lambda *question: fits.append(question) or fitted(*question))
+    dataset = dataset_of(images, [27, 27])
+    first = baselines.kmeans_real(0, dataset, 3)
+    np.testing.assert_array_equal(first.images, baselines.kmeans_real(0, dataset, 3).images)
+    assert len(fits) == 2  # of each class
+    baselines.kmeans_real(1, dataset, 3)
+    baselines.kmeans_real(0, dataset, 2)
+    assert len(fits) == 6
+    # Nothing is kept beyond the bound, and what is left answers as before.
+    monkeypatch.setattr(baselines, "_KNOWN_BYTES", 27 * 3 * 4)
+    np.testing.assert_array_equal(first.images, baselines.kmeans_real(0, dataset, 3).images)
+    assert len(baselines._known) <= 1
+
+
 def test_kmeans_of_a_large_class_uses_a_seeded_part_of_it(monkeypatch):
     monkeypatch.setattr(baselines, "_MOST_IMAGES", 10)
     images, _ = blobs()

@@ -26,13 +26,14 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("features", [4, 16])  # few channels and many go different ways on CPU
+# Few channels and many go different ways on CPU.
+@pytest.mark.parametrize(("channels", "features"), [(3, 4), (3, 16), (9, 4), (9, 16), (8, 80)])
 @pytest.mark.parametrize("case", CASES)
-def test_values_and_gradients_equal_xla(key, case, features):
+def test_values_and_gradients_equal_xla(key, case, channels, features):
     side, stride, padding, height, width = case
     keys = jax.random.split(key, 3)
-    images = jax.random.normal(keys[0], (2, height, width, 3))
-    kernel = jax.random.normal(keys[1], (side, side, 3, features))
+    images = jax.random.normal(keys[0], (2, height, width, channels))
+    kernel = jax.random.normal(keys[1], (side, side, channels, features)) / np.sqrt(channels)
     rows = convolution.output_side(height, side, stride=stride, padding=padding)
     columns = convolution.output_side(width, side, stride=stride, padding=padding)
     cotangent = jax.random.normal(keys[2], (2, rows, columns, features))
@@ -51,16 +52,36 @@ def test_values_and_gradients_equal_xla(key, case, features):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
+def looped(images, kernel, stride, padding):
+    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    side = len(kernel)
+    rows, columns = ((n - side) // stride + 1 for n in padded.shape[1:3])
+    result = np.zeros((len(images), rows, columns, kernel.shape[3]))
+    for row in range(rows):
+        for column in range(columns):
+            top, left = stride * row, stride * column
+            window = padded[:, top : top + side, left : left + side]
+            result[:, row, column] = np.einsum("bijc,ijco->bo", window, kernel)
+    return result
+
+
 def test_values_equal_a_loop_over_windows():
     generator = np.random.default_rng(0)
     images, kernel = generator.normal(size=(2, 5, 6, 2)), generator.normal(size=(3, 3, 2, 3))
-    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    expected = np.zeros((2, 3, 3, 3))
-    for row in range(3):
-        for column in range(3):
-            window = padded[:, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
-            expected[:, row, column] = np.einsum("bijc,ijco->bo", window, kernel)
     result = convolution.convolve(jnp.float32(images), jnp.float32(kernel), stride=2, padding=1)
+    np.testing.assert_allclose(result, looped(images, kernel, 2, 1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 5])  # of five places in a row: evenly, and with some left over
+@pytest.mark.parametrize(("width", "stride", "padding"), [(7, 1, 0), (5, 1, 1), (9, 2, 1)])
+def test_places_that_share_a_patch_equal_a_loop_over_windows(width, stride, padding, together):
+    generator = np.random.default_rng(0)
+    images, kernel = generator.normal(size=(2, 6, width, 2)), generator.normal(size=(3, 3, 2, 3))
+    expected = looped(images, kernel, stride, padding)
+    assert expected.shape[2] == 5
+    result = convolution.joint_convolve(
+        jnp.float32(images), jnp.float32(kernel), stride=stride, padding=padding, together=together
+    )
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
