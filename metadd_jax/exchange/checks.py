@@ -109,11 +109,13 @@ def whole(source: object, labels: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: if they are no whole numbers in int32.
     """
-    with np.errstate(invalid="ignore"):  # NaN is caught by the comparison
-        hard = labels.astype(np.int32)
-    if labels.dtype.kind not in "iuf" or not np.array_equal(labels, hard):
-        raise ValueError(f"{source} has labels that are no whole numbers in int32 ({labels.dtype}); give class indices")
-    return hard
+    # The kind first: integers beyond 64 bits come as objects, which NumPy cannot convert.
+    if labels.dtype.kind in "iuf":
+        with np.errstate(invalid="ignore"):  # NaN is caught by the comparison
+            hard = labels.astype(np.int32)
+        if np.array_equal(labels, hard):
+            return hard
+    raise ValueError(f"{source} has labels that are no whole numbers in int32 ({labels.dtype}); give class indices")
 
 
 def check_whitening(source: object, shape: tuple[int, ...], metadata: dict[str, Any]) -> None:

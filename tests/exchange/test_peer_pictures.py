@@ -149,6 +149,7 @@ def test_a_webdataset_is_read_from_all_its_shards(tmp_path):
     ("members", "words"),
     [
         ([("a.png", png(PIXELS[0, 0])), ("a.cls", b"one")], r"a\.cls in .* is no class number"),
+        ([("a.png", png(PIXELS[0, 0])), ("a.cls", b"9" * 5000)], r"a\.cls in .* is no class number"),
         ([("a.png", png(PIXELS[0, 0]))], "no pair of a picture and a .cls"),
         ([("a.png", b"no"), ("a.cls", b"1")], "no readable picture"),
     ],
@@ -156,6 +157,12 @@ def test_a_webdataset_is_read_from_all_its_shards(tmp_path):
 def test_an_archive_of_something_else_is_told(tmp_path, members, words):
     with pytest.raises(ValueError, match=words):
         exchange.load_peer(tar(tmp_path / "set.tar", members))
+
+
+def test_a_class_number_beyond_64_bits_is_told(tmp_path):
+    tar(tmp_path / "set.tar", [("a.png", png(PIXELS[0, 0])), ("a.cls", b"9" * 30)])
+    with pytest.raises(ValueError, match="labels that are no whole numbers in int32"):
+        settle(tmp_path / "set.tar")
 
 
 def test_a_damaged_archive_is_told(tmp_path):
