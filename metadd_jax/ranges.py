@@ -148,15 +148,33 @@ class Text:
     by: str
 
     def holds(self, value: Any) -> bool:
-        """Tells whether ``value`` is text, or a row of texts."""
-        return isinstance(value, str) or (isinstance(value, tuple) and all(isinstance(word, str) for word in value))
+        """Tells whether ``value`` is text."""
+        return isinstance(value, str)
 
     def __str__(self) -> str:
         return "text"
 
     def outside(self) -> list[Any]:
         """Lists values that are no text, for tests."""
-        return [1]
+        return [1, ()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """A row of texts that something else reads and refuses: ``by`` says what."""
+
+    by: str
+
+    def holds(self, value: Any) -> bool:
+        """Tells whether ``value`` is such a row; it may be empty."""
+        return isinstance(value, tuple) and all(isinstance(word, str) for word in value)
+
+    def __str__(self) -> str:
+        return "a row of texts"
+
+    def outside(self) -> list[Any]:
+        """Lists values that are none, for tests."""
+        return ["text", (1,)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +214,7 @@ class Pairs:
         return ["ai", (("ai",),), *((("ai", wrong),) for wrong in self.rule.outside())]
 
 
-Range = Whole | Real | OneOf | Named | Ordered | Text | Each | Pairs
+Range = Whole | Real | OneOf | Named | Ordered | Text | Texts | Each | Pairs
 
 
 @functools.cache

@@ -35,7 +35,7 @@ from metadd_jax.distillers.distances import norm
 from metadd_jax.distillers.pixel_updates import recover_optimiser
 from metadd_jax.distillers.registry import Progress
 from metadd_jax.distillers.teachers import Taught
-from metadd_jax.ranges import Each, OneOf, Ordered, Real, Text, Whole
+from metadd_jax.ranges import Each, OneOf, Ordered, Real, Texts, Whole
 from metadd_jax.structs import Dataset
 from metadd_jax.training import recipes
 
@@ -86,7 +86,7 @@ class SqueezeRecover(Taught):
     group_ipc: Annotated[int, Whole(1)] = 1
     squeeze: Annotated[str, OneOf(SQUEEZES)] = "cifar"
     squeeze_epochs: Annotated[int | None, Whole(1)] = None
-    committee: Annotated[tuple[str, ...], Text("zoo.check")] = ()
+    committee: Annotated[tuple[str, ...], Texts("zoo.check")] = ()
     weighting: Annotated[str, OneOf(committees.WEIGHTINGS)] = "mean"
     priors: Annotated[tuple[float, ...], Each(Real())] = ()
 

@@ -11,7 +11,7 @@ from metadd_jax.distillers import Method, class_images
 from metadd_jax.invariant import InvariantConfig
 from metadd_jax.job import logs
 from metadd_jax.job.parsing import Mark
-from metadd_jax.ranges import SEEDS, Each, Named, OneOf, Real, Text, Whole
+from metadd_jax.ranges import SEEDS, Each, Named, OneOf, Real, Text, Texts, Whole
 from metadd_jax.training import recipes
 
 # What differs from the published settings on the embedded digits, which the defaults are for.
@@ -173,15 +173,15 @@ class DistillConfig:
     method: Annotated[str, Named(distillers.names)] = "dm"
     wrapped: bool = True
     backbone: Annotated[str, Text("common.check_names")] = "convnet:width=16"
-    pool: Annotated[tuple[str, ...], Text("backbones.check")] = ()
+    pool: Annotated[tuple[str, ...], Texts("backbones.check")] = ()
     pool_main: Annotated[float | None, Real(0, 1)] = None
     pool_warmup: Annotated[int | None, Whole(0)] = None
-    matched: Annotated[tuple[str, ...], Text("backbones.check")] = ()
+    matched: Annotated[tuple[str, ...], Texts("backbones.check")] = ()
     balance: Annotated[str | None, OneOf(distillers.several.BALANCES)] = None
-    seen: Annotated[tuple[str, ...], Text("common.check_names")] = ("vgg11_bn:width=8", "alexnet:width=8")
+    seen: Annotated[tuple[str, ...], Texts("common.check_names")] = ("vgg11_bn:width=8", "alexnet:width=8")
     seen_epochs: Annotated[tuple[int, ...], Each(Whole(0))] = ()
     seen_data: Annotated[str | None, Text("seen_data.data_of")] = None
-    unseen: Annotated[tuple[str, ...], Text("common.check_names")] = ("resnet18:width=4", "lenet", "mlp")
+    unseen: Annotated[tuple[str, ...], Texts("common.check_names")] = ("resnet18:width=4", "lenet", "mlp")
     steps: Annotated[int, Whole(1)] = 200
     image_lr: Annotated[float, Real(0, above=True)] = 1.0
     image_momentum: Annotated[float, Real(0, 1, below=True)] = 0.5
@@ -200,7 +200,7 @@ class DistillConfig:
     at_once: Annotated[int, Whole(1)] = 12
     own: Method = dataclasses.field(default_factory=lambda: settings_of("dm"))
     metadd: InvariantConfig = InvariantConfig(views="auto")
-    variants: Annotated[tuple[str, ...], Text("presets.variant")] = ()
+    variants: Annotated[tuple[str, ...], Texts("presets.variant")] = ()
     chunk: Annotated[int, Whole(1)] = 25
     save_every: Annotated[int, Whole(1)] = 100
     device_mode: Annotated[str, OneOf(parallel.MODES)] = "auto"
@@ -213,7 +213,7 @@ class DistillConfig:
     time_limit: Annotated[str | None, Text("stopping.seconds_of")] = None
     log_to: Annotated[tuple[str, ...], Each(OneOf(tuple(logs.PACKAGES)))] = ()
     overwrite: bool = False
-    plugin: Annotated[tuple[str, ...], Text("plugins.load"), Mark.REPEATED] = ()
+    plugin: Annotated[tuple[str, ...], Texts("plugins.load"), Mark.REPEATED] = ()
 
     def __post_init__(self) -> None:
         wanted = type(distillers.get(self.method))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from metadd_jax import distillers
+from metadd_jax import distillers, ranges
 from metadd_jax.job import command, common, options, prepare, recipes, stages
 from metadd_jax.job.bundle import Bundle
 from metadd_jax.job.options import DistillConfig
@@ -46,12 +46,13 @@ def judging(bundle: Bundle) -> DistillConfig:
             **said, own=own, wrapped=False, distill_seeds=1, first_seed=int(bundle.manifest["seed"] or 0),
             ipc_per_class=counts, short_class="repeat",
         )  # fmt: skip
+        ranges.check(dataclasses.replace(config, ipc_per_class=()))  # counts may be 0, of a class without images
         # Only where the method's own teacher labels do its settings decide anything.
         chosen = recipes.labels(config)
         if chosen.rule == "teacher" and not chosen.networks:
             own = type(distillers.get(held["method"]))(**{name: _tuples(value) for name, value in held["own"].items()})
             config = dataclasses.replace(config, method=held["method"], own=own)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"the bundle's own protocol cannot be read ({error}); judge it by options of yours") from error
     return config
 

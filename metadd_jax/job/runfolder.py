@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -138,12 +138,19 @@ def _difference(held: dict[str, Any], wanted: dict[str, Any], path: str = "") ->
             if differs := _difference(was, value, f"{path}{name}."):
                 return differs
         # The first difference is enough for one line; both values are in it.
-        elif path + name == "plugin" and isinstance(was, list):
+        elif path + name == "plugin" and _are_plugins(was):
             if differs := _of_plugins(was, value):
                 return differs
         elif was != value:
             return f"{path}{name} was {was!r}, now {value!r}"
     return ""
+
+
+def _are_plugins(held: Any) -> TypeGuard[list[dict[str, str]]]:
+    """Whether these are facts of plugins, as ``plugins.facts`` gives them; the file may hold anything."""
+    return isinstance(held, list) and all(
+        isinstance(one, dict) and all(isinstance(one.get(name), str) for name in ("file", "sha256")) for one in held
+    )
 
 
 def _of_plugins(held: list[dict[str, str]], wanted: list[dict[str, str]]) -> str:

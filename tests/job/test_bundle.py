@@ -131,6 +131,21 @@ def test_the_protocol_is_the_runs_own(file):
     assert config.first_seed == 0 and config.ipc_per_class == (2, 2, 2)  # the set says seed 0, and no ipc
 
 
+@pytest.mark.parametrize("name", ["eval_labels", "backbone", "seen", "eval_epochs", "dataset"])
+@pytest.mark.parametrize("value", [[], 1.5, {"a": 1}, [True]])
+def test_a_protocol_of_wrong_types_is_refused_in_a_line(file, tmp_path, name, value):
+    with zipfile.ZipFile(file) as archive:
+        manifest = json.loads(archive.read("bundle.json"))
+    manifest["config"][name] = value
+    place = tmp_path / "set.zip"
+    held = bundle.read(rewritten(file, place, **{"bundle.json": json.dumps(manifest).encode()}))
+    if (name, value) == ("seen", []):
+        return  # none is as good as some
+    with pytest.raises(ValueError, match=name) as caught:
+        rejudge.judging(held)
+    assert "\n" not in str(caught.value)
+
+
 def test_differences_are_told_in_points():
     told = [{"network": name, "role": "same", "accuracies": [0.5, 0.6]} for name in ("a", "b")]
     now = [{"network": "a", "accuracies": [0.5, 0.6]}, {"network": "b", "accuracies": [0.52, 0.57]}]

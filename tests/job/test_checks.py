@@ -119,7 +119,7 @@ def prepared(config):
 
 def test_every_option_has_a_range_or_is_a_switch():
     assert {path for path, kind, rule in EVERY if rule is None and kind is not bool} == set()
-    assert {path for path, _, rule in EVERY if isinstance(rule, ranges.Text)} == set(TEXTS)
+    assert {path for path, _, rule in EVERY if isinstance(rule, ranges.Text | ranges.Texts)} == set(TEXTS)
 
 
 OTHERS = {
@@ -148,7 +148,9 @@ def test_every_number_of_the_other_scripts_is_refused_outside_its_range(script, 
                 script.run([*first, spelt(name), str(value)])
 
 
-@pytest.mark.parametrize("path", [path for path, _, rule in EVERY if rule and not isinstance(rule, ranges.Text)])
+@pytest.mark.parametrize(
+    "path", [path for path, _, rule in EVERY if rule and not isinstance(rule, ranges.Text | ranges.Texts)]
+)
 def test_every_option_is_refused_outside_its_range(path, refused):
     rule = {path: rule for path, _, rule in EVERY}[path]
     method = ["--method", METHOD_OF[path]] if path in METHOD_OF else []

@@ -115,6 +115,18 @@ def test_a_run_of_other_code_is_refused_and_can_be_overwritten(folder, number):
     assert json.loads((folder / "config.json").read_text())["format"] == runfolder.FORMAT
 
 
+@pytest.mark.parametrize(
+    "held", [[True], [[]], [{"file": 1, "sha256": "a"}], [{"file": "a.py"}], {"file": "a.py"}, "a.py"]
+)
+def test_plugins_that_are_none_are_another_run(folder, held):
+    take(folder)
+    said = json.loads((folder / "config.json").read_text())
+    said["config"]["plugin"] = held
+    (folder / "config.json").write_text(json.dumps(said))
+    with pytest.raises(ValueError, match="holds another run"):
+        take(folder)
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", '{"config": null}', '{"format": 2, "config": 3}', '{"config"'])
 def test_another_json_is_no_run(folder, content):
     folder.mkdir()
