@@ -52,7 +52,7 @@ def judging(bundle: Bundle) -> DistillConfig:
         if chosen.rule == "teacher" and not chosen.networks:
             own = type(distillers.get(held["method"]))(**{name: _tuples(value) for name, value in held["own"].items()})
             config = dataclasses.replace(config, method=held["method"], own=own)
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(f"the bundle's own protocol cannot be read ({error}); judge it by options of yours") from error
     return config
 
