@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
-import flops
 import works
 from metadd_jax import parallel, storage
+from metadd_jax.job import flops
 from settings import BenchmarkConfig
 
 _PEAK_TRIES = 5

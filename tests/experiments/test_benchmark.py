@@ -9,10 +9,10 @@ import pytest
 
 import cost_table
 import costs
-import flops
 import measure
 import settings
 import works
+from metadd_jax.job import flops
 
 NET = "convnet:width=4,depth=1"
 TINY = settings.BenchmarkConfig(
