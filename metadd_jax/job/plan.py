@@ -182,6 +182,7 @@ def decode_flops(job: Job) -> float:
     images = jax.ShapeDtypeStruct((sum(job.counts), *job.dataset.image_shape), np.float32)
     labels = [np.zeros(stored, np.int32)] if getattr(made, "takes_labels", False) else []
     latents = jax.eval_shape(lambda x: made.init(jax.random.key(0), x, *labels), images)
+    # By XLA, since the sines of a small SIREN are most of its work, and products alone would leave them out.
     # Of one item, since XLA counts a loop over many of them once; where the latents are not item by item, of all.
     if all(leaf.shape[:1] == (stored,) for leaf in jax.tree.leaves(latents)):
         latents = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), latents)

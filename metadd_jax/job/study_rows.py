@@ -291,6 +291,7 @@ _BASES = {
     "DATM": f"--method datm --no-soft-labels --image-lr 100 --steps 100 --chunk 25 {_EXPERTS} --metadd.subset 20",
     "SRe2L": _SRE2L,
 }
+_RHO = dict.fromkeys(_BASES, 3.0) | {"SRe2L": 0.3}  # of the cross-entropy
 STUDIES["bases"] = {
     "about": "Over which base methods MetaDD helps: DM, DC, DSA, MTT, DATM and SRe2L with and without it, each from "
     "k-means images and under hard labels.",
@@ -301,8 +302,8 @@ STUDIES["bases"] = {
         for base, words in _BASES.items()
         for name, added in {
             base: "--no-wrapped",
-            f"{base} + CE": f"{_CE} --metadd.ai {0.3 if base == 'SRe2L' else 3}",
-            f"{base} + MetaDD": f"--metadd.ai {0.3 if base == 'SRe2L' else 3}",
+            f"{base} + CE": f"{_CE} --metadd.ai {_RHO[base]}",
+            f"{base} + MetaDD": f"--metadd.ai {_RHO[base]}",
         }.items()
     },
     "against": {f"{base} + {what}": base for base in _BASES for what in ("CE", "MetaDD")},
@@ -310,9 +311,9 @@ STUDIES["bases"] = {
 }
 
 
-def _start_and_loss(words: str, *, base: str, ai: float = 3) -> dict[str, str]:
+def _start_and_loss(base: str) -> dict[str, str]:
     """A base method, the start, the cross-entropy, and both, each beside the images that it starts from."""
-    loss = f"{_CE} --metadd.ai {ai}"
+    words, loss = _BASES[base], f"{_CE} --metadd.ai {_RHO[base]}"
     return {
         base: f"--no-wrapped {words}",
         f"{base} from consensus": f"--no-wrapped {words} {_CONSENSUS}",
@@ -325,30 +326,24 @@ def _named(number: int, rows: dict[str, str]) -> dict[str, str]:
     return {f"{number} image{'s' * (number > 1)}: {name}": f"{row} --ipc {number}" for name, row in rows.items()}
 
 
-_ELSEWHERE = _REAL | {"consensus": "consensus --no-wrapped"} | _start_and_loss("", base="DM")
-_OTHER_BASES = ("DC", "MTT", "SRe2L")
+_ELSEWHERE = _REAL | {"consensus": "consensus --no-wrapped"} | _start_and_loss("DM")
+_OTHER_BASES = {base: _start_and_loss(base) for base in ("DC", "MTT", "SRe2L")}
 STUDIES["elsewhere"] = {
     "about": "Whether what won over DM at 10 images per class (a start that all auxiliaries are sure of, and the "
     "cross-entropy through them) wins at 1 image, too, and over DC, MTT and SRe2L.",
     "options": _OVER_DM,
-    "rows": _named(1, _ELSEWHERE)
-    | {
-        name: row
-        for base in _OTHER_BASES
-        for name, row in _start_and_loss(_BASES[base], base=base, ai=0.3 if base == "SRe2L" else 3).items()
-    },
+    "rows": _named(1, _ELSEWHERE) | {name: row for rows in _OTHER_BASES.values() for name, row in rows.items()},
     "references": ("1 image: DM",),
-    "against": {
-        f"{base}{what}": base for base in _OTHER_BASES for what in (" from consensus", " + CE", " + CE from consensus")
-    },
+    "against": {name: base for base, rows in _OTHER_BASES.items() for name in rows if name != base},
 }
+_TEN = _named(10, _ELSEWHERE)
 STUDIES["elsewhere_digits"] = {
     "about": "The same on the embedded digits, at 1 and 10 images per class over DM.",
     "preset": "mnist5k",
     "options": "--init kmeans --eval-labels hard --train-seeds 1",
-    "rows": _named(1, _ELSEWHERE) | _named(10, _ELSEWHERE),
+    "rows": _named(1, _ELSEWHERE) | _TEN,
     "references": ("1 image: DM",),
-    "against": {name: "10 images: DM" for name in _named(10, _ELSEWHERE) if name != "10 images: DM"},
+    "against": {name: "10 images: DM" for name in _TEN if name != "10 images: DM"},
 }
 STUDIES["gpu"] = {
     "about": "DM as published but for 5,000 steps, with the cross-entropy and with MetaDD, full-size networks of the "
