@@ -1,5 +1,7 @@
 """What trained networks agree on in the finished sets of a study, and whether a gain there is one in accuracy.
 
+And, since the map of a class says little where the network does not see that class: how many images they know.
+
 The same networks look at the sets of all rows, whatever these were distilled through: the auxiliaries of the study's
 first reference row, and each unseen network of it that has a map, all trained on the real images as usual. The meta
 ratio *on an unseen network* is that of the auxiliaries and this network together.
@@ -12,11 +14,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 import metadd_jax as mdd
-from metadd_jax import exchange, features, files, split
+from metadd_jax import exchange, features, files, parallel, split
 from metadd_jax.evaluation import transfer
 from metadd_jax.job import common, recipes
 from metadd_jax.job.cells import Cell
@@ -25,6 +28,7 @@ FILE = "agreement.json"  # in a cell's folder
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 _MAIN = "0.5"  # the paper's
 _AREA = 0.25
+_BATCH = 500  # images that pass a network at once
 _KEPT = ("meta_ratio", "chance_corrected", "mean_iou")
 
 
@@ -71,7 +75,7 @@ def lookers(cell: Cell, dataset: mdd.Dataset) -> Lookers:
         seen=tuple(frozen[: len(seen)]),
         unseen={one.net.label: one for one in frozen[len(seen) :]},
         cam=config.metadd.cam,
-        key=files.hash_json([len(seen), *keys, config.metadd.cam.describe(), list(THRESHOLDS), _AREA]),
+        key=files.hash_json([len(seen), *keys, config.metadd.cam.describe(), list(THRESHOLDS), _AREA, "known"]),
     )
 
 
@@ -85,16 +89,43 @@ def look(by: Lookers, folder: pathlib.Path, file: pathlib.Path) -> dict[str, Any
 
     Returns:
       "seen" and "unseen" (by network): by threshold ("0.3"), and at equal areas ("area"), the facts of
-      ``split.measure``; "key", that of ``by``.
+      ``split.measure``; "known", of ``known``; "key", that of ``by``.
     """
     place = folder / FILE
     if place.exists() and files.read_json(place).get("key") == by.key:
         return files.read_json(place)
     synthetic, _ = exchange.load_npz(file)
     stack = mdd.evaluation.map_stack([*by.seen, *by.unseen.values()], synthetic.images, synthetic.labels, config=by.cam)
-    found = measure(stack, len(by.seen), tuple(by.unseen)) | {"key": by.key}
+    found = measure(stack, len(by.seen), tuple(by.unseen)) | {"known": known(by, synthetic), "key": by.key}
     files.write_json(place, found)
     return found
+
+
+def known(by: Lookers, synthetic: mdd.SyntheticSet) -> dict[str, float]:
+    """Measures the share of a set's images whose label each network gives.
+
+    Args:
+      by: the networks.
+      synthetic: the set.
+
+    Returns:
+      By network a share, 0..1.
+    """
+    networks = {**{one.net.label: one for one in by.seen}, **by.unseen}
+    shares = {}
+    for label, network in networks.items():
+        logits = [_logits(network, images) for images in _batches(synthetic.images)]
+        shares[label] = float(np.mean(np.concatenate(logits).argmax(axis=-1) == synthetic.labels))
+    return shares
+
+
+def _batches(images: Any) -> list[Any]:
+    return [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+
+
+@parallel.jit
+def _logits(network: mdd.Auxiliary, images: jax.Array) -> jax.Array:
+    return features.observe(network, images, jnp.zeros(len(images), jnp.int32), maps=False).logits
 
 
 def measure(stack: np.ndarray, seen: int, unseen: Sequence[str]) -> dict[str, Any]:
@@ -135,9 +166,9 @@ def summary(reference: str, found: Found) -> dict[str, Any]:
 
     Returns:
       "rows": by row the means over seeds of the chance-corrected ratio, "seen" by threshold and "area", "unseen" by
-      network at 0.5; "transfer": of the unseen networks the correlations of ``transfer.correlation`` over all points
-      ("all"), with differences between networks taken off ("within"), and the "points" themselves; None where there are
-      fewer than three points.
+      network at 0.5, and "known" by network; "transfer": of the unseen networks the correlations of
+      ``transfer.correlation`` over all points ("all"), with differences between networks taken off ("within"), and the
+      "points" themselves; None where there are fewer than three points.
     """
     rows: dict[str, dict[str, Any]] = {}
     for row in dict.fromkeys(one[0] for one in found):
@@ -145,6 +176,7 @@ def summary(reference: str, found: Found) -> dict[str, Any]:
         rows[row] = {
             "seen": {name: _mean(facts["seen"][name]["chance_corrected"] for facts in own) for name in own[0]["seen"]},
             "unseen": {label: _mean(_ratio(facts, label) for facts in own) for label in own[0]["unseen"]},
+            "known": {label: _mean(facts["known"][label] for facts in own) for label in own[0]["known"]},
             "seeds": len(own),
         }
     points = _points(reference, found)
@@ -211,6 +243,16 @@ def lines(told: Mapping[str, Any]) -> list[str]:
     for row, facts in told["rows"].items():
         values = [*(facts["seen"][str(t)] for t in THRESHOLDS), facts["seen"]["area"], *facts["unseen"].values()]
         text.append(f"| {row} | {facts['seeds']} | {' | '.join(f'{value:+.2f}' for value in values)} |")
+    text += [
+        "",
+        "How many of a set's images these networks know (percent whose label they give): the map of a class tells "
+        "where the network sees it, if it does.",
+        "",
+        f"| row | {' | '.join(first['known'])} |",
+        "|---" * (1 + len(first["known"])) + "|",
+    ]
+    for row, facts in told["rows"].items():
+        text.append(f"| {row} | {' | '.join(f'{100 * share:.0f}' for share in facts['known'].values())} |")
     if not told["transfer"]:
         return text
     text += [

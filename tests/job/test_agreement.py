@@ -35,7 +35,7 @@ def cell(row, seed, ratio, accuracy, *, real=None):
         row,
         seed,
         {"rows": rows, "cell": {"settings": {"real": real}}},
-        {"seen": by, "unseen": dict.fromkeys(nets, by)},
+        {"seen": by, "unseen": dict.fromkeys(nets, by), "known": {"vgg": 0.25 + 0.5 * seed, "lenet": accuracy}},
     )
 
 
@@ -54,6 +54,7 @@ def test_gains_are_paired_by_seed_and_go_together_or_not():
     one = told["transfer"]["all"]
     assert one["pearson"] == pytest.approx(1) and one["slope"] == pytest.approx(0.3) and one["clusters"] == 4
     text = "\n".join(agreement.lines(told))
+    assert "| row | vgg | lenet |" in text and "| DM | 50 | 20 |" in text and "| random | 25 | 10 |" in text
     assert "| DM | 2 | +0.05 |" in text and "| all | +1.00 | [+1.00, +1.00] | +1.00 | +3.00 | 8 of 4 sets |" in text
 
 
@@ -74,6 +75,7 @@ def test_a_set_is_looked_at_once_by_the_same_networks(tmp_path, monkeypatch):
         return np.zeros((2, len(images), 4, 4), np.float32)
 
     monkeypatch.setattr(mdd.evaluation, "map_stack", maps)
+    monkeypatch.setattr(agreement, "known", lambda by, synthetic: {"one": 1.0})
     by = agreement.Lookers((None, None), {}, mdd.features.CamConfig(), "one")
     first = agreement.look(by, tmp_path, tmp_path / "synthetic.npz")
     assert agreement.look(by, tmp_path, tmp_path / "synthetic.npz") == first and looked == [10]
