@@ -60,7 +60,8 @@ def penalise(
         ``invariant.register`` knows), an ``invariant.Term``, or a function ``Seen -> [B]``, one value an image.
       reference: frozen network of the backbone's architecture, for terms that compare with the main network.
       weighting: what a strength is. "calibrated": the size of the term's mean gradient relative to the base method's,
-        made a weight once at the start; "per_step": the same, anew at every step; "raw": the weight itself.
+        made a weight once at the start; "unsaturated": the same by the term's ``unit``, if it has one; "per_step": as
+        calibrated, anew at every step; "raw": the weight itself.
       cap: upper bound of a weight that is not raw.
       calibration_steps: how many batches mean gradients are taken over.
       schedule: what becomes of all weights over the run: "constant", "falling" (linearly to 0) or "rising" (from 0).
@@ -153,9 +154,9 @@ def penalise_by(
         if config.further_lr:
             aux["networks"] = invariant.own_params(auxiliaries)
         # From mean gradient *vectors*: what is random in a single batch cancels.
-        if config.weighting == "calibrated":
+        if config.weighting in ("calibrated", "unsaturated"):
             # The strengths come in outside of what is compiled: settings that differ in them share the program.
-            vectors, _ = penalty.apart.compiled(key, synthetic, aux, dataset.train, frozen)
+            vectors, _ = penalty.sizes.compiled(key, synthetic, aux, dataset.train, frozen)
             aux["weights"] = penalty.relative(vectors)
         # Only where it is asked for: other runs keep the state that their checkpoints have.
         if config.schedule != "constant":
@@ -220,7 +221,7 @@ class _Penalty:
             return self._base(key, synthetic, aux, batch, frozen, axis_name=axis_name)
 
         def added(synthetic: Any) -> tuple[jax.Array, dict]:
-            return self._judge(invariant.invariant_loss, key, synthetic, aux, frozen, weights=w)
+            return self._judge(invariant.invariant_loss, key, synthetic, aux, frozen, self.terms, weights=w)
 
         if self.config.project == "none":
             loss_base, (base_aux, metrics, focused) = base(synthetic)
@@ -289,11 +290,24 @@ class _Penalty:
 
     @functools.cached_property
     def apart(self) -> LossTerms:
+        return self._apart(self.terms)
+
+    @functools.cached_property
+    def sizes(self) -> LossTerms:
+        """What strengths are measured by: the terms, or their units."""
+        units = {t: term.unit for t, term in self.terms.items() if term.unit}
+        if self.config.weighting != "unsaturated" or not units:
+            return self.apart
+        return self._apart(
+            {t: dataclasses.replace(term, value=units.get(t, term.value)) for t, term in self.terms.items()}
+        )
+
+    def _apart(self, looked: dict[str, invariant.Term]) -> LossTerms:
         def base(key: jax.Array, synthetic: Any, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None) -> Any:
             return self._base(key, synthetic, aux, batch, frozen, axis_name=axis_name)[0]
 
         def terms(key: jax.Array, synthetic: Any, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None) -> Any:
-            return self._judge(invariant.invariant_terms, key, synthetic, aux, frozen)[0]
+            return self._judge(invariant.invariant_terms, key, synthetic, aux, frozen, looked)[0]
 
         def weights(aux: Any, gradients: dict[str, jax.Array]) -> dict[str, jax.Array]:
             return _scaled(self.relative(gradients) if self.config.weighting == "per_step" else aux["weights"], aux)
@@ -314,15 +328,16 @@ class _Penalty:
         }
 
     def _judge(
-        self, function: Callable, key: jax.Array, synthetic: Any, aux: Any, frozen: Any, **given: Any
-    ) -> tuple[Any, dict]:
+        self, function: Callable, key: jax.Array, synthetic: Any, aux: Any, frozen: Any,
+        terms: dict[str, invariant.Term], **given: Any,
+    ) -> tuple[Any, dict]:  # fmt: skip
         """What ``invariant.invariant_loss`` or ``invariant_terms`` makes of the images as they stand."""
         # The images, under any parameterisation: networks see no latents.
         shown = self.base.decode(synthetic, aux["base"], frozen["base"])
         # A domain of its own, so that the base method draws what it draws without a penalty.
         return function(
             keys.named(key, "metadd"), shown.images, shown.labels, self._networks(aux, frozen),
-            reference=frozen["reference"], config=self.config, terms=self.terms, **given,
+            reference=frozen["reference"], config=self.config, terms=terms, **given,
         )  # fmt: skip
 
 

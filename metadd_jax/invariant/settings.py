@@ -7,10 +7,10 @@ import functools
 from typing import Annotated, Any
 
 from metadd_jax import augment, features
-from metadd_jax.invariant.terms import POSITIVITY, TERMS, Term, as_term, l_ai, l_pos
+from metadd_jax.invariant.terms import POSITIVITY, TERMS, Term, as_term, l_ai, l_pos, margin
 from metadd_jax.ranges import OneOf, Pairs, Real, Text, Whole, check, nearest
 
-WEIGHTING = ("calibrated", "per_step", "raw")
+WEIGHTING = ("calibrated", "unsaturated", "per_step", "raw")
 FOCUS_MASKS = ("hard", "soft")
 PROJECT = ("none", "set", "image")
 SCHEDULES = ("constant", "falling", "rising")
@@ -24,7 +24,9 @@ class InvariantConfig:
       ai, pos, var: strength of L_ai, L_pos and L_var; 0 leaves the term out and skips its work. With weighting
         "calibrated" or "per_step" a strength is rho, the size of the term's gradient relative to that of the base
         loss; with "raw" it is the plain weight.
-      weighting: "calibrated" (once at the start, then frozen), "per_step" (rescaled at every step) or "raw".
+      weighting: "calibrated" (once at the start, then frozen), "unsaturated" (the same, but rho of L_ai is the size
+        that its gradient would have if the networks were wrong, see ``margin``: where they are sure of the images
+        already it pulls little, whatever its strength), "per_step" (rescaled at every step) or "raw".
       cap: upper bound of a calibrated weight.
       calibration_steps: how many base steps the mean gradients are measured over.
       project: take out of the added gradient what points against the base method's (PCGrad, ``distillers.conflict``):
@@ -140,7 +142,7 @@ class InvariantConfig:
         )
         pos = functools.partial(l_pos, kind=self.positivity, threshold=self.cam.threshold)
         switched = {
-            "ai": Term("ai", ai, needs=("reference",) if self.kl else ()),
+            "ai": Term("ai", ai, needs=("reference",) if self.kl else (), unit=margin),
             "pos": Term("pos", pos, needs=() if self.positivity == "hinge" else ("maps",), compares=True),
         }
         return {name: switched.get(name) or as_term(name) for name in self.strengths}

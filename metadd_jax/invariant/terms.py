@@ -69,6 +69,8 @@ class Term:
       compares: whether it compares networks, so that one alone says nothing.
       joint: whether it is no mean of what each image gives alone, so that all images must pass the networks at once;
         it then gives each image the value of them all.
+      unit: ``Seen -> [B]``, what a strength is measured by under weighting "unsaturated", where the gradient of
+        ``value`` itself may all but vanish; None: by ``value``.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Term:
     needs: tuple[str, ...] | None = None
     compares: bool = False
     joint: bool = False
+    unit: Callable[[Seen], Values] | None = None
 
 
 def l_ai(
@@ -164,6 +167,26 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return -jnp.take_along_axis(log_p, jnp.broadcast_to(labels[None, :, None], (*logits.shape[:2], 1)), axis=2)[..., 0]
 
 
+def margin(seen: Seen) -> jax.Array:
+    """Computes sum_m [ log sum_{k != y} exp z_k - z_y ], [B]: how far the other classes' logits lie above the label's.
+
+    The cross-entropy is softplus of one network's summand, and its gradient (1 - p_y) times the summand's: that
+    vanishes where a network is sure, and this does not.
+
+    Args:
+      seen: what the networks see.
+
+    Example:
+      >>> logits = jnp.array([[[2.0, 0.0, 0.0]]])  # one network, one image: log 2 - 2
+      >>> round(float(margin(Seen(None, jnp.array([0]), logits, None, (), None))[0]), 4)
+      -1.3069
+    """
+    chex.assert_rank([seen.logits, seen.labels], [3, 1])
+    own = jax.nn.one_hot(seen.labels, seen.logits.shape[-1], dtype=bool)[None]
+    others = jax.nn.logsumexp(jnp.where(own, -jnp.inf, seen.logits), axis=2)
+    return (others - jnp.where(own, seen.logits, 0.0).sum(axis=2)).sum(axis=0)
+
+
 def divergence(
     logits: jax.Array, reference: jax.Array, *, temperature: float = 1.0, reverse: bool = False
 ) -> jax.Array:
@@ -228,7 +251,7 @@ def positivity(
 
 
 TERMS: dict[str, Term] = {
-    "ai": Term("ai", l_ai, needs=()),
+    "ai": Term("ai", l_ai, needs=(), unit=margin),
     "pos": Term("pos", l_pos, needs=("maps",), compares=True),
     "var": Term("var", l_var, needs=("maps",), compares=True),
 }
