@@ -7,6 +7,7 @@ from typing import Any
 _OURS = ("work", "compile s", "s (median, min-max)", "images/s", "GFLOP", "GFLOP/s", "% of peak", "temporary MB", "MB")
 _SCAN = ("inside / outside a scan",)
 _TORCH = ("PyTorch s (median, min-max)", "PyTorch MB", "PyTorch s / ours")
+_TRAININGS, _EPOCHS = 20, 1000  # of a network in a published cross-architecture table
 _NOTES = (
     "Every line is a fresh process: one call that is not timed, then the timed ones. Compile time includes tracing.",
     "GFLOP: convolutions and matrix products of a call, an addition and a multiplication each, loops multiplied out; "
@@ -36,6 +37,31 @@ def table(results: list[dict[str, Any]]) -> list[str]:
     return [_line(head), _line(["---"] * len(head)).replace(" ", ""), *map(_line, rows)]
 
 
+def judged(config: dict[str, Any], results: list[dict[str, Any]]) -> list[str]:
+    """What a cross-architecture table of the judged networks costs at published scale, after an empty line.
+
+    Args:
+      config: the benchmark's settings.
+      results: its lines.
+    """
+    of_networks = [r for r in results if r["work"].startswith("judge:")]
+    if not of_networks:
+        return []
+    # Test images are as many fewer as epochs are, so that a training and its test grow alike.
+    times = _TRAININGS / config["eval_seeds"] * _EPOCHS / config["eval_epochs"]
+    sides = {"ours": of_networks}
+    if all(r["torch"] for r in of_networks):
+        sides["PyTorch"] = [r["torch"] for r in of_networks]
+    hours = (
+        f"{name} {times * sum(r['median_seconds'] for r in side) / 3600:.2f} hours" for name, side in sides.items()
+    )
+    return [
+        "",
+        f"A table of these {len(of_networks)} networks, {_TRAININGS} trainings of each for {_EPOCHS:,} epochs: "
+        f"{', '.join(hours)}.",
+    ]
+
+
 def document(facts: dict[str, Any], curves: list[str]) -> str:
     """A page with the machine, the settings, the table, the lines of a sweep and what the columns mean."""
     config, rates = facts["config"], [r["matmul_flops_per_second"] / 1e9 for r in facts["results"]]
@@ -47,7 +73,17 @@ def document(facts: dict[str, Any], curves: list[str]) -> str:
     peak = f"Matrix product: {min(rates):.3g} to {max(rates):.3g} GFLOP/s in the processes of this table."
     notes = "\n".join(f"- {note}" for note in (*_NOTES, peak))
     return "\n".join(
-        ["# Benchmark", "", f"{machine}.", "", f"Settings: {settings}.", "", *table(facts["results"]), *curves]
+        [
+            "# Benchmark",
+            "",
+            f"{machine}.",
+            "",
+            f"Settings: {settings}.",
+            "",
+            *table(facts["results"]),
+            *curves,
+            *judged(config, facts["results"]),
+        ]
     ) + (f"\n\n{notes}\n")
 
 

@@ -56,7 +56,12 @@ def run(arguments: list[str], *, program: str = "benchmark.py") -> None:
             progress.update()
             if config.out:  # after every work, for a later one may need more memory than there is
                 _write(config, results)
-    print("\n".join([*cost_table.table(results), *sweep.lines(config, results)]))
+    table = (
+        cost_table.table(results),
+        sweep.lines(config, results),
+        cost_table.judged(dataclasses.asdict(config), results),
+    )
+    print("\n".join(line for part in table for line in part))
 
 
 def _refuse_foreign(out: pathlib.Path) -> None:

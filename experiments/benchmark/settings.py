@@ -9,7 +9,7 @@ from metadd_jax.ranges import Whole
 
 _AUXILIARIES = ("resnet34", "googlenet", "vit", "vgg11")
 _TRAINED = ("mlp", "lenet", "alexnet", "vgg11", "resnet18", "resnet18_bn", "resnet34", "resnet50", "googlenet", "vit")
-_STEPS = ("dm@1", "dm@10", "dm@50", "dc@10", "dc_inner@10", "mtt@10", "sre2l@100")
+_STEPS = ("dm@1", "dm@10", "dm@50", "dc@10", "dc_inner@10", "mtt@10", "datm@10", "ncfm@10", "sre2l@100")
 _LATENTS = ("dm@10", "mtt@10")
 _WRAPPED = ("dm@1", "dm@10", "dc@10", "mtt@10", "sre2l@100")
 _SCANNED = ("dm@10", "dc@10", "mtt@10", "sre2l@100", "train:convnet@100")
@@ -19,6 +19,7 @@ EVERYTHING = (
     *(f"{work}+metadd" for work in _WRAPPED),
     *(f"{work}+latents" for work in _LATENTS),
     *(f"scan:{work}" for work in _SCANNED),
+    "rded@10",
     "evaluate@10",
     *(f"train:convnet@{size}" for size in (100, 256)),
     *(f"train:{network}@100" for network in (*_TRAINED, "swin_t")),
@@ -32,22 +33,24 @@ class BenchmarkConfig:
 
     Attributes:
       works: what to measure: a step of "dm", "dc" (one matching under a new network), "dc_inner" (the same after the
-        inner training on the set), "mtt", "mtt_kept" (the activations of all student steps kept, not computed again) or
-        "sre2l", at SIZE images per class (sre2l: images, all of different classes); "train:NETWORK", a training step
-        at batch SIZE; "evaluate", networks trained from several seeds at once and tested; or NETWORK, an auxiliary's
-        part of the invariant loss and the gradient to the images. A step with "+latents" trains what
-        "parameterisation" names, with "+metadd" it has MetaDD around it, with "+latents+metadd" both.
+        inner training on the set), "mtt", "mtt_kept" (the activations of all student steps kept, not computed again),
+        "datm" (those of "mtt_kept" with labels that are trained), "ncfm" or "sre2l", at SIZE images per class (sre2l:
+        images, all of different classes); "rded", all of its selection from "batch_size" real images of a class;
+        "train:NETWORK", a training step at batch SIZE; "judge:NETWORK", that network trained from several seeds on
+        SIZE images of a class and tested ("evaluate": the backbone); or NETWORK, an auxiliary's part of the invariant
+        loss and the gradient to the images. A step with "+latents" trains what "parameterisation" names, with
+        "+metadd" it has MetaDD around it, with "+latents+metadd" both.
       auxiliaries: networks that "+metadd" looks through.
       parameterisation: what "+latents" trains in place of pixels, as ``--parameterisation`` of the main job takes it;
         its start is not fitted, and weights that would be trained are random.
       backbone: network that distils and is judged.
-      teacher: network of sre2l.
+      teacher: network of sre2l and rded.
       image_shape: height, width and channels of the images.
       num_classes: number of classes (not of sre2l).
       ipc: images per class where a work does not say.
-      batch_size: real images per class and step (dm, dc).
+      batch_size: real images per class and step (dm, dc, ncfm), or to choose from (rded).
       class_batch: classes matched at once.
-      augmentation: DSA tokens joined by "_", or "none" (dm, mtt, evaluate).
+      augmentation: DSA tokens joined by "_", or "none" (dm, mtt, datm, evaluate, judge); ncfm's are its own.
       inner_epochs: epochs of the inner training; published for 10 images per class: 50.
       syn_steps: student steps of mtt.
       recover_images: images of sre2l where a work does not say.

@@ -17,8 +17,10 @@ from metadd_jax.invariant import InvariantConfig
 from metadd_jax.training import recipes, trajectories
 from settings import BenchmarkConfig
 
-STEPS = ("dm", "dc", "dc_inner", "mtt", "mtt_kept", "sre2l")
-_SCAN, _WRAPPED, _LATENTS, _TRAIN = "scan:", "+metadd", "+latents", "train:"
+STEPS = ("dm", "dc", "dc_inner", "mtt", "mtt_kept", "datm", "ncfm", "sre2l")
+_WHOLE = ("evaluate", "rded")  # neither steps nor of a network that the name says
+_SCAN, _WRAPPED, _LATENTS = "scan:", "+metadd", "+latents"
+_OF_A_NETWORK = {"train:": "train", "judge:": "judge"}
 _EXPERT_EPOCHS = 2
 
 
@@ -27,8 +29,8 @@ class Name:
     """A work's name in its parts.
 
     Attributes:
-      kind: one of ``STEPS``, "train", "evaluate" or "auxiliary".
-      network: of "train" and "auxiliary", as ``zoo.parse`` reads it.
+      kind: one of ``STEPS``, "train", "judge", "evaluate", "rded" or "auxiliary".
+      network: of "train", "judge" and "auxiliary", as ``zoo.parse`` reads it.
       size: images per class; of sre2l the images, of "train" the batch.
       wrapped: with MetaDD.
       latents: with latents in place of pixels.
@@ -63,7 +65,7 @@ class Work:
 
 
 def parse(work: str, config: BenchmarkConfig) -> Name:
-    """Reads "dm@10+metadd", "mtt+latents", "scan:sre2l@100", "train:vgg11@256", "evaluate" or the name of a network.
+    """Reads "dm@10+metadd", "mtt+latents", "scan:sre2l@100", "train:vgg11@256", "rded" or the name of a network.
 
     Raises:
       ValueError: if the parts do not go together, or the network is unknown.
@@ -74,9 +76,10 @@ def parse(work: str, config: BenchmarkConfig) -> Name:
     rest, marked, digits = rest.partition("@")
     if marked and not (digits.isdecimal() and int(digits) > 0):
         raise ValueError(f"cannot read the size {digits!r} of {work!r}; write a whole number, such as dm@10")
-    trained, network = rest.startswith(_TRAIN), rest.removeprefix(_TRAIN)
-    known = network in (*STEPS, "evaluate") and not trained
-    kind = network if known else "train" if trained else "auxiliary"
+    prefix = next((word for word in _OF_A_NETWORK if rest.startswith(word)), "")
+    network = rest.removeprefix(prefix)
+    known = network in (*STEPS, *_WHOLE) and not prefix
+    kind = network if known else _OF_A_NETWORK.get(prefix, "auxiliary")
     if ((wrapped or latents) and kind not in STEPS) or (scanned and kind not in (*STEPS, "train")):
         raise ValueError(
             f"{work!r}: +metadd and +latents go with {', '.join(STEPS)}, scan: also with train:NETWORK; measure "
@@ -92,7 +95,7 @@ def parse(work: str, config: BenchmarkConfig) -> Name:
 
 def build(name: Name, config: BenchmarkConfig) -> Work:
     """The function of a work and what it is called with; the images are noise."""
-    makers = {"train": _train, "evaluate": _evaluate, "auxiliary": _auxiliary}
+    makers = {"train": _train, "evaluate": _judge, "judge": _judge, "auxiliary": _auxiliary, "rded": _selection}
     return makers.get(name.kind, _step)(name, config)
 
 
@@ -138,7 +141,7 @@ def _auxiliary(name: Name, config: BenchmarkConfig) -> Work:
 def _step(name: Name, config: BenchmarkConfig) -> Work:
     classes, ipc = (name.size, 1) if name.kind == "sre2l" else (config.num_classes, name.size)
     data = _noise(config, classes, ipc if name.kind == "sre2l" else max(config.batch_size, ipc))
-    makers = {"dm": _matching, "dc": _matching, "dc_inner": _matching, "sre2l": _recovery}
+    makers = {"dm": _matching, "dc": _matching, "dc_inner": _matching, "ncfm": _matching, "sre2l": _recovery}
     method, tx, images = makers.get(name.kind, _trajectory)(name.kind, ipc, data, config)
     if name.latents:
         made: Any = mdd.distillers.parameterisations.parse(config.parameterisation, data)
@@ -162,6 +165,12 @@ def _matching(kind: str, ipc: int, data: mdd.Dataset, config: BenchmarkConfig) -
     if kind == "dm":
         method = mdd.distillers.dm(net, augmentation=config.augmentation, **settings)
         return method, optax.sgd(1.0, momentum=0.5), images
+    if kind == "ncfm":
+        pool = jnp.stack([trajectories.flatten(_variables(net, seed)["params"]) for seed in range(2)])[None]
+        own = mdd.distillers.NCFM(batch_size=config.batch_size, class_batch=config.class_batch)
+        # The set passes twice: its embeddings, and the logits that calibrate it.
+        images += data.num_classes * ipc
+        return mdd.distillers.ncfm(net, pool, ipc=ipc, settings=own), own.optimiser(0.001, 0.5, 1, data), images
     # A new network at every step, or one that is trained before every step and never new.
     outer = 1 if kind == "dc" else np.iinfo(np.int32).max
     method = mdd.distillers.dc(net, outer=outer, inner=config.inner_epochs, **settings)
@@ -173,18 +182,17 @@ def _trajectory(kind: str, ipc: int, data: mdd.Dataset, config: BenchmarkConfig)
     net = _network(config.backbone, data.num_classes, config)
     # The snapshots of one expert: random weights, since only their number and size cost.
     snapshots = [trajectories.flatten(_variables(net, seed)["params"]) for seed in range(_EXPERT_EPOCHS + 1)]
-    method = mdd.distillers.mtt(
-        net,
-        jnp.stack(snapshots)[None],
-        ipc=ipc,
+    record = mdd.distillers.DATM if kind == "datm" else mdd.distillers.MTT
+    own = record(
         syn_steps=config.syn_steps,
         expert_epochs=_EXPERT_EPOCHS,
         max_start_epoch=1,
         augmentation=config.augmentation,
         checkpoint=kind == "mtt",
     )
-    tx = mdd.distillers.trajectory_optimiser(100.0, 1e-5, lr_teacher=0.01)
-    return method, tx, config.syn_steps * data.num_classes * ipc
+    make = mdd.distillers.datm if kind == "datm" else mdd.distillers.mtt
+    method = make(net, jnp.stack(snapshots)[None], ipc=ipc, settings=own)
+    return method, own.optimiser(100.0, 0.5, 1, data), config.syn_steps * data.num_classes * ipc
 
 
 def _recovery(kind: str, ipc: int, data: mdd.Dataset, config: BenchmarkConfig) -> tuple:
@@ -192,6 +200,20 @@ def _recovery(kind: str, ipc: int, data: mdd.Dataset, config: BenchmarkConfig) -
     method = mdd.distillers.sre2l(net, _variables(net), ipc=ipc, crop=False, flip=False, roll=(0, 4))
     tx = mdd.distillers.recover_optimiser(0.25, 1000, data.train.mean, data.train.std)
     return method, tx, data.num_classes * ipc
+
+
+def _selection(name: Name, config: BenchmarkConfig) -> Work:
+    """RDED's whole set: the crops of ``batch_size`` real images of each class under the teacher, the best kept."""
+    data = _noise(config, config.num_classes, config.batch_size)
+    net = _network(config.teacher, config.num_classes, config)
+    settings = mdd.distillers.RDED(candidates=config.batch_size)
+
+    def choose(key: jax.Array, variables: Any) -> jax.Array:
+        method = mdd.distillers.rded(net, variables, ipc=name.size, settings=settings)
+        return method.init(key, data)[0]["images"]
+
+    looked = data.num_classes * config.batch_size * settings.crops
+    return Work(choose, (jax.random.key(0), _variables(net)), False, looked)
 
 
 def _train(name: Name, config: BenchmarkConfig) -> Work:
@@ -208,9 +230,10 @@ def _train(name: Name, config: BenchmarkConfig) -> Work:
     return Work(update, (_variables(net), (images, labels), jax.random.key(0)), True, name.size)
 
 
-def _evaluate(name: Name, config: BenchmarkConfig) -> Work:
+def _judge(name: Name, config: BenchmarkConfig) -> Work:
     """Accuracies of one network trained from several seeds, as in ``evaluation.cross_architecture``."""
-    net, data = _network(config.backbone, config.num_classes, config), _noise(config, config.num_classes, name.size)
+    net = _network(name.network or config.backbone, config.num_classes, config)
+    data = _noise(config, config.num_classes, name.size)
     images, labels = mdd.data.random_per_class(jax.random.key(0), data.train, name.size)
     recipe = recipes.dc_evaluation(config.eval_epochs - 1, augmentation=config.augmentation)
 

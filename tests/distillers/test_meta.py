@@ -71,6 +71,29 @@ def test_calibrated_weights_come_from_mean_gradient_vectors(key, tiny, calibrate
         assert float(aux["weights"][name]) == pytest.approx(expected, rel=1e-3)
 
 
+def test_unsaturated_weights_are_by_the_margin_of_the_logits(key, tiny, auxiliaries, gradients):
+    """The gradient of sum_m [log sum_{k != y} exp z_k - z_y] re-derived in NumPy from the logits' own Jacobians."""
+    synthetic, aux = wrap(quadratic(), auxiliaries, weighting="unsaturated").init(key, tiny)
+    margin = np.zeros(START.shape)
+    own = np.eye(3)[np.asarray(LABELS)]
+    for one in auxiliaries:
+
+        def logits(images, one=one):
+            return one.net.apply(one.variables, images)[0]
+
+        # An image's logits depend on that image alone.
+        slopes = np.asarray(jax.jacrev(lambda images, of=logits: of(images).sum(axis=0))(START), np.float64)
+        z = np.where(own, -np.inf, np.asarray(logits(START), np.float64))
+        others = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+        margin += np.einsum("bk,kbhwc->bhwc", others - own, slopes) / len(LABELS)
+    terms = gradients(synthetic["images"])
+    expected = {"ai": 0.3 / norm(margin), "pos": 0.2 / norm(terms["pos"]), "var": 0.1 / norm(terms["var"])}
+    for name, value in expected.items():
+        assert float(aux["weights"][name]) == pytest.approx(value * norm(START - TARGET), rel=1e-3)
+    # Less than half: these networks know every second image, where the cross-entropy pulls little.
+    assert float(aux["weights"]["ai"]) < 0.3 * norm(START - TARGET) / norm(terms["ai"])
+
+
 def test_the_cap_bounds_a_calibrated_weight(key, tiny, auxiliaries):
     _, aux = wrap(quadratic(), auxiliaries, cap=1e-3, ai=0.0).init(key, tiny)
     assert aux["weights"] == {"pos": pytest.approx(1e-3), "var": pytest.approx(1e-3)}

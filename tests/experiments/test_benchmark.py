@@ -67,10 +67,12 @@ def test_an_auxiliary_is_measured():
     assert found["peak_resident_bytes"] > 100e6  # Python with JAX is larger than that
 
 
-@pytest.mark.parametrize("work", [f"scan:train:{NET}@5", "sre2l", "evaluate@2"])
+@pytest.mark.parametrize("work", [f"scan:train:{NET}@5", "sre2l", "evaluate@2", "ncfm", "datm", "rded@2"])
 def test_works_are_measured(work):
     found = measure.measure(work, TINY)
-    images = {"sre2l": 3, "evaluate@2": 2 * (2 * 4 + 2)}.get(work, 5)
+    images = {
+        "sre2l": 3, "evaluate@2": 2 * (2 * 4 + 2), "ncfm": 2 * (4 + 2 * 3), "datm": 3 * 6, "rded@2": 2 * 4 * 5
+    }.get(work, 5)  # fmt: skip
     assert found["images"] == images and len(found["seconds"]) == 2
     assert found["flops"] > images * CONVOLUTION
     assert (found["scan_ratio"] or 0) > 0 or "scan" not in work
@@ -130,13 +132,16 @@ def test_a_step_with_latents_decodes_and_pulls_back():
 def test_names_are_read():
     assert works.parse("scan:dm@10+metadd", TINY) == works.Name("dm", "", 10, True, False, True)
     assert works.parse("train:vgg11@256", TINY) == works.Name("train", "vgg11", 256, False, False, False)
+    assert works.parse("judge:vgg11@10", TINY) == works.Name("judge", "vgg11", 10, False, False, False)
     assert works.parse("sre2l", TINY).size == 3 and works.parse("train:mlp", TINY).size == 4
     assert works.parse(NET, TINY) == works.Name("auxiliary", NET, 3, False, False, False)
     for work in settings.EVERYTHING:
         works.parse(work, TINY)
 
 
-@pytest.mark.parametrize("work", ["train:mlp+metadd", "scan:evaluate", "dm@ten", "dm@0", "train:dm", "mtt+meta"])
+@pytest.mark.parametrize(
+    "work", ["train:mlp+metadd", "scan:evaluate", "dm@ten", "dm@0", "train:dm", "mtt+meta", "judge:rded", "rded+metadd"]
+)
 def test_names_that_mean_nothing_are_refused(work):
     with pytest.raises(ValueError, match=r"go with|cannot read the size|unknown network"):
         works.parse(work, TINY)
@@ -151,6 +156,22 @@ def test_the_table_has_a_line_for_each_work_and_columns_that_are_filled():
     assert lines[2].endswith("| 500 |  | 1.2 (1-1.4) | 700 | 3.00 |")
     assert lines[3].endswith("| 500 | 1.04 |  |  |  |")
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_a_published_table_is_told_from_the_networks_that_were_judged():
+    """5 trainings of 20 epochs: of 20 and 1,000 they are 200 times as many."""
+    config = {"eval_seeds": 5, "eval_epochs": 20}
+    rows = [{**ROW, "work": f"judge:{net}@10", "torch": {"median_seconds": 9.0}} for net in ("vgg11", "mlp")]
+    assert cost_table.judged(config, [ROW]) == []
+    told = cost_table.judged(config, [ROW, *rows])[-1]
+    assert "these 2 networks" in told and "ours 0.04 hours, PyTorch 1.00 hours" in told  # 160 s and 3,600 s
+    rows[1]["torch"] = None
+    assert "PyTorch" not in cost_table.judged(config, rows)[-1]
+
+
+def test_a_judged_network_is_that_of_the_name():
+    built = works.build(works.parse(f"judge:{NET}@2", TINY), dataclasses.replace(TINY, backbone="mlp:width=3"))
+    assert flops.count(built.function, *built.arguments) > 2 * (2 * 4 + 2) * CONVOLUTION
 
 
 def test_the_page_and_the_facts_are_written(tmp_path, monkeypatch):

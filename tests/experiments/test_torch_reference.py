@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metadd_jax import augment, distillers, keys, training, zoo
+from metadd_jax import augment, distillers, keys, training, transforms, zoo
 
 torch = pytest.importorskip("torch")
 import torch_augment  # noqa: E402
@@ -148,6 +148,64 @@ def test_mtt_is_the_librarys(key, images):
     aux = {"expert": jnp.int32(0), "start": jnp.int32(0)}
     gradient = compare(method, key, synthetic, aux, (), method.frozen, loss, theirs)
     assert deviation(gradient["lr"], rate.grad) < 1e-3
+
+
+def test_datm_is_the_librarys(key, images):
+    """MTT's student on labels that are trained: their gradient too."""
+    own = images[1]
+    snapshots = [random_variables(NET, seed)["params"] for seed in range(2)]
+    start, target = (
+        torch_reference._flatten(module_of(SPEC, NET, {"params": params}, {"head": 4})) for params in snapshots
+    )
+    label_logits = np.random.default_rng(5).standard_normal((K * IPC, K), np.float32)
+    theirs, soft = channels_first(own).requires_grad_(), torch.tensor(label_logits, requires_grad=True)
+    net = torch_networks.create(SPEC, K, NET.image_shape)
+    views = [lambda x: x] * 3
+    loss = torch_reference.mtt_loss(net, start, target, theirs, soft.softmax(1), torch.tensor(0.1), views)
+    experts = jnp.stack([training.trajectories.flatten(params) for params in snapshots])[None]
+    settings = {"syn_steps": 3, "expert_epochs": 1, "max_start_epoch": 1, "raw_lr": True, "augmentation": "none"}
+    method = distillers.datm(NET, experts, ipc=IPC, threshold=1e9, **settings)
+    synthetic = {"images": jnp.asarray(own), "lr": jnp.float32(0.1), "label_logits": jnp.asarray(label_logits)}
+    aux = {"expert": jnp.int32(0), "start": jnp.int32(0)}
+    gradient = compare(method, key, synthetic, aux, (), method.frozen, loss, theirs)
+    assert deviation(gradient["label_logits"], soft.grad) < 1e-3
+
+
+def test_ncfm_is_the_librarys(key, images):
+    real, own = images
+    ends = [random_variables(NET, seed) for seed in range(2)]
+    pool = jnp.stack([training.trajectories.flatten(variables["params"]) for variables in ends])[None]
+    settings = distillers.NCFM(batch_size=REAL, frequencies=7, augmentation="none")
+    method = distillers.ncfm(NET, pool, ipc=IPC, settings=settings)
+    start, final = (module_of(SPEC, NET, variables, {"head": 4}) for variables in ends)
+    share, width = 0.25, NET.embedding_size
+    first, last = torch_reference._flatten(start), torch_reference._flatten(final)
+    torch.nn.utils.vector_to_parameters(torch.lerp(last, first, share), start.parameters())
+    drawn = [jax.random.normal(one, (7, width)) for one in jax.random.split(keys.named(key, "frequencies"), K)]
+    theirs, views = channels_first(own).requires_grad_(), [lambda x: x] * K
+    # A map of 4 x 4 x 4 numbers, channels last or first.
+    frequencies = [channels_first(t.reshape(7, 4, 4, 4)).flatten(1) for t in drawn]
+    loss = torch_reference.ncfm_loss(start, final, channels_first(real), theirs.split(IPC), views, frequencies)
+    aux = {"network": jnp.int32(0), "share": jnp.float32(share)}
+    compare(method, key, {"images": jnp.asarray(own)}, aux, real_batch(real), method.frozen, loss, theirs)
+
+
+def test_rded_chooses_what_the_library_chooses(images):
+    """The same boxes of the same images: crops by the library's transform, scores in NumPy."""
+    real = images[0]
+    variables = random_variables(NET)
+    boxes = np.random.default_rng(6).integers([0, 0, 3, 0], [2, 2, 7, 1], (K, REAL, 2, 4))
+    boxes[..., 3] = boxes[..., 2]  # squares
+    module = module_of(SPEC, NET, variables, {"head": 4})
+    found = torch_reference.rded_set(module, channels_first(real), IPC, boxes.tolist())
+    for label in range(K):
+        own = transforms.Box(*(jnp.asarray(boxes[label, ..., i]) for i in range(4)))
+        crops = jax.vmap(lambda x, box: transforms.resized_crop_to(x, box, (SIDE, SIDE)))(real[label], own)
+        logits = np.asarray(NET.apply(variables, crops.reshape(-1, SIDE, SIDE, 1))[0], np.float64)
+        scores = (np.log(np.exp(logits).sum(1)) - logits[:, label]).reshape(REAL, 2)
+        best = np.argsort(scores.min(axis=1))[:IPC]
+        expected = np.asarray(crops)[best, scores.argmin(axis=1)[best]]
+        assert deviation(expected, np.moveaxis(found[label].numpy(), 1, -1)) < 1e-4
 
 
 def test_sre2l_is_the_librarys(key):

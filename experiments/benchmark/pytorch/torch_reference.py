@@ -64,7 +64,10 @@ def mtt_loss(
     rate: torch.Tensor,
     views: Sequence,
 ) -> torch.Tensor:
-    """How far the student ends from the target: one step a view from ``start`` [P], by the graph of all steps."""
+    """How far the student ends from the target: one step a view from ``start`` [P], by the graph of all steps.
+
+    Labels [N], or probabilities [N, K] that have a gradient of their own (DATM).
+    """
     theta = start.clone().requires_grad_()
     for view in views:
         order = torch.randperm(len(images), device=images.device)
@@ -78,6 +81,46 @@ def _unflatten(net: nn.Module, vector: torch.Tensor) -> dict[str, torch.Tensor]:
     named = dict(net.named_parameters())
     pieces = vector.split([p.numel() for p in named.values()])
     return {name: piece.view_as(p) for (name, p), piece in zip(named.items(), pieces, strict=True)}
+
+
+def ncfm_loss(
+    net: nn.Module, final: nn.Module, real: Sequence, own: Sequence, views: Sequence, frequencies: Sequence
+) -> torch.Tensor:
+    """Distances of the characteristic functions at frequencies [T, D] of each class, times 300, and cross-entropies."""
+    total = torch.zeros((), device=own[0].device)
+    for label, (real_images, images, view, t) in enumerate(zip(real, own, views, frequencies, strict=True)):
+        with torch.no_grad():
+            phi_r = _characteristic(net, view(real_images), t)
+        phi_s = _characteristic(net, view(images), t)
+        amplitude = (phi_r.norm(dim=0) - phi_s.norm(dim=0)) ** 2
+        phase = ((phi_r - phi_s) ** 2).sum(0) - amplitude
+        total = total + 300 * (0.5 * amplitude + 0.5 * phase.clamp(min=1e-12)).sqrt().mean()
+        total = total + _cross_entropy(final, view(images), label)
+    return total
+
+
+def _characteristic(net: nn.Module, images: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    angles = F.normalize(net.embed(images).flatten(1)) @ t.T
+    return torch.stack([angles.cos().mean(0), angles.sin().mean(0)])
+
+
+def rded_set(net: nn.Module, real: Sequence, ipc: int, boxes: Sequence) -> list[torch.Tensor]:
+    """Of each class the crops [ipc, C, H, W] that the network is surest of, of an image one: ``boxes`` of its crops."""
+    chosen = []
+    for label, (images, own) in enumerate(zip(real, boxes, strict=True)):
+        size = images.shape[2:]
+        # Crop by crop, as torchvision's transform works: the boxes differ in size.
+        crops = torch.stack([
+            F.interpolate(image[None, :, y : y + h, x : x + w], size, mode="bilinear", antialias=True)[0]
+            for image, of_image in zip(images, own, strict=True)
+            for y, x, h, w in of_image
+        ])  # fmt: skip
+        with torch.no_grad():
+            entropy = torch.cat([-F.log_softmax(net(part), 1)[:, label] for part in crops.split(100)])
+        score, best = entropy.view(len(images), -1).min(dim=1)
+        first = score.argsort()[:ipc]
+        chosen.append(crops.view(len(images), -1, *crops.shape[1:])[first, best[first]])
+    return chosen
 
 
 def sre2l_loss(net: nn.Module, images: torch.Tensor, labels: torch.Tensor, r_bn: float = 0.01) -> torch.Tensor:
@@ -141,11 +184,59 @@ def _mtt(p: SimpleNamespace) -> Step:
     images, labels, net = _images(p, p.num_classes * p.size), _labels(p, p.num_classes), _network(p, p.backbone)
     start, target = (_flatten(_network(p, p.backbone)) for _ in range(2))
     rate = torch.tensor(0.01, device=p.torch_device, requires_grad=True)
-    optimiser = torch.optim.SGD([{"params": [images], "lr": 100.0}, {"params": [rate], "lr": 1e-5}], momentum=0.5)
+    trained = [{"params": [images], "lr": 100.0}, {"params": [rate], "lr": 1e-5}]
+    logits = 10 * F.one_hot(labels, p.num_classes).float()
+    if p.kind == "datm":
+        trained.append({"params": [logits.requires_grad_()], "lr": 2.0, "momentum": 0.9})
+    optimiser = torch.optim.SGD(trained, momentum=0.5)
 
     def step() -> None:
         views = [torch_augment.draw(p.augmentation, len(images), p.torch_device) for _ in range(p.syn_steps)]
-        _update(optimiser, mtt_loss(net, start, target, images, labels, rate, views))
+        target_labels = logits.softmax(1) if p.kind == "datm" else labels
+        _update(optimiser, mtt_loss(net, start, target, images, target_labels, rate, views))
+
+    return step
+
+
+def _ncfm(p: SimpleNamespace) -> Step:
+    images, real = _images(p, p.num_classes * p.size), _real(p)
+    start, final = (_network(p, p.backbone).requires_grad_(False) for _ in range(2))
+    first, last = _flatten(start), _flatten(final)
+    optimiser = torch.optim.AdamW([images], lr=0.001, weight_decay=5e-4)
+
+    def step() -> None:
+        nn.utils.vector_to_parameters(torch.lerp(last, first, torch.rand(()).item()), start.parameters())
+        draws = ((torch_augment.draw(op, 1, p.torch_device) for op in ("color", "crop", "cutout")) for _ in real)
+        views = [_one_after_the_other(*ops) for ops in draws]
+        width = start.embed(images[:1].detach()).flatten(1).shape[1]
+        frequencies = [torch.randn(4096, width, device=p.torch_device) for _ in real]
+        own = images.split(p.size)
+        _update(optimiser, ncfm_loss(start, final, [_draw(x, p) for x in real], own, views, frequencies))
+
+    return step
+
+
+def _one_after_the_other(*ops: Any) -> Callable:
+    def apply(x: torch.Tensor) -> torch.Tensor:
+        for op in ops:
+            x = op(x)
+        return x
+
+    return apply
+
+
+def _rded(p: SimpleNamespace) -> Step:
+    net, real = _network(p, p.teacher).eval(), _real(p)
+    side = min(p.image_shape[:2])
+
+    def step() -> list[torch.Tensor]:
+        # Squares of 8 to 100 % of the area, five an image.
+        sides = (side * torch.empty(p.num_classes, p.batch_size, 5).uniform_(0.08, 1).sqrt()).round().int().clamp(min=1)
+        boxes = [
+            [[(*torch.randint(0, side - n + 1, (2,)).tolist(), n, n) for n in one] for one in of_class]
+            for of_class in sides.tolist()
+        ]
+        return rded_set(net, [_draw(x, p) for x in real], p.size, boxes)
 
     return step
 
@@ -181,7 +272,7 @@ def _evaluate(p: SimpleNamespace) -> Step:
     def step() -> list[float]:
         accuracies = []
         for _ in range(p.eval_seeds):
-            net = _network(p, p.backbone)
+            net = _network(p, p.network or p.backbone)
             train(net, images, labels, epochs=p.eval_epochs, momentum=0.9, decay=5e-4, words=p.augmentation)
             net.eval()
             with torch.no_grad():
@@ -193,7 +284,7 @@ def _evaluate(p: SimpleNamespace) -> Step:
 
 
 MAKERS = {"dm": _dm, "dc": _dc, "dc_inner": _dc, "mtt": _mtt, "mtt_kept": _mtt, "sre2l": _sre2l, "train": _train}
-MAKERS["evaluate"] = _evaluate
+MAKERS |= {"datm": _mtt, "ncfm": _ncfm, "rded": _rded, "evaluate": _evaluate, "judge": _evaluate}
 
 
 def _network(p: SimpleNamespace, spec: str, classes: int = 0) -> nn.Module:
