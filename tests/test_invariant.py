@@ -11,6 +11,7 @@ from metadd_jax import features, invariant, zoo
 from metadd_jax.invariant import InvariantConfig, terms
 
 SHAPE = (8, 8, 1)
+THREE = {"ai": 0.3, "pos": 0.1, "var": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ def test_positivity_kinds_on_known_maps():
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(key, images, auxiliaries):
-    config = InvariantConfig(views="none", kl=1.0)
+    config = InvariantConfig(views="none", kl=1.0, **THREE)
     weights = {"ai": 2.0, "pos": 3.0, "var": 5.0}
     loss, metrics = invariant.invariant_loss(
         key, images, LABELS, auxiliaries, reference=auxiliaries[0], config=config, weights=weights
@@ -133,7 +134,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(key, images, auxiliaries):
 
 
 def test_gradient_reaches_the_images_and_agrees_with_finite_differences(key, images, auxiliaries):
-    config = InvariantConfig(views="none", kl=1.0, cam=features.CamConfig(stop_gradient_range=False))
+    config = InvariantConfig(views="none", kl=1.0, **THREE, cam=features.CamConfig(stop_gradient_range=False))
     with jax.enable_x64():
         wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), auxiliaries)
         x = jnp.asarray(np.asarray(images), jnp.float64)
@@ -152,7 +153,7 @@ def test_gradient_reaches_the_images_and_agrees_with_finite_differences(key, ima
 
 
 def value_without_kl(key, x, wide):
-    config = InvariantConfig(views="none", kl=0.0, cam=features.CamConfig(stop_gradient_range=False))
+    config = InvariantConfig(views="none", kl=0.0, **THREE, cam=features.CamConfig(stop_gradient_range=False))
     return invariant.invariant_loss(key, x, LABELS, wide, config=config)[0]
 
 
@@ -192,7 +193,7 @@ def test_unused_terms_are_not_computed(key, images, auxiliaries):
     assert set(terms) == {"ai"}
     assert "meta_ratio" not in metrics
     terms, metrics = invariant.invariant_terms(
-        key, images, LABELS, auxiliaries, config=InvariantConfig(ai=0, var=0, positivity="hinge")
+        key, images, LABELS, auxiliaries, config=InvariantConfig(ai=0, pos=0.1, positivity="hinge")
     )
     assert set(terms) == {"pos"}
     assert "meta_ratio" not in metrics
@@ -200,7 +201,7 @@ def test_unused_terms_are_not_computed(key, images, auxiliaries):
 
 def test_a_random_subset_is_unbiased(images, auxiliaries):
     def variance_term(key, subset):
-        config = InvariantConfig(ai=0, pos=0, kl=0, views="none", subset=subset)
+        config = InvariantConfig(ai=0, var=0.1, kl=0, views="none", subset=subset)
         return invariant.invariant_terms(key, images, LABELS, auxiliaries, config=config)[0]["var"]
 
     draws = jax.jit(jax.vmap(lambda k: variance_term(k, 2)))(jax.random.split(jax.random.key(5), 600))
@@ -209,7 +210,7 @@ def test_a_random_subset_is_unbiased(images, auxiliaries):
     assert float(draws.std()) > 0
 
 
-@pytest.mark.parametrize("terms", [{}, {"pos": 0, "var": 0}])
+@pytest.mark.parametrize("terms", [THREE, {"ai": 0.3}])
 def test_images_in_parts_change_memory_and_nothing_else(key, images, auxiliaries, terms):
     """Six images, four at once and the two that are left."""
 
@@ -228,7 +229,7 @@ def test_images_in_parts_change_memory_and_nothing_else(key, images, auxiliaries
 @pytest.mark.parametrize("micro_batch", [None, 4])
 def test_the_gradient_in_the_weights_is_true_in_one_part_and_in_several(key, images, auxiliaries, micro_batch):
     """Finite differences in float64: of the loss, and of its slope in the images, which a learner of weights needs."""
-    config = InvariantConfig(views="none", micro_batch=micro_batch)
+    config = InvariantConfig(views="none", micro_batch=micro_batch, **THREE)
     with jax.enable_x64():
         pair = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), auxiliaries[::2])
         x = jnp.asarray(np.asarray(images), jnp.float64)
@@ -252,7 +253,7 @@ def test_the_gradient_in_the_weights_is_true_in_one_part_and_in_several(key, ima
 @pytest.mark.parametrize("micro_batch", [None, 4])
 def test_networks_their_ranges_and_the_reference_are_constants(key, images, auxiliaries, micro_batch):
     """So are the metrics: what no gradient reaches in one part, none reaches in several."""
-    config = InvariantConfig(views="none", kl=1.0, micro_batch=micro_batch)
+    config = InvariantConfig(views="none", kl=1.0, micro_batch=micro_batch, **THREE)
 
     def loss(networks, reference):
         return invariant.invariant_loss(key, images, LABELS, networks, reference=reference, config=config)[0]
@@ -349,7 +350,7 @@ def test_checkpointing_changes_memory_and_nothing_else(key, images, auxiliaries)
     def value(x, config):
         return invariant.invariant_loss(key, x, LABELS, auxiliaries, config=config)[0]
 
-    plain, kept = InvariantConfig(kl=0.0, views="none"), InvariantConfig(kl=0.0, views="none", checkpoint=True)
+    plain, kept = (InvariantConfig(kl=0.0, views="none", checkpoint=again, **THREE) for again in (False, True))
     # A convolution on the CPU has checkpoints of its own: what counts is one more for each auxiliary.
     regions = [str(jax.make_jaxpr(lambda x, c=c: value(x, c))(images)).count("remat2[") for c in (plain, kept)]
     assert regions[1] == regions[0] + len(auxiliaries)

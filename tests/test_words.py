@@ -120,7 +120,7 @@ def test_an_unknown_value_space_is_refused(tmp_path):
 
 
 def test_weights_of_other_terms_are_refused():
-    config = invariant.InvariantConfig(var=0)
+    config = invariant.InvariantConfig(pos=0.1)
     for weights in ({"ai": 1.0}, {"ai": 1.0, "pos": 1.0, "var": 1.0}, {"ai": 1.0, "positivity": 1.0}):
         with pytest.raises(ValueError, match="the terms in use are ai, pos"):
             invariant.invariant_loss(

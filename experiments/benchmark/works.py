@@ -150,7 +150,7 @@ def _step(name: Name, config: BenchmarkConfig) -> Work:
     if name.wrapped:
         auxiliaries = [_frozen(spec, classes, config) for spec in config.auxiliaries]
         settings = {name: getattr(config, name) for name in ("checkpoint", "subset", "micro_batch")}
-        loss = InvariantConfig(weighting="raw", **settings)
+        loss = InvariantConfig(weighting="raw", ai=1.0, pos=1.0, var=1.0, **settings)
         method = mdd.distillers.metadd(method, auxiliaries, config=loss)
     state = mdd.distillers.init_state(jax.random.key(0), method, tx, data)
     if name.kind == "dc_inner":

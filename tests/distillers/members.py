@@ -118,7 +118,8 @@ def wrapped_styles(auxiliaries, dataset):
 
 
 def wrapped(auxiliaries, over=None, **settings):
-    config = invariant.InvariantConfig(**{"views": SMALL_VIEWS, "calibration_steps": 2, "kl": 1.0} | settings)
+    usual = {"views": SMALL_VIEWS, "calibration_steps": 2, "kl": 1.0, "ai": 0.3, "pos": 0.1, "var": 0.1}
+    config = invariant.InvariantConfig(**usual | settings)
     return distillers.metadd(over or base(), auxiliaries, reference=auxiliaries[0], config=config)
 
 
@@ -161,7 +162,7 @@ COMMITTEE = ("convnet_bn:width=6,depth=1",)
 
 def wrapped_recover(auxiliaries, **settings):
     method, tx = recover(crop=False, **settings)
-    config = invariant.InvariantConfig(views=SMALL_VIEWS, calibration_steps=1, kl=0.0)
+    config = invariant.InvariantConfig(views=SMALL_VIEWS, calibration_steps=1, kl=0.0, pos=0.1, var=0.1)
     return distillers.metadd(method, auxiliaries, config=config), tx
 
 

@@ -177,6 +177,6 @@ def test_a_focus_is_of_pixels_and_goes_inside_of_latents(tiny, auxiliaries):
 
 
 def test_settings_of_a_job_reach_the_method(tiny, auxiliaries):
-    config = invariant.InvariantConfig(ai=0.5, pos=0.0, var=0.0, focus=1.0, project="set", **PLAIN)
+    config = invariant.InvariantConfig(ai=0.5, focus=1.0, project="set", **PLAIN)
     _, metrics = updated(distillers.metadd(quadratic(), auxiliaries, config=config), tiny)
     assert {"focus_area", "removed", "added_cosine", "weight_ai"} <= set(metrics)

@@ -199,7 +199,7 @@ def test_labels_that_are_not_trained_stay(tiny):
 
 def test_metadd_weighs_its_terms_by_the_images_alone(tiny, auxiliaries):
     """Labels are no images: trained or given as they start, MetaDD's weights are the same."""
-    config = invariant.InvariantConfig(views="none", calibration_steps=2, pos=0.0, var=0.0)
+    config = invariant.InvariantConfig(views="none", calibration_steps=2)
     method = distillers.metadd(make(), auxiliaries[:1], config=config)
     _, aux = method.init(KEY, tiny)
     base = make()

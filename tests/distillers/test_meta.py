@@ -13,6 +13,7 @@ LABELS = jnp.array([0, 0, 1, 1, 2, 2])
 START, TARGET = np.random.default_rng(0).normal(size=(2, 6, 8, 8, 1)).astype(np.float32)
 # Without views and subset the terms do not depend on a key, so a test can compute them by itself.
 PLAIN = {"views": "none", "kl": 0.0, "ai": 0.3, "pos": 0.2, "var": 0.1, "cap": 1e9, "calibration_steps": 4}
+PLAIN["weighting"] = "calibrated"
 
 
 def quadratic(signs=(1.0,)):
@@ -169,7 +170,7 @@ def test_no_gradient_reaches_an_auxiliary_and_none_changes(key, tiny, auxiliarie
         quadratic(),
         auxiliaries,
         reference=auxiliaries[0],
-        config=invariant.InvariantConfig(weighting="raw", views="none", kl=1.0),
+        config=invariant.InvariantConfig(weighting="raw", views="none", kl=1.0, pos=0.1, var=0.1),
     )
     synthetic, aux = method.init(key, tiny)
     copies = jax.tree.map(np.array, method.frozen)

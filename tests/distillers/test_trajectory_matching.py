@@ -313,7 +313,7 @@ def test_momentum_is_kept_for_both():
 def test_metadd_leaves_the_step_size_alone(tiny, auxiliaries):
     """Its terms do not depend on alpha: the first update moves it as without them, and the images otherwise."""
     tx = distillers.trajectory_optimiser(1.0, 1e-3, lr_teacher=0.2)
-    config = invariant.InvariantConfig(views="none", weighting="raw", pos=0.0, var=0.0)
+    config = invariant.InvariantConfig(views="none", weighting="raw")
     bare = make(augmentation="flip")
     after = []
     for method in (bare, distillers.metadd(bare, auxiliaries[:1], config=config)):
@@ -328,7 +328,7 @@ def test_metadd_leaves_the_step_size_alone(tiny, auxiliaries):
 
 def test_metadd_weighs_its_terms_by_the_images_gradient_alone(tiny, auxiliaries):
     """The step size has another gradient in its raw form and the images the same: so the weights are the same."""
-    config = invariant.InvariantConfig(views="none", calibration_steps=2, pos=0.0, var=0.0)
+    config = invariant.InvariantConfig(views="none", calibration_steps=2)
     raw, log = (
         distillers.metadd(make(raw_lr=raw_lr), auxiliaries[:1], config=config).init(jax.random.key(0), tiny)[1]
         for raw_lr in (True, False)

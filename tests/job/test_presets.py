@@ -19,15 +19,16 @@ def test_a_variant_changes_what_it_names_and_nothing_else():
 
 def test_none_and_a_registered_term_can_be_said(monkeypatch):
     monkeypatch.setitem(terms.TERMS, "bright", terms.Term("bright", lambda seen: seen.images.mean((1, 2, 3))))
-    config = InvariantConfig(subset=5, kl_cap=2.0)
-    assert presets.variant(config, "subset=None,kl_cap=3") == InvariantConfig(kl_cap=3.0)
+    config = InvariantConfig(subset=5, kl_cap=2.0, pos=0.1, var=0.1)
+    changed = presets.variant(config, "subset=None,kl_cap=3")
+    assert changed == InvariantConfig(kl_cap=3.0, pos=0.1, var=0.1)
     changed = presets.variant(config, "bright=0.5,ai=0")
     assert changed.strengths == {"pos": 0.1, "var": 0.1, "bright": 0.5} and changed.subset == 5
     assert presets.variant(changed, "bright=2").strengths["bright"] == 2
 
 
 def test_only_leaves_the_terms_that_are_named():
-    config = InvariantConfig(views="auto", subset=5, extra=(("cos", 1.0),))
+    config = InvariantConfig(views="auto", subset=5, pos=0.1, extra=(("cos", 1.0),))
     assert presets.variant(config, "only,ce=3") == InvariantConfig(
         views="auto", subset=5, ai=0, pos=0, var=0, extra=(("ce", 3.0),)
     )
@@ -35,7 +36,7 @@ def test_only_leaves_the_terms_that_are_named():
 
 
 def test_the_papers_reading_is_a_word_that_keeps_views_and_memory_settings():
-    config = InvariantConfig(views="auto", subset=5, ai=3.0, kl=0.5, kl_cap=2.0)
+    config = InvariantConfig(views="auto", subset=5, ai=2.0, kl=0.5, kl_cap=2.0)
     paper = presets.variant(config, "paper")
     assert (paper.ai, paper.pos, paper.var, paper.weighting, paper.kl, paper.kl_cap) == (1, 1, 1, "raw", 1, None)
     assert (paper.views, paper.subset) == ("auto", 5)
