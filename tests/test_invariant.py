@@ -396,7 +396,7 @@ def test_bad_arguments_are_refused(key, images, auxiliaries):
     with pytest.raises(ValueError, match="at least 1 auxiliary"):
         terms([], kl=0)
     with pytest.raises(ValueError, match="at least 2 auxiliaries"):
-        terms(auxiliaries[:1], kl=0)
+        terms(auxiliaries[:1], kl=0, var=0.1)
     with pytest.raises(ValueError, match="reference"):
         terms(auxiliaries, kl=1.0)
     with pytest.raises(ValueError, match="subset=7"):

@@ -104,6 +104,6 @@ def test_what_cannot_be_drawn_is_refused(pool):
     with pytest.raises(ValueError, match="drawn=4 is more than the 3 auxiliaries; lower it, or None for all of them"):
         loss(drawn=4)
     with pytest.raises(ValueError, match="L_pos and L_var compare networks, and drawn=1 leaves one a step; draw at"):
-        loss(drawn=1)
+        loss(drawn=1, pos=0.1, var=0.1)
     with pytest.raises(ValueError, match="drawn=0 must be a whole number, at least 1"):
         loss(drawn=0)

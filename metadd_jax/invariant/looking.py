@@ -61,13 +61,11 @@ def check_networks(
             f"drawn={config.drawn} is more than the {len(auxiliaries)} auxiliaries; lower it, or None for all of them"
         )
     compare = [f"L_{name}" for name, term in terms.items() if term.compares]
+    they = f"{' and '.join(compare)} {'compare' if len(compare) > 1 else 'compares'} networks"
     if compare and config.drawn == 1:
-        raise ValueError(f"{' and '.join(compare)} compare networks, and drawn=1 leaves one a step; draw at least 2")
+        raise ValueError(f"{they}, and drawn=1 leaves one a step; draw at least 2")
     if compare and len(auxiliaries) < 2:
-        raise ValueError(
-            f"{' and '.join(compare)} compare networks: give at least 2 auxiliaries, or leave out what compares "
-            "(strength 0)"
-        )
+        raise ValueError(f"{they}: give at least 2 auxiliaries, or leave out what compares (strength 0)")
     lonely = [name for name, term in terms.items() if "reference" in (term.needs or ())]
     if lonely and reference is None:
         off = "; or set kl=0" if lonely == ["ai"] else ""

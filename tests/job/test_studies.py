@@ -52,7 +52,8 @@ def test_the_studies_of_the_package_can_be_read(name):
     assert list(found) == list(studies.STUDIES[name].rows)
 
 
-CHOOSING = [name for name, one in studies.STUDIES.items() if one.split == "validation"]
+# The digits have no 5,000 images to spare.
+CHOOSING = [name for name, one in studies.STUDIES.items() if one.split == "validation" and one.preset == "cifar10_cpu"]
 
 
 def test_settings_are_chosen_on_5000_held_out_images_and_seeds_that_measure_nothing():
