@@ -21,13 +21,11 @@ class InvariantConfig:
     """The switches of the loss; hashable. Defaults are argued for in the method notes, or measured.
 
     Attributes:
-      ai, pos, var: strength of L_ai, L_pos and L_var; 0 leaves the term out and skips its work. By default L_ai stands
-        alone: the map terms moved the accuracy of no network (docs/laboratory.md). 0.1 is what they were measured at.
-        Unless the weighting is "raw", a strength is rho, the size of the term's gradient relative to that of the base
-        loss; with "raw" it is the plain weight.
-      weighting: "calibrated" (once at the start, then frozen), "unsaturated" (the same, but rho of L_ai is the size
-        that its gradient would have if the networks were wrong, see ``margin``: where they are sure of the images
-        already it pulls little, whatever its strength), "per_step" (rescaled at every step) or "raw".
+      ai, pos, var: strength of L_ai, L_pos and L_var: the size of the term's gradient relative to that of the base
+        loss, or with weighting "raw" the plain weight; 0 leaves the term out. By default L_ai stands alone
+        (docs/laboratory.md).
+      weighting: "calibrated" (once at the start), "unsaturated" (the same, but L_ai by the gradient of its ``margin``,
+        which does not vanish where networks are sure), "per_step" or "raw".
       cap: upper bound of a calibrated weight.
       calibration_steps: how many base steps the mean gradients are measured over.
       project: take out of the added gradient what points against the base method's (PCGrad, ``distillers.conflict``):
