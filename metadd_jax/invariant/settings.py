@@ -24,8 +24,8 @@ class InvariantConfig:
       ai, pos, var: strength of L_ai, L_pos and L_var: the size of the term's gradient relative to that of the base
         loss, or with weighting "raw" the plain weight; 0 leaves the term out. By default L_ai stands alone
         (docs/laboratory.md).
-      weighting: "calibrated" (once at the start), "unsaturated" (the same, but L_ai by the gradient of its ``margin``,
-        which does not vanish where networks are sure), "per_step" or "raw".
+      weighting: "calibrated" (once at the start), "unsaturated" (the same, L_ai by its ``margin``, whose gradient
+        stays where networks are sure), "per_step" or "raw".
       cap: upper bound of a calibrated weight.
       calibration_steps: how many base steps the mean gradients are measured over.
       project: take out of the added gradient what points against the base method's (PCGrad, ``distillers.conflict``):
