@@ -180,7 +180,7 @@ TOGETHER = {
     "--metadd.focus 0.5 in --variants focus=0.5 weighs the gradient of pixels": [
         "--parameterisation", "factor2", "--variants", "focus=0.5",
     ],
-    "--variants ai=0.3 is the same setting as MetaDD without a variant": ["--variants", "ai=0.3"],
+    "--variants ai=3 is the same setting as MetaDD without a variant": ["--variants", "ai=3"],
     "--variants ai=2.0 is the same setting as --variants ai=2;": ["--variants", "ai=2", "ai=2.0"],
     "kl_cap": ["--variants", "kl=-1"],
     "--mtt.batch-syn=11 must be from 1 to the set's 10 images": [*TRAJECTORIES, "--mtt.batch-syn", 11],

@@ -223,7 +223,7 @@ def test_gains_are_plotted_beside_the_agreement_that_was_measured(opened, done):
     work.do(None)
     rows = {row: {"seen": dict.fromkeys(["0.3", "0.4", "0.5", "0.6", "0.7", "area"], 0.0), "seeds": 2} for row in ROWS}
     for row, ratio in zip(ROWS, (0.1, 0.2, 0.4), strict=True):
-        rows[row]["unseen"] = {"mlp": ratio}
+        rows[row] |= {"unseen": {"mlp": ratio}, "known": {"mlp": 0.5}}
     work.agreed = {"reference": "dm", "rows": rows, "transfer": None}
     work.write_table()
     (plot,) = files.read_json(work.folder / "study.json")["plots"]
