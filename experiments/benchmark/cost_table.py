@@ -62,8 +62,8 @@ def judged(config: dict[str, Any], results: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def document(facts: dict[str, Any], curves: list[str]) -> str:
-    """A page with the machine, the settings, the table, the lines of a sweep and what the columns mean."""
+def document(facts: dict[str, Any], below: list[str]) -> str:
+    """A page with the machine, the settings, the table, the lines ``below`` it and what the columns mean."""
     config, rates = facts["config"], [r["matmul_flops_per_second"] / 1e9 for r in facts["results"]]
     settings = ", ".join(f"{name} {value}" for name, value in config.items() if name not in ("works", "out"))
     machine = ", ".join(f"{name} {value}" for name, value in facts.items() if name not in ("config", "results"))
@@ -73,17 +73,7 @@ def document(facts: dict[str, Any], curves: list[str]) -> str:
     peak = f"Matrix product: {min(rates):.3g} to {max(rates):.3g} GFLOP/s in the processes of this table."
     notes = "\n".join(f"- {note}" for note in (*_NOTES, peak))
     return "\n".join(
-        [
-            "# Benchmark",
-            "",
-            f"{machine}.",
-            "",
-            f"Settings: {settings}.",
-            "",
-            *table(facts["results"]),
-            *curves,
-            *judged(config, facts["results"]),
-        ]
+        ["# Benchmark", "", f"{machine}.", "", f"Settings: {settings}.", "", *table(facts["results"]), *below]
     ) + (f"\n\n{notes}\n")
 
 

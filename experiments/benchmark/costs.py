@@ -56,12 +56,12 @@ def run(arguments: list[str], *, program: str = "benchmark.py") -> None:
             progress.update()
             if config.out:  # after every work, for a later one may need more memory than there is
                 _write(config, results)
-    table = (
-        cost_table.table(results),
-        sweep.lines(config, results),
-        cost_table.judged(dataclasses.asdict(config), results),
-    )
-    print("\n".join(line for part in table for line in part))
+    print("\n".join([*cost_table.table(results), *_below(config, results)]))
+
+
+def _below(config: BenchmarkConfig, results: list[dict[str, Any]]) -> list[str]:
+    """What stands under the table: the lines of a sweep, and the hours of a published table of the judged networks."""
+    return [*sweep.lines(config, results), *cost_table.judged(dataclasses.asdict(config), results)]
 
 
 def _refuse_foreign(out: pathlib.Path) -> None:
@@ -90,9 +90,7 @@ def _write(config: BenchmarkConfig, results: list[dict[str, Any]]) -> None:
 
     facts = {"config": dataclasses.asdict(config), **command.versions(), "results": results}
     files.write_json(config.out, facts)
-    files.write_text(
-        pathlib.Path(config.out).with_suffix(".md"), cost_table.document(facts, sweep.lines(config, results))
-    )
+    files.write_text(pathlib.Path(config.out).with_suffix(".md"), cost_table.document(facts, _below(config, results)))
 
 
 def _in_a_fresh_process(program: list[str], work: str, environment: dict[str, str]) -> dict[str, Any] | None:

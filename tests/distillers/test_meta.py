@@ -12,8 +12,8 @@ from metadd_jax.structs import SyntheticSet
 LABELS = jnp.array([0, 0, 1, 1, 2, 2])
 START, TARGET = np.random.default_rng(0).normal(size=(2, 6, 8, 8, 1)).astype(np.float32)
 # Without views and subset the terms do not depend on a key, so a test can compute them by itself.
-PLAIN = {"views": "none", "kl": 0.0, "ai": 0.3, "pos": 0.2, "var": 0.1, "cap": 1e9, "calibration_steps": 4}
-PLAIN["weighting"] = "calibrated"
+STRENGTHS = {"ai": 0.3, "pos": 0.2, "var": 0.1}
+PLAIN = {"views": "none", "kl": 0.0, "cap": 1e9, "weighting": "calibrated", "calibration_steps": 4} | STRENGTHS
 
 
 def quadratic(signs=(1.0,)):
@@ -91,7 +91,7 @@ def test_unsaturated_weights_are_by_the_margin_of_the_logits(key, tiny, auxiliar
     expected = {"ai": 0.3 / norm(margin), "pos": 0.2 / norm(terms["pos"]), "var": 0.1 / norm(terms["var"])}
     for name, value in expected.items():
         assert float(aux["weights"][name]) == pytest.approx(value * norm(START - TARGET), rel=1e-3)
-    # Less than half: these networks know every second image, where the cross-entropy pulls little.
+    # Less than by the cross-entropy's own gradient, which is the shorter one.
     assert float(aux["weights"]["ai"]) < 0.3 * norm(START - TARGET) / norm(terms["ai"])
 
 

@@ -202,13 +202,13 @@ def _ncfm(p: SimpleNamespace) -> Step:
     images, real = _images(p, p.num_classes * p.size), _real(p)
     start, final = (_network(p, p.backbone).requires_grad_(False) for _ in range(2))
     first, last = _flatten(start), _flatten(final)
+    width = start.embed(images[:1].detach()).flatten(1).shape[1]
     optimiser = torch.optim.AdamW([images], lr=0.001, weight_decay=5e-4)
 
     def step() -> None:
         nn.utils.vector_to_parameters(torch.lerp(last, first, torch.rand(()).item()), start.parameters())
         draws = ((torch_augment.draw(op, 1, p.torch_device) for op in ("color", "crop", "cutout")) for _ in real)
         views = [_one_after_the_other(*ops) for ops in draws]
-        width = start.embed(images[:1].detach()).flatten(1).shape[1]
         frequencies = [torch.randn(4096, width, device=p.torch_device) for _ in real]
         own = images.split(p.size)
         _update(optimiser, ncfm_loss(start, final, [_draw(x, p) for x in real], own, views, frequencies))
