@@ -28,7 +28,7 @@ DATA = tiny()
 @pytest.fixture(scope="module")
 def auxiliaries():
     nets = [zoo.parse(spec, K, SHAPE) for spec in ("convnet:width=4,depth=1", "convnet_bn:width=6,depth=1")]
-    return [features.freeze(net, net.init(jax.random.key(seed)), DATA) for seed, net in enumerate(nets)]
+    return [features.freeze(net, jax.jit(net.init)(jax.random.key(seed)), DATA) for seed, net in enumerate(nets)]
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_the_real_side_is_that_of_all_training_images(equipped):
     images = (DATA.train.images / 255 - np.asarray(DATA.train.mean)) / np.asarray(DATA.train.std)
     labels = np.asarray(DATA.train.labels)
     for one in equipped:
-        h = one.net.apply(one.variables, jnp.asarray(images, jnp.float32))[1]["embedding"]
+        h = jax.jit(one.net.apply)(one.variables, jnp.asarray(images, jnp.float32))[1]["embedding"]
         expected = side(h, labels)
         for name in ("counts", "means", "directions", "spread", "variances"):
             np.testing.assert_allclose(getattr(one.real, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
@@ -298,7 +298,9 @@ def test_the_gradient_agrees_with_finite_differences(name):
 
         along = jax.tree.map(lambda x: jnp.asarray(RNG.normal(size=x.shape)), (h, logits))
         there, back = (jax.tree.map(lambda x, a, s=sign: x + s * 1e-6 * a, (h, logits), along) for sign in (1, -1))
-        slope = sum(jax.tree.leaves(jax.tree.map(lambda g, a: (g * a).sum(), jax.grad(value)((h, logits)), along)))
+        slope = sum(
+            jax.tree.leaves(jax.tree.map(lambda g, a: (g * a).sum(), jax.jit(jax.grad(value))((h, logits)), along))
+        )
         assert slope == pytest.approx(float(value(there) - value(back)) / 2e-6, rel=1e-6)
 
 
@@ -311,7 +313,7 @@ def test_the_gradient_in_the_maps_agrees_with_finite_differences(name):
         def value(maps):
             return controls.CONTROLS[name].value(seen_of(maps=maps, real_maps=real_maps)).mean()
 
-        slope = float((jax.grad(value)(maps) * along).sum())
+        slope = float((jax.jit(jax.grad(value))(maps) * along).sum())
         # So short that no map crosses its target, where the smaller of two has a corner.
         assert slope == pytest.approx(float(value(maps + 1e-7 * along) - value(maps - 1e-7 * along)) / 2e-7, rel=1e-6)
 

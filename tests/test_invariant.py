@@ -1,6 +1,7 @@
 """The terms of the invariant loss against NumPy in float64, the logit-gradient identity and hand-made maps."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -110,11 +111,10 @@ def test_positivity_kinds_on_known_maps():
 def test_the_loss_is_the_weighted_sum_of_its_terms(key, images, auxiliaries):
     config = InvariantConfig(views="none", kl=1.0, **THREE)
     weights = {"ai": 2.0, "pos": 3.0, "var": 5.0}
-    loss, metrics = invariant.invariant_loss(
-        key, images, LABELS, auxiliaries, reference=auxiliaries[0], config=config, weights=weights
-    )
-    logits = np.stack([np.asarray(a.net.apply(a.variables, images)[0], np.float64) for a in auxiliaries])
-    maps = np.asarray(features.stack_maps(auxiliaries, images, LABELS), np.float64)
+    value = functools.partial(invariant.invariant_loss, config=config, weights=weights)
+    loss, metrics = jax.jit(value)(key, images, LABELS, auxiliaries, reference=auxiliaries[0])
+    logits = np.stack([np.asarray(jax.jit(a.net.apply)(a.variables, images)[0], np.float64) for a in auxiliaries])
+    maps = np.asarray(jax.jit(features.stack_maps)(auxiliaries, images, LABELS), np.float64)
     log_p, log_ref = np.log(softmax(logits)), np.log(softmax(logits[0]))
     ai = -log_p[:, np.arange(6), np.asarray(LABELS)].sum(0).mean()
     ai += (np.exp(log_ref) * (log_ref - log_p)).sum(-1).sum(0).mean()

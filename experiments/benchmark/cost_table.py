@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-_OURS = ("work", "compile s", "s (median, min-max)", "images/s", "GFLOP", "GFLOP/s", "% of peak", "temporary MB", "MB")
+_OURS = (
+    "work",
+    "compile s",
+    "s (median, min-max)",
+    "images/s",
+    "GFLOP",
+    "GFLOP/s",
+    "% of peak",
+    "launches",
+    "temporary MB",
+    "MB",
+)
 _SCAN = ("inside / outside a scan",)
 _TORCH = ("PyTorch s (median, min-max)", "PyTorch MB", "PyTorch s / ours")
 _TRAININGS, _EPOCHS = 20, 1000  # of a network in a published cross-architecture table
@@ -16,6 +27,8 @@ _NOTES = (
     "images/s: images on their way into the network; a gradient and its gradient count nothing more.",
     "MB: the largest resident memory of the process, or the largest device memory where the device tells it. "
     "Temporary: XLA's plan, which on a CPU misses what convolutions use beside it.",
+    "launches: kernels of a call in XLA's optimised program (fusions, products, convolutions, copies), loops "
+    "multiplied out.",
     '"dc" is one matching under a new network, without the inner training; "dc_inner" is the same after the inner '
     'training. "mtt" computes the activations of a student step again on the way back, "mtt_kept" keeps those of all '
     "steps, as PyTorch does in both lines.",
@@ -87,6 +100,7 @@ def _own_cells(r: dict[str, Any]) -> list[str]:
         f"{r['flops'] / 1e9:.3g}",
         f"{rate / 1e9:.3g}",
         f"{100 * rate / r['matmul_flops_per_second']:.0f}",
+        f"{r['launches']}",
         f"{r['temporary_bytes'] / 1e6:.0f}",
         _peak(r),
     ]

@@ -103,7 +103,7 @@ def _in_a_fresh_process(program: list[str], work: str, environment: dict[str, st
 
 def _torch(name: Any, work: str, config: BenchmarkConfig) -> dict[str, Any] | None:
     """The same work by PyTorch; None where it has none: MetaDD, an auxiliary's map, a scan."""
-    if name.wrapped or name.latents or name.scanned or name.kind == "auxiliary":
+    if name.loss is not None or name.latents or name.scanned or name.kind == "auxiliary":
         return None
     settings = {**dataclasses.asdict(config), **dataclasses.asdict(name)}
     program = pathlib.Path(__file__).parent / "pytorch" / "torch_reference.py"

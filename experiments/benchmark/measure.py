@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+import launches
 import works
 from metadd_jax import parallel, storage
 from metadd_jax.job import flops
@@ -28,10 +29,12 @@ def measure(work: str, config: BenchmarkConfig) -> dict[str, Any]:
       loop's body once), forward_flops (of an auxiliary's forward pass alone, else None), matmul_flops_per_second (of
       a square product), temporary_bytes (XLA's plan; on a CPU it misses what convolutions use beside it),
       peak_resident_bytes (of the process), peak_device_bytes (None on a CPU), scan_ratio (time inside a scan by time
-      outside; None but for "scan:").
+      outside; None but for "scan:"), launches (kernels of a call, see ``launches.count``; of "scan:" of a step).
     """
     if config.cache:
         storage.cache_compilations(config.cache)
+    if config.ways == "accelerator":
+        jax.default_backend = lambda: "gpu"  # this process measures one work and ends
     name = works.parse(work, config)
     built = works.build(name, config)
     found = (_inside_a_scan if name.scanned else _alone)(name, built, config)
@@ -60,6 +63,7 @@ def _alone(name: works.Name, built: works.Work, config: BenchmarkConfig) -> dict
         "scan_ratio": None,
         "xla_flops": float(compiled.cost_analysis()["flops"]),
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "launches": launches.count(compiled.as_text()),
     }
 
 
@@ -80,6 +84,7 @@ def _inside_a_scan(name: works.Name, built: works.Work, config: BenchmarkConfig)
         "scan_ratio": statistics.median(within / without for within, without in pairs),
         "xla_flops": float(compiled.cost_analysis()["flops"]),
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "launches": round(launches.count(compiled.as_text()) / steps),
     }
 
 

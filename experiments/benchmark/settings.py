@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
-from metadd_jax.ranges import Whole
+from metadd_jax.ranges import OneOf, Whole
 
 _AUXILIARIES = ("resnet34", "googlenet", "vit", "vgg11")
 _TRAINED = ("mlp", "lenet", "alexnet", "vgg11", "resnet18", "resnet18_bn", "resnet34", "resnet50", "googlenet", "vit")
@@ -16,7 +16,7 @@ _SCANNED = ("dm@10", "dc@10", "mtt@10", "sre2l@100", "train:convnet@100")
 EVERYTHING = (
     *_STEPS,
     "mtt_kept@10",
-    *(f"{work}+metadd" for work in _WRAPPED),
+    *(f"{work}{loss}" for work in _WRAPPED for loss in ("+metadd", "+ce")),
     *(f"{work}+latents" for work in _LATENTS),
     *(f"scan:{work}" for work in _SCANNED),
     "rded@10",
@@ -39,8 +39,9 @@ class BenchmarkConfig:
         "train:NETWORK", a training step at batch SIZE; "judge:NETWORK", that network trained from several seeds on
         SIZE images of a class and tested ("evaluate": the backbone); or NETWORK, an auxiliary's part of the invariant
         loss and the gradient to the images. A step with "+latents" trains what "parameterisation" names, with
-        "+metadd" it has MetaDD around it, with "+latents+metadd" both.
-      auxiliaries: networks that "+metadd" looks through.
+        "+metadd" it has MetaDD with all three terms around it, with "+ce" as it is by default, with
+        "+latents+metadd" both.
+      auxiliaries: networks that "+metadd" and "+ce" look through.
       parameterisation: what "+latents" trains in place of pixels, as ``--parameterisation`` of the main job takes it;
         its start is not fitted, and weights that would be trained are random.
       backbone: network that distils and is judged.
@@ -62,6 +63,8 @@ class BenchmarkConfig:
       micro_batch: synthetic images that pass an auxiliary at once; None for all, on a CPU for 10.
       checkpoint: whether an auxiliary's forward pass is computed again for the gradient (less memory, more time).
       chunk: steps in a scan.
+      ways: "own", the programs of this device; "accelerator", on a CPU: those that an accelerator would run, whose
+        launches can be counted here and whose times say nothing.
       repeats: timed calls, after one that is not timed.
       peak_side: side of the square matrices whose product gives the machine's peak.
       sweep: FIELD=N,N,...: every work at each of these values of a setting above ("ipc", "num_classes", ...; for
@@ -95,6 +98,7 @@ class BenchmarkConfig:
     micro_batch: Annotated[int | None, Whole(1)] = None
     checkpoint: bool = False
     chunk: Annotated[int, Whole(1)] = 3
+    ways: Annotated[str, OneOf(("own", "accelerator"))] = "own"
     repeats: Annotated[int, Whole(1)] = 5
     peak_side: Annotated[int, Whole(1)] = 2048
     sweep: str | None = None

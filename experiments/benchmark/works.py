@@ -19,7 +19,9 @@ from settings import BenchmarkConfig
 
 STEPS = ("dm", "dc", "dc_inner", "mtt", "mtt_kept", "datm", "ncfm", "sre2l")
 _WHOLE = ("evaluate", "rded")  # neither steps nor of a network that the name says
-_SCAN, _WRAPPED, _LATENTS = "scan:", "+metadd", "+latents"
+_SCAN, _LATENTS = "scan:", "+latents"
+# What MetaDD asks of the auxiliaries: all three terms, or what it does by default.
+_LOSSES = {"+metadd": {"weighting": "raw", "ai": 1.0, "pos": 1.0, "var": 1.0}, "+ce": {}}
 _OF_A_NETWORK = {"train:": "train", "judge:": "judge"}
 _EXPERT_EPOCHS = 2
 
@@ -32,7 +34,7 @@ class Name:
       kind: one of ``STEPS``, "train", "judge", "evaluate", "rded" or "auxiliary".
       network: of "train", "judge" and "auxiliary", as ``zoo.parse`` reads it.
       size: images per class; of sre2l the images, of "train" the batch.
-      wrapped: with MetaDD.
+      loss: the settings of MetaDD around it, or None.
       latents: with latents in place of pixels.
       scanned: also inside a scan.
     """
@@ -40,7 +42,7 @@ class Name:
     kind: str
     network: str
     size: int
-    wrapped: bool
+    loss: dict[str, Any] | None
     latents: bool
     scanned: bool
 
@@ -65,13 +67,14 @@ class Work:
 
 
 def parse(work: str, config: BenchmarkConfig) -> Name:
-    """Reads "dm@10+metadd", "mtt+latents", "scan:sre2l@100", "train:vgg11@256", "rded" or the name of a network.
+    """Reads "dm@10+metadd", "dm+ce", "mtt+latents", "scan:sre2l@100", "train:vgg11@256", "rded" or a network's name.
 
     Raises:
       ValueError: if the parts do not go together, or the network is unknown.
     """
     scanned, rest = work.startswith(_SCAN), work.removeprefix(_SCAN)
-    wrapped, rest = rest.endswith(_WRAPPED), rest.removesuffix(_WRAPPED)
+    suffix = next((word for word in _LOSSES if rest.endswith(word)), "")
+    loss, rest = _LOSSES.get(suffix), rest.removesuffix(suffix)
     latents, rest = rest.endswith(_LATENTS), rest.removesuffix(_LATENTS)
     rest, marked, digits = rest.partition("@")
     if marked and not (digits.isdecimal() and int(digits) > 0):
@@ -80,9 +83,9 @@ def parse(work: str, config: BenchmarkConfig) -> Name:
     network = rest.removeprefix(prefix)
     known = network in (*STEPS, *_WHOLE) and not prefix
     kind = network if known else _OF_A_NETWORK.get(prefix, "auxiliary")
-    if ((wrapped or latents) and kind not in STEPS) or (scanned and kind not in (*STEPS, "train")):
+    if ((suffix or latents) and kind not in STEPS) or (scanned and kind not in (*STEPS, "train")):
         raise ValueError(
-            f"{work!r}: +metadd and +latents go with {', '.join(STEPS)}, scan: also with train:NETWORK; measure "
+            f"{work!r}: +metadd, +ce and +latents go with {', '.join(STEPS)}, scan: also with train:NETWORK; measure "
             f"{rest!r} alone"
         )
     usual = {"sre2l": config.recover_images, "train": config.train_batch}.get(kind, config.ipc)
@@ -90,7 +93,7 @@ def parse(work: str, config: BenchmarkConfig) -> Name:
         from metadd_jax.job import common
 
         common.check_names((network,))
-    return Name(kind, "" if known else network, int(digits) if marked else usual, wrapped, latents, scanned)
+    return Name(kind, "" if known else network, int(digits) if marked else usual, loss, latents, scanned)
 
 
 def build(name: Name, config: BenchmarkConfig) -> Work:
@@ -147,10 +150,10 @@ def _step(name: Name, config: BenchmarkConfig) -> Work:
         made: Any = mdd.distillers.parameterisations.parse(config.parameterisation, data)
         made = getattr(made, "unfitted", made)  # what a step costs does not depend on what it shows
         method, tx = mdd.distillers.parameterise(method, made), mdd.distillers.with_rates(tx, made)
-    if name.wrapped:
+    if name.loss is not None:
         auxiliaries = [_frozen(spec, classes, config) for spec in config.auxiliaries]
         settings = {name: getattr(config, name) for name in ("checkpoint", "subset", "micro_batch")}
-        loss = InvariantConfig(weighting="raw", ai=1.0, pos=1.0, var=1.0, **settings)
+        loss = InvariantConfig(**name.loss, **settings)
         method = mdd.distillers.metadd(method, auxiliaries, config=loss)
     state = mdd.distillers.init_state(jax.random.key(0), method, tx, data)
     if name.kind == "dc_inner":

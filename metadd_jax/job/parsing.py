@@ -124,7 +124,8 @@ def parse(
         print(_help(options, layout, program, description, everything="--help-all" in arguments))
         raise SystemExit(0)
     # Names first, values then: an unknown option gets a hint of ours and not tyro's box.
-    config = _read(config_type, _spelt(arguments, options, layout), default, layout)
+    values = _read(config_type, _spelt(arguments, options, layout), options)
+    config = _with(config_type if default is None else default, values, layout)
     ranges.check(config, spell=lambda path: f"--{_name(path.split('.'), layout)}")
     return config
 
@@ -239,8 +240,8 @@ def _spelt(arguments: Sequence[str], options: Sequence[_Option], layout: Layout)
     return words
 
 
-def _read(config_type: type, words: list[str], default: Any, layout: Layout) -> Any:
-    """tyro's part: the values."""
+def _read(config_type: type, words: list[str], options: Sequence[_Option]) -> dict[tuple[str, ...], Any]:
+    """tyro's part: the values, each under the path of its field."""
     try:
         # Late: whoever uses the package in code needs no parser.
         import tyro
@@ -249,21 +250,21 @@ def _read(config_type: type, words: list[str], default: Any, layout: Layout) -> 
             "the command needs more than the package (here tyro); run: pip install 'metadd_jax[experiments]'"
         ) from error
     marks = {Mark.POSITIONAL: tyro.conf.Positional, Mark.REPEATED: tyro.conf.UseAppendAction}
-    hints = typing.get_type_hints(config_type, include_extras=True)
-    fields, kept = [], {}
-    for field in dataclasses.fields(config_type):
-        now = getattr(default, field.name) if default is not None else _default_of(field)
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(now):
-            if field.name not in layout.prefixes:
-                kept[field.name] = now
-                continue
-            hint = Annotated[type(now), tyro.conf.arg(name=layout.prefixes[field.name])]
-        for mark in getattr(hint, "__metadata__", ()):
+    given = {word.partition("=")[0].removeprefix("--") for word in words}
+    fields: list[tuple[str, Any, Any]] = []
+    paths: dict[str, tuple[str, ...]] = {}
+    for option in options:
+        positional = Mark.POSITIONAL in option.rules
+        # tyro takes a millisecond for each field that it is shown, so it sees those alone that there is a word for.
+        if not (positional or option.default is dataclasses.MISSING or given.intersection(option.spellings)):
+            continue
+        hint = option.hint if positional else Annotated[option.hint, tyro.conf.arg(name=option.name)]
+        for mark in option.rules:
             if isinstance(mark, Mark):
                 hint = marks[mark][hint]
-        fields.append((field.name, hint, dataclasses.field(default=now)))
-    # A record for tyro alone: its defaults are the preset's, and its type of ``own`` is that of the method.
+        name = option.path[0] if positional else f"option{len(paths)}"
+        fields.append((name, hint, dataclasses.field(default=option.default)))
+        paths[name] = option.path
     shown = dataclasses.make_dataclass(config_type.__name__, fields, kw_only=True, frozen=True)
     said = io.StringIO()
     try:
@@ -271,23 +272,37 @@ def _read(config_type: type, words: list[str], default: Any, layout: Layout) -> 
         with contextlib.redirect_stderr(said):
             read: Any = tyro.cli(shown, args=words, add_help=False, prog="us")
     except SystemExit as ended:
-        raise ValueError(_from_box(said.getvalue(), layout)) from ended
-    # The real record: its own checks run on what was read.
-    return config_type(**{name: getattr(read, name) for name, *_ in fields}, **kept)
+        raise ValueError(_from_box(said.getvalue())) from ended
+    return {path: getattr(read, name) for name, path in paths.items()}
 
 
-def _from_box(text: str, layout: Layout) -> str:
+def _with(record: Any, values: Mapping[tuple[str, ...], Any], layout: Layout, path: tuple[str, ...] = ()) -> Any:
+    """``record``, a dataclass or an instance of one, with ``values``; its own checks run on them."""
+    inner: dict[str, dict[tuple[str, ...], Any]] = {}
+    for (first, *rest), value in values.items():
+        inner.setdefault(first, {})[tuple(rest)] = value
+    defaults = {field.name: _default_of(field) for field in dataclasses.fields(record)}
+    changed = {
+        name: below[()] if () in below else _with(getattr(record, name, defaults[name]), below, layout, (*path, name))
+        for name, below in inner.items()
+    }
+    try:
+        return record(**changed) if isinstance(record, type) else dataclasses.replace(record, **changed)
+    except ValueError as error:
+        if not path:
+            raise
+        # A record of settings checks itself: "lr_teacher=0 must be ..." speaks of --mtt.lr-teacher.
+        told = re.sub(r"^([a-z]\w*)=", lambda m: f"--{_name([*path, m[1]], layout)}=", str(error).rstrip("."))
+        raise ValueError(f"{told}; --help lists the options") from error
+
+
+def _from_box(text: str) -> str:
     """tyro's box of several lines as one."""
     lines = [line.strip("│╭╮╰╯─ ") for line in text.splitlines()]
     kept = [line for line in lines if line.strip("-")][1:]  # the title says less than the line below it
     for ending in ("Argument helptext:", "For full helptext", "Perhaps you meant", "Got errors:"):
         kept = kept[: next((i for i, line in enumerate(kept) if line.startswith(ending)), len(kept))]
     what = " ".join(kept).removeprefix("Error parsing ").rstrip(".")
-    # A record of settings checks itself: "own: lr_teacher=0 must be ..." speaks of --mtt.lr-teacher.
-    fields = "|".join(map(re.escape, layout.prefixes))
-    if inside := re.match(rf"({fields})([\w.]*): (.*)", what):
-        path, what = f"{layout.prefixes[inside[1]]}{inside[2]}", inside[3]
-        what = re.sub(r"^([a-z]\w*)=", lambda m: f"--{path}.{m[1]}=".replace("_", "-"), what)
     what = re.sub(r"no type matching (\S+) could be instantiated from \[(.*)\]", r"\2 is no \1", what)
     what = re.sub(r"^Missing from us: (?:STR (\w+))?", lambda m: f"missing: {(m[1] or '').upper()}", what)
     return f"{what}; --help lists the options"

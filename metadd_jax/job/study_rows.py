@@ -10,10 +10,8 @@ from metadd_jax.job import study_tables
 # CIFAR-10 leaves 40,000 training images unused at CPU size: 500 of a class are held out for choosing settings, 1,000
 # train. Every set starts from k-means images, since a better start earns as much as MetaDD's loss and for nothing;
 # auxiliaries have batch norm, without which their maps are hardly better than those of random weights (docs/cams.md).
-_HELD_OUT = (
-    "--train-per-class 1500 --validation-fraction 0.3334 --init kmeans --eval-labels hard --pretrain-epochs 30 "
-    f"{study_tables.OURS}"
-)
+_AS_JUDGED = "--train-per-class 1500 --validation-fraction 0.3334 --init kmeans --eval-labels hard --pretrain-epochs 30"
+_HELD_OUT = f"{_AS_JUDGED} {study_tables.OURS}"
 _THREE = "--seen vgg11_bn:width=8 alexnet:width=8 resnet18_bn:width=8"
 _UNSEEN = "--unseen resnet18:width=4 lenet mlp vit:width=48,depth=3"
 _OVER_DM = f"{_HELD_OUT} {_THREE} {_UNSEEN}"
@@ -366,6 +364,17 @@ STUDIES["unsaturated_digits"] = STUDIES["unsaturated"] | {
     "preset": "mnist5k",
     "options": "--train-per-class 450 --validation-fraction 0.3334 --init kmeans --eval-labels hard --train-seeds 1 "
     f"{study_tables.OURS}",
+}
+STUDIES["default"] = {
+    "about": "The loss as it is without any option, over every base method, each from k-means images and under hard "
+    "labels: what a user gets who chooses nothing.",
+    "options": f"{_AS_JUDGED} {_THREE} {_UNSEEN}",
+    "rows": {
+        name: f"{added} {words}"
+        for base, words in _BASES.items()
+        for name, added in {base: "--no-wrapped", f"{base} + MetaDD": ""}.items()
+    },
+    "against": {f"{base} + MetaDD": base for base in _BASES},
 }
 STUDIES["gpu"] = {
     "about": "DM as published but for 5,000 steps, with the cross-entropy and with MetaDD, full-size networks of the "

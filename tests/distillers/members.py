@@ -31,7 +31,10 @@ def make_net(spec):
 
 def auxiliaries(dataset):
     nets = [make_net("convnet:width=4,depth=1"), make_net("convnet_bn:width=6,depth=1")]
-    return [features.freeze(net, net.init(jax.random.key(seed)), dataset) for seed, net in enumerate(nets, start=10)]
+    return [
+        features.freeze(net, jax.jit(net.init)(jax.random.key(seed)), dataset)
+        for seed, net in enumerate(nets, start=10)
+    ]
 
 
 def quadratic(start, target):

@@ -47,11 +47,11 @@ def make(net=None, **settings):
 
 
 def draw(method, tiny, seed=1):
-    return method.sample(jax.random.key(seed), tiny.train, jnp.int32(0))
+    return jax.jit(method.sample)(jax.random.key(seed), tiny.train, jnp.int32(0))
 
 
 def value(method, images, batch, seed=2):
-    return method.loss(jax.random.key(seed), {"images": jnp.asarray(images)}, (), batch, ())[0]
+    return jax.jit(method.loss)(jax.random.key(seed), {"images": jnp.asarray(images)}, (), batch, ())[0]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_classes_of_unequal_ipc_have_the_means_of_their_own_images(tiny, images,
 
     real = means(standardised(batch).reshape(-1, 64)[present], np.repeat(np.arange(3), 8)[present])
     expected = ((real - means(flat(images), np.repeat(np.arange(3), counts))) ** 2).sum()
-    loss, slope = jax.value_and_grad(lambda x: value(method, x, batch))(jnp.asarray(images, jnp.float32))
+    loss, slope = jax.jit(jax.value_and_grad(lambda x: value(method, x, batch)))(jnp.asarray(images, jnp.float32))
     assert float(loss) == pytest.approx(expected, rel=1e-4)
     assert (np.abs(slope).max(axis=(1, 2, 3)) > 0).all()
 
@@ -113,7 +113,7 @@ def test_the_gradient_flows_through_the_synthetic_side_alone(tiny, images):
     method = make()
     batch = draw(method, tiny)
     with jax.enable_x64():
-        slope = np.asarray(jax.grad(lambda x: value(method, x, batch))(jnp.asarray(images)), np.float64)
+        slope = np.asarray(jax.jit(jax.grad(lambda x: value(method, x, batch)))(jnp.asarray(images)), np.float64)
         moved = jax.grad(lambda mean: value(method, images, {**batch, "mean": mean}))(batch["mean"])
     assert slope.dtype == np.float64
     direction = np.random.default_rng(2).normal(size=images.shape)
@@ -143,7 +143,7 @@ def test_the_gradient_in_the_network_is_the_true_one(tiny, images, batch_norm, s
     fixed, direction = embed(standardised(batch), MATRIX), np.random.default_rng(4).normal(size=MATRIX.shape)
     ahead, behind = (((fixed - embed(flat(images), MATRIX + h * direction)) ** 2).sum() for h in (1e-5, -1e-5))
     with jax.enable_x64():
-        slope = np.asarray(jax.grad(loss)(jnp.asarray(MATRIX)))
+        slope = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(MATRIX)))
     assert (slope * direction).sum() == pytest.approx((ahead - behind) / 2e-5, rel=1e-4)
 
 

@@ -85,11 +85,11 @@ def make(factory=distillers.dc, net=None, **settings):
 
 
 def draw(method, tiny, seed=1):
-    return method.sample(jax.random.key(seed), tiny.train, jnp.int32(0))
+    return jax.jit(method.sample)(jax.random.key(seed), tiny.train, jnp.int32(0))
 
 
 def value(method, images, aux, batch, seed=2):
-    return method.loss(jax.random.key(seed), {"images": jnp.asarray(images)}, aux, batch, ())[0]
+    return jax.jit(method.loss)(jax.random.key(seed), {"images": jnp.asarray(images)}, aux, batch, ())[0]
 
 
 def as_numpy(aux):
@@ -193,7 +193,7 @@ def test_the_gradient_flows_through_the_synthetic_side_alone(tiny, images, aux):
     batch, params = draw(method, tiny), as_numpy(aux)
     with jax.enable_x64():
         precise = {"network": {"params": jax.tree.map(jnp.asarray, params)}}
-        slope = np.asarray(jax.grad(lambda x: value(method, x, precise, batch))(jnp.asarray(images)))
+        slope = np.asarray(jax.jit(jax.grad(lambda x: value(method, x, precise, batch)))(jnp.asarray(images)))
         moved = jax.grad(lambda mean: value(method, images, precise, {**batch, "mean": mean}))(batch["mean"])
     assert slope.dtype == np.float64
     direction, fixed = np.random.default_rng(2).normal(size=images.shape), real_side(params, batch)
@@ -217,7 +217,7 @@ def test_the_gradient_in_the_network_is_the_true_one(tiny, images, aux, settings
 
     with jax.enable_x64():
         loss = lambda params: value(method, images, {"network": {"params": params}}, batch)  # noqa: E731
-        slope = jax.grad(loss)(jax.tree.map(jnp.asarray, params))
+        slope = jax.jit(jax.grad(loss))(jax.tree.map(jnp.asarray, params))
     expected = (moved(1e-5) - moved(-1e-5)) / 2e-5
     assert abs(expected) > 1e-2
     assert sum((np.asarray(slope[name]) * direction[name]).sum() for name in slope) == pytest.approx(expected, rel=1e-4)

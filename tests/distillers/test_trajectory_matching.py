@@ -20,7 +20,7 @@ SETTINGS = {
 
 def made_experts(net=NET, count=3, epochs=3):
     """Networks that drift: a random walk from an initialisation, [E, T + 1, P]."""
-    starts = np.stack([flatten(net.init(jax.random.key(e))["params"]) for e in range(count)])
+    starts = np.stack([flatten(jax.jit(net.init)(jax.random.key(e))["params"]) for e in range(count)])
     steps = np.random.default_rng(0).normal(0, 0.02, (count, epochs, starts.shape[1]))
     return np.concatenate([starts[:, None], starts[:, None] + np.cumsum(steps, axis=1)], axis=1).astype(np.float32)
 
@@ -98,7 +98,7 @@ def test_the_loss_is_relative_to_the_distance_of_the_experts():
         return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.repeat(jnp.arange(3), 2)).mean()
 
     landed = EXPERTS.copy()
-    landed[1, 3] = theta - 0.2 * flatten(jax.grad(cross_entropy)(unflatten(NET, jnp.asarray(theta))))
+    landed[1, 3] = theta - 0.2 * flatten(jax.jit(jax.grad(cross_entropy))(unflatten(NET, jnp.asarray(theta))))
     assert float(value_and_gradient(method, synthetic, experts=landed)[0]) < 1e-9
 
 
@@ -231,7 +231,7 @@ def test_unequal_classes_and_a_short_one_that_repeats(tiny, key):
         logits, _ = NET.apply({"params": params}, synthetic["images"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    end = theta - 0.2 * flatten(jax.grad(cross_entropy)(unflatten(NET, theta)))
+    end = theta - 0.2 * flatten(jax.jit(jax.grad(cross_entropy))(unflatten(NET, theta)))
     expected = np.sum((end - EXPERTS[1, 3]) ** 2) / np.sum((theta - EXPERTS[1, 3]) ** 2)
     assert float(value_and_gradient(one_step, synthetic)[0]) == pytest.approx(float(expected), rel=1e-5)
 

@@ -9,6 +9,7 @@ import pytest
 
 import cost_table
 import costs
+import launches
 import measure
 import settings
 import works
@@ -45,6 +46,7 @@ ROW = {
     "flops": 2e9,
     "matmul_flops_per_second": 1e10,
     "temporary_bytes": 3_000_000,
+    "launches": 1234,
     "peak_resident_bytes": 5e8,
     "peak_device_bytes": None,
     "scan_ratio": None,
@@ -117,7 +119,60 @@ def test_the_flops_of_the_steps_are_those_of_their_formulas():
     # Kept activations save each student step's forward pass; every step has the same work.
     assert flops_of("mtt") > flops_of("mtt_kept") > 3 * 6 * 2 * CONVOLUTION
     assert flops_of("dc_inner") > flops_of("dc") + 50 * 6 * 2 * CONVOLUTION
-    assert flops_of("dm+metadd") > flops_of("dm") + 2 * 6 * CONVOLUTION
+    assert flops_of("dm+metadd") > flops_of("dm+ce") > flops_of("dm") + 2 * 6 * CONVOLUTION
+
+
+PROGRAM = """
+HloModule jit_step
+
+%fused (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  ROOT %exp = f32[4]{0} exponential(%p)
+}
+
+%body (state: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %state = (s32[], /*index=1*/f32[4]{0}) parameter(0)
+  %values = f32[4]{0} get-tuple-element(%state), index=1
+  %product = f32[4]{0} dot(%values, %values), lhs_contracting_dims={0}
+  %fusion = f32[4]{0} fusion(%product), kind=kLoop, calls=%fused
+  ROOT %next = (s32[], f32[4]{0}) tuple(%values, %fusion)
+}
+
+%test (state: (s32[], f32[4])) -> pred[] {
+  ROOT %less = pred[] compare(%state, %state), direction=LT
+}
+
+%short (x: f32[4]) -> f32[4] {
+  ROOT %x = f32[4]{0} parameter(0)
+}
+
+%long (x: f32[4]) -> f32[4] {
+  %once = f32[4]{0} fusion(%x), kind=kLoop, calls=%fused
+  ROOT %call = f32[4]{0} call(%once), to_apply=%nested
+}
+
+%nested (x: f32[4]) -> f32[4] {
+  ROOT %copy = f32[4]{0} copy(%x)
+}
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  %loop = (s32[], f32[4]{0}) while(%x), condition=%test, body=%body, backend_config={"known_trip_count":{"n":"7"}}
+  %either = f32[4]{0} conditional(%x, %x, %x), branch_computations={%short, %long}
+  ROOT %bits = f32[4]{0} bitcast(%either)
+}
+"""
+
+
+def test_launches_are_kernels_with_loops_multiplied_out():
+    assert launches.count(PROGRAM) == 7 * (2 + 1) + 2  # a product, a fusion and the test of the loop; the longer branch
+
+    def looped(a, b):
+        return jax.lax.fori_loop(0, 5, lambda _, a: jnp.sin(a @ b), a)
+
+    a, b = jnp.zeros((40, 40)), jnp.zeros((40, 40))
+    once = launches.count(jax.jit(lambda a, b: jnp.sin(a @ b)).lower(a, b).compile().as_text())
+    assert launches.count(jax.jit(looped).lower(a, b).compile().as_text()) >= 5 * once >= 10
 
 
 def test_a_step_with_latents_decodes_and_pulls_back():
@@ -130,11 +185,13 @@ def test_a_step_with_latents_decodes_and_pulls_back():
 
 
 def test_names_are_read():
-    assert works.parse("scan:dm@10+metadd", TINY) == works.Name("dm", "", 10, True, False, True)
-    assert works.parse("train:vgg11@256", TINY) == works.Name("train", "vgg11", 256, False, False, False)
-    assert works.parse("judge:vgg11@10", TINY) == works.Name("judge", "vgg11", 10, False, False, False)
+    terms = {"weighting": "raw", "ai": 1.0, "pos": 1.0, "var": 1.0}
+    assert works.parse("scan:dm@10+metadd", TINY) == works.Name("dm", "", 10, terms, False, True)
+    assert works.parse("dm@10+ce", TINY) == works.Name("dm", "", 10, {}, False, False)  # as it is by default
+    assert works.parse("train:vgg11@256", TINY) == works.Name("train", "vgg11", 256, None, False, False)
+    assert works.parse("judge:vgg11@10", TINY) == works.Name("judge", "vgg11", 10, None, False, False)
     assert works.parse("sre2l", TINY).size == 3 and works.parse("train:mlp", TINY).size == 4
-    assert works.parse(NET, TINY) == works.Name("auxiliary", NET, 3, False, False, False)
+    assert works.parse(NET, TINY) == works.Name("auxiliary", NET, 3, None, False, False)
     for work in settings.EVERYTHING:
         works.parse(work, TINY)
 
@@ -149,7 +206,7 @@ def test_names_that_mean_nothing_are_refused(work):
 
 def test_the_table_has_a_line_for_each_work_and_columns_that_are_filled():
     lines = cost_table.table([ROW, {**ROW, "work": "vit", "peak_device_bytes": 6e8}])
-    assert lines[2] == "| dm | 1.2 | 0.4 (0.25-0.5) | 250 | 2 | 5 | 50 | 3 | 500 |"
+    assert lines[2] == "| dm | 1.2 | 0.4 (0.25-0.5) | 250 | 2 | 5 | 50 | 1234 | 3 | 500 |"
     assert lines[3].startswith("| vit |") and lines[3].endswith("| 3 | 600 |")
     torch = {"seconds": [1.0, 1.2, 1.4], "median_seconds": 1.2, "peak_resident_bytes": 7e8, "peak_device_bytes": None}
     lines = cost_table.table([{**ROW, "torch": torch}, {**ROW, "scan_ratio": 1.043}])

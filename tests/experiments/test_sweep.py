@@ -22,6 +22,7 @@ def measured(seconds, megabytes, torch=None):
         "peak_resident_bytes": megabytes * 1e6,
         "peak_device_bytes": None,
         "temporary_bytes": 5e6,
+        "launches": 1234,
         "flops": 2e9,
         "torch": torch,
     }

@@ -29,14 +29,14 @@ CASES = [
 # Few channels and many go different ways on CPU.
 @pytest.mark.parametrize(("channels", "features"), [(3, 4), (3, 16), (9, 4), (9, 16), (8, 80)])
 @pytest.mark.parametrize("case", CASES)
-def test_values_and_gradients_equal_xla(key, case, channels, features):
+def test_values_and_gradients_equal_xla(case, channels, features):
     side, stride, padding, height, width = case
-    keys = jax.random.split(key, 3)
-    images = jax.random.normal(keys[0], (2, height, width, channels))
-    kernel = jax.random.normal(keys[1], (side, side, channels, features)) / np.sqrt(channels)
+    generator = np.random.default_rng(0)  # JAX would compile a program for each of these shapes
+    images = generator.normal(size=(2, height, width, channels)).astype(np.float32)
+    kernel = np.float32(generator.normal(size=(side, side, channels, features)) / np.sqrt(channels))
     rows = convolution.output_side(height, side, stride=stride, padding=padding)
     columns = convolution.output_side(width, side, stride=stride, padding=padding)
-    cotangent = jax.random.normal(keys[2], (2, rows, columns, features))
+    cotangent = generator.normal(size=(2, rows, columns, features)).astype(np.float32)
 
     @jax.jit
     def results(images, kernel, cotangent):
@@ -79,9 +79,8 @@ def test_places_that_share_a_patch_equal_a_loop_over_windows(width, stride, padd
     images, kernel = generator.normal(size=(2, 6, width, 2)), generator.normal(size=(3, 3, 2, 3))
     expected = looped(images, kernel, stride, padding)
     assert expected.shape[2] == 5
-    result = convolution.joint_convolve(
-        jnp.float32(images), jnp.float32(kernel), stride=stride, padding=padding, together=together
-    )
+    sizes = {"stride": stride, "padding": padding, "together": together}
+    result = jax.jit(functools.partial(convolution.joint_convolve, **sizes))(np.float32(images), np.float32(kernel))
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -106,7 +105,7 @@ def test_second_order_gradients_equal_xla(key, backend, stride, padding, feature
 
     ours, theirs = jax.jit(
         lambda *arguments: tuple(
-            jax.grad(lambda *a, f=function: outer(f, *a), argnums=(0, 1))(*arguments)
+            jax.jit(jax.grad(lambda *a, f=function: outer(f, *a), argnums=(0, 1)))(*arguments)
             for function in (convolution.convolve, convolution.xla_convolve)
         )
     )(images, kernel)
@@ -163,7 +162,7 @@ def test_a_few_images_at_a_time_give_the_same_gradients(key, monkeypatch, stride
         return jnp.sum(slope**3), slope
 
     ours, theirs = (
-        jax.vmap(jax.grad(lambda x, f=function: outer(f, x), has_aux=True))(images)
+        jax.jit(jax.vmap(jax.grad(lambda x, f=function: outer(f, x), has_aux=True)))(images)
         for function in (convolution.convolve, convolution.xla_convolve)
     )
     assert "while" in jax.jit(lambda x: outer(convolution.convolve, x)[1]).lower(images[0]).as_text()
@@ -189,7 +188,9 @@ def test_vmap_over_images_or_kernels_alone_and_its_gradient(key):
 
     for axes, arguments in (((0, None), (images, kernels[0])), ((None, 0), (images[0], kernels))):
         ours, theirs = (
-            jax.vmap(jax.grad(lambda x, k, f=function: total(f, x, k), argnums=(0, 1)), in_axes=axes)(*arguments)
+            jax.jit(jax.vmap(jax.grad(lambda x, k, f=function: total(f, x, k), argnums=(0, 1)), in_axes=axes))(
+                *arguments
+            )
             for function in (convolution.convolve, convolution.xla_convolve)
         )
         for a, b in zip(ours, theirs, strict=True):
@@ -233,5 +234,5 @@ def test_forward_mode_and_mixed_second_derivatives_agree_with_finite_differences
         # Two kernels and one batch: a derivative in the batch is the sum of both.
         kernels = jnp.stack([kernel, 2 * kernel])
         together = jax.jit(jax.grad(lambda x: jax.vmap(bent, in_axes=(None, 0))(x, kernels).sum()))(images)
-        alone = sum(jax.grad(bent)(images, own) for own in kernels)
+        alone = sum(jax.jit(jax.grad(bent))(images, own) for own in kernels)
         np.testing.assert_allclose(together, alone, rtol=1e-9, atol=1e-12)

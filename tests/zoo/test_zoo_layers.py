@@ -10,7 +10,7 @@ from metadd_jax.zoo import layers
 
 
 def test_pytorch_initialisation_bounds(key):
-    params = zoo.create("convnet", 10, (32, 32, 3)).init(key)["params"]
+    params = jax.jit(zoo.create("convnet", 10, (32, 32, 3)).init)(key)["params"]
     # 1 / sqrt(27), 1 / sqrt(1152), 1 / sqrt(2048): weights and biases alike
     for name, bound in (("conv1", 0.19245), ("conv2", 0.029463), ("head", 0.022097)):
         kernel, bias = np.asarray(params[name]["kernel"]), np.asarray(params[name]["bias"])
@@ -24,7 +24,7 @@ def test_pytorch_initialisation_bounds(key):
 
 
 def test_vit_initialisation(key):
-    params = zoo.create("vit", 10, (8, 8, 1), width=48, depth=1, patch=2).init(key)["params"]
+    params = jax.jit(zoo.create("vit", 10, (8, 8, 1), width=48, depth=1, patch=2).init)(key)["params"]
     assert np.std(params["block1"]["qkv"]["kernel"]) == pytest.approx(0.02, rel=0.15)
     assert np.abs(params["block1"]["qkv"]["kernel"]).max() < 0.05
     np.testing.assert_array_equal(params["head"]["bias"], np.zeros(10))
@@ -92,11 +92,9 @@ def test_window_pool_equals_a_loop_with_minus_infinity_outside(kernel, stride, p
         ],
         1,
     )
-    result = layers.window_pool(jnp.asarray(x), kernel, stride, padding=padding, ceil=ceil)
-    np.testing.assert_array_equal(result, expected)
-    gradient = jax.grad(lambda x: layers.window_pool(x, kernel, stride, padding=padding, ceil=ceil).sum())(
-        jnp.asarray(x)
-    )
+    pool = jax.jit(lambda x: layers.window_pool(x, kernel, stride, padding=padding, ceil=ceil))
+    np.testing.assert_array_equal(pool(x), expected)
+    gradient = jax.jit(jax.grad(lambda x: pool(x).sum()))(x)
     # Every window hands its 1 to one pixel.
     assert float(gradient.sum()) == expected.size
     assert set(np.unique(gradient)) <= set(range(10))
@@ -109,7 +107,7 @@ def test_adaptive_average_equals_a_loop(length, side):
     def cell(index, length):
         return slice(index * length // side, int(np.ceil((index + 1) * length / side)))
 
-    result = layers.adaptive_average(jnp.asarray(x), side)
+    result = jax.jit(lambda x: layers.adaptive_average(x, side))(x)
     for i in range(side):
         for j in range(side):
             expected = x[:, cell(i, length), cell(j, length + 1)].mean((1, 2))

@@ -57,7 +57,7 @@ def test_swin_patches_and_windows_follow_the_image(side, patch, window):
 def test_swin_grad_cam_is_the_classical_cam(key, image_shape):
     """The head behind the map is mean + Linear, so alpha_k = w_ky / (h w)."""
     net = zoo.parse(SWIN, 4, image_shape)
-    variables = net.init(key)
+    variables = jax.jit(net.init)(key)
     images = jax.random.normal(key, (3, *image_shape))
     labels = jnp.array([0, 3, 1])
     maps, logits, out = jax.jit(lambda v, x, y: features.raw_maps(net, v, x, y))(variables, images, labels)
@@ -95,7 +95,7 @@ def test_a_window_sees_itself_and_nothing_else(key, shifted):
     """Gradient of one token of one block: zero outside its window, whose place the shift moves."""
     block = swin.Block(heads=2, window=4, shifted=shifted)
     x = jax.random.normal(key, (1, 8, 8, 4))
-    params = block.init(key, x)
+    params = jax.jit(block.init)(key, x)
     params = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(key, leaf.shape), params)
     gradient = jax.jit(jax.grad(lambda x: block.apply(params, x)[0, 3, 0].sum()))(x)
     seen = np.abs(np.asarray(gradient[0])).max(-1) > 1e-12
@@ -118,7 +118,8 @@ def test_merging_puts_down_before_across(key):
 
 
 def test_initial_deviations(key):
-    params = zoo.parse("swin_t:width=48,depths=1-1", 10, SMALL).init(key)["params"]
+    net = zoo.parse("swin_t:width=48,depths=1-1", 10, SMALL)
+    params = jax.jit(net.init)(key)["params"]
     block = params["stage2_block1"]
     for kernel in (block["qkv"]["kernel"], block["mlp1"]["kernel"], params["merging1"]["reduction"]["kernel"]):
         assert float(np.std(kernel)) == pytest.approx(0.02 * 0.88, rel=0.02)  # 0.88: truncated at two deviations
