@@ -111,6 +111,11 @@ def configs(study: Study, added: list[str]) -> dict[str, DistillConfig]:
     for row, words in every.items():
         try:
             config = distill.parsed(words, f"study {study.name}")
+            if not config.wrapped:
+                # One set for all studies, whatever their loss would be; agreement is still seen by their maps.
+                config = dataclasses.replace(
+                    config, metadd=dataclasses.replace(DistillConfig().metadd, cam=config.metadd.cam)
+                )
             found[row] = dataclasses.replace(config, distill_seeds=1, plan=False, overwrite=False)
         except ValueError as error:
             raise ValueError(f"row {row!r} of the study {study.name}: {error}") from error

@@ -373,8 +373,11 @@ STUDIES["default"] = {
         name: f"{added} {words}"
         for base, words in _BASES.items()
         for name, added in {base: "--no-wrapped", f"{base} + MetaDD": ""}.items()
-    },
-    "against": {f"{base} + MetaDD": base for base in _BASES},
+    }
+    # Of equal cost: is it what the networks know, or that there are networks?
+    | {f"DM + MetaDD, networks of {epochs} epochs": f"--seen-epochs {epochs}" for epochs in (0, 1)},
+    "against": {f"{base} + MetaDD": base for base in _BASES}
+    | {f"DM + MetaDD, networks of {epochs} epochs": "DM" for epochs in (0, 1)},
 }
 STUDIES["gpu"] = {
     "about": "DM as published but for 5,000 steps, with the cross-entropy and with MetaDD, full-size networks of the "

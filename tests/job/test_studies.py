@@ -116,3 +116,14 @@ def test_a_row_of_a_consensus_says_which_networks_were_asked():
     found = studies.configs(one, [])
     assert (found["all"].own.start, found["all"].looks) == ("consensus", True)
     assert (found["dm"].own.start, found["dm"].looks) == ("random", False)
+
+
+def test_a_set_without_a_loss_is_the_same_one_whatever_loss_its_study_is_about():
+    held_out = dataclasses.replace(studies.STUDIES["default"], split="validation")
+    bare, other = (studies.configs(study, [])["DM"] for study in (held_out, studies.STUDIES["factorial"]))
+    assert cells.Cell("DM", None, bare).settings == cells.Cell("DM", None, other).settings
+    wrapped = [
+        studies.configs(study, [])[row]
+        for study, row in ((held_out, "DM + MetaDD"), (studies.STUDIES["factorial"], "CE"))
+    ]
+    assert wrapped[0].metadd != wrapped[1].metadd
