@@ -72,6 +72,9 @@ def test_the_margins_gradient_is_that_of_the_cross_entropy_without_its_saturatio
     of_entropy = jax.grad(lambda z: invariant.cross_entropy(z, jnp.asarray(labels)).sum())(z)
     of_margin = jax.grad(lambda z: invariant.margin(seen(z)).sum())(z)
     np.testing.assert_allclose(of_entropy[0], (1 - p_own)[:, None] * of_margin[0], rtol=1e-4, atol=1e-7)
+    # Over networks it is the sum, as the cross-entropy in L_ai is.
+    alone = invariant.margin(seen(z)) + invariant.margin(seen(2 * z))
+    np.testing.assert_allclose(invariant.margin(seen(jnp.concatenate([z, 2 * z]))), alone, rtol=1e-5)
 
 
 @pytest.mark.parametrize("sign", [1.0, 0.0, -0.5])

@@ -61,9 +61,7 @@ def _alone(name: works.Name, built: works.Work, config: BenchmarkConfig) -> dict
         "compile_seconds": compile_seconds,
         "seconds": [call() for _ in range(config.repeats)],
         "scan_ratio": None,
-        "xla_flops": float(compiled.cost_analysis()["flops"]),
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        "launches": launches.count(compiled.as_text()),
+        **_program(compiled),
     }
 
 
@@ -82,6 +80,13 @@ def _inside_a_scan(name: works.Name, built: works.Work, config: BenchmarkConfig)
         "compile_seconds": compile_seconds,
         "seconds": [within / steps for within, _ in pairs],
         "scan_ratio": statistics.median(within / without for within, without in pairs),
+        **_program(compiled, steps=steps),
+    }
+
+
+def _program(compiled: Any, *, steps: int = 1) -> dict[str, Any]:
+    """What XLA says of a compiled program of so many steps."""
+    return {
         "xla_flops": float(compiled.cost_analysis()["flops"]),
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
         "launches": round(launches.count(compiled.as_text()) / steps),

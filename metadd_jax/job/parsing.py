@@ -171,7 +171,7 @@ def _options(record: type, value: Any, layout: Layout, path: tuple[str, ...] = (
     hints, texts = typing.get_type_hints(record, include_extras=True), _texts(record)
     for field in dataclasses.fields(record):
         own = (*path, field.name)
-        now = _default_of(field) if value is None else getattr(value, field.name)
+        now = _now(record if value is None else value, field)
         if not dataclasses.is_dataclass(now):
             text = texts.get(field.name, "")
             found.append(_Option(name=_name(own, layout), hint=hints[field.name], text=text, default=now, path=own))
@@ -180,7 +180,10 @@ def _options(record: type, value: Any, layout: Layout, path: tuple[str, ...] = (
     return found
 
 
-def _default_of(field: dataclasses.Field) -> Any:
+def _now(record: Any, field: dataclasses.Field) -> Any:
+    """The value of a field of a dataclass's instance, or its default where ``record`` is the class."""
+    if not isinstance(record, type):
+        return getattr(record, field.name)
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
 
 
@@ -281,9 +284,9 @@ def _with(record: Any, values: Mapping[tuple[str, ...], Any], layout: Layout, pa
     inner: dict[str, dict[tuple[str, ...], Any]] = {}
     for (first, *rest), value in values.items():
         inner.setdefault(first, {})[tuple(rest)] = value
-    defaults = {field.name: _default_of(field) for field in dataclasses.fields(record)}
+    fields = {field.name: field for field in dataclasses.fields(record)}
     changed = {
-        name: below[()] if () in below else _with(getattr(record, name, defaults[name]), below, layout, (*path, name))
+        name: below[()] if () in below else _with(_now(record, fields[name]), below, layout, (*path, name))
         for name, below in inner.items()
     }
     try:

@@ -365,6 +365,8 @@ STUDIES["unsaturated_digits"] = STUDIES["unsaturated"] | {
     "options": "--train-per-class 450 --validation-fraction 0.3334 --init kmeans --eval-labels hard --train-seeds 1 "
     f"{study_tables.OURS}",
 }
+# Of equal cost: is it what the networks know, or that there are networks?
+_KNOW_LITTLE = {f"DM + MetaDD, networks of {epochs} epochs": f"--seen-epochs {epochs}" for epochs in (0, 1)}
 STUDIES["default"] = {
     "about": "The loss as it is without any option, over every base method, each from k-means images and under hard "
     "labels: what a user gets who chooses nothing.",
@@ -374,10 +376,8 @@ STUDIES["default"] = {
         for base, words in _BASES.items()
         for name, added in {base: "--no-wrapped", f"{base} + MetaDD": ""}.items()
     }
-    # Of equal cost: is it what the networks know, or that there are networks?
-    | {f"DM + MetaDD, networks of {epochs} epochs": f"--seen-epochs {epochs}" for epochs in (0, 1)},
-    "against": {f"{base} + MetaDD": base for base in _BASES}
-    | {f"DM + MetaDD, networks of {epochs} epochs": "DM" for epochs in (0, 1)},
+    | _KNOW_LITTLE,
+    "against": {f"{base} + MetaDD": base for base in _BASES} | dict.fromkeys(_KNOW_LITTLE, "DM"),
 }
 STUDIES["gpu"] = {
     "about": "DM as published but for 5,000 steps, with the cross-entropy and with MetaDD, full-size networks of the "
