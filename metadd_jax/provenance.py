@@ -17,6 +17,7 @@ import os
 import pathlib
 import platform
 import sys
+import threading
 import types
 from collections.abc import Iterable
 from typing import Any
@@ -28,7 +29,7 @@ PACKAGE = pathlib.Path(__file__).parent
 # Of this package, what decides the weights of a network that is trained, and the arrays that a set is read to.
 TRAINING = (
     "zoo", "training", "data/sampling.py", "data/splits.py", "augment.py", "dc_augment.py", "transforms.py", "keys.py",
-    "parallel.py", "parts.py", "structs.py",
+    "parallel.py", "cores.py", "parts.py", "structs.py",
 )  # fmt: skip
 READING = ("data",)
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -77,7 +78,7 @@ def reached(*modules: str) -> tuple[str, ...]:
         file = waiting.pop()
         if file not in found:
             found.add(file)
-            tree = ast.parse(file.read_bytes())
+            tree = _parse(file)
             waiting += [other for node in ast.walk(tree) for name in _imported(node) for other in _files_of(name)]
     return tuple(sorted(file.relative_to(PACKAGE).as_posix() for file in found))
 
@@ -147,9 +148,18 @@ def code_of(thing: Any) -> str:
     return digest.hexdigest()
 
 
+def _parse(file: pathlib.Path) -> ast.Module:
+    # Two threads at once raise "AST constructor recursion depth mismatch" in Python 3.11.
+    with _PARSING:
+        return ast.parse(file.read_bytes())
+
+
+_PARSING = threading.Lock()
+
+
 def _bare(file: pathlib.Path) -> str:
     """The code of ``file`` as a tree without texts that stand alone: comments are not in it, docstrings go."""
-    tree = ast.parse(file.read_bytes())
+    tree = _parse(file)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "metadd_jax"
 # The design's floors: who is higher may import who is lower.
 FLOORS = {
-    "structs": 0, "files": 0, "keys": 0, "provenance": 0, "ranges": 0, "registries": 0,
+    "structs": 0, "files": 0, "keys": 0, "provenance": 0, "ranges": 0, "registries": 0, "cores": 0,
     "zoo": 1, "data": 1, "augment": 1, "dc_augment": 1, "transforms": 1, "parallel": 1, "parts": 1, "storage": 1,
     "features": 2, "split": 2, "exchange": 2, "training": 2,
     "invariant": 3, "generators": 3,

@@ -57,6 +57,7 @@ class Work:
       is_step: whether each call goes on from the state that the last one gave.
       images: images that pass through a network in one call, on their way in.
       forward: of an auxiliary: its loss alone, without the gradient.
+      call: what is timed in place of ``function``: independent runs, which a user's machine may spread over its cores.
     """
 
     function: Callable
@@ -64,6 +65,7 @@ class Work:
     is_step: bool
     images: int
     forward: Callable | None = None
+    call: Callable | None = None
 
 
 def parse(work: str, config: BenchmarkConfig) -> Name:
@@ -240,15 +242,15 @@ def _judge(name: Name, config: BenchmarkConfig) -> Work:
     images, labels = mdd.data.random_per_class(jax.random.key(0), data.train, name.size)
     recipe = recipes.dc_evaluation(config.eval_epochs - 1, augmentation=config.augmentation)
 
-    def accuracies(seeds: jax.Array, key: jax.Array, images: jax.Array, labels: jax.Array, test: Any) -> jax.Array:
-        def accuracy(seed: jax.Array) -> jax.Array:
-            own = jax.random.fold_in(key, seed)
-            variables = mdd.training.fit(own, net, images, labels, recipe, shared_key=key)
-            right, total = mdd.training.count_correct(net, variables, test)
-            return right / total
+    def accuracy(seed: jax.Array, key: jax.Array, images: jax.Array, labels: jax.Array, test: Any) -> jax.Array:
+        own = jax.random.fold_in(key, seed)
+        variables = mdd.training.fit(own, net, images, labels, recipe, shared_key=key)
+        right, total = mdd.training.count_correct(net, variables, test)
+        return right / total
 
-        return parallel.each(accuracy, seeds)
+    def accuracies(seeds: jax.Array, *shared: Any) -> jax.Array:
+        return parallel.each(lambda seed: accuracy(seed, *shared), seeds)
 
     arguments = (jnp.arange(config.eval_seeds), jax.random.key(0), images, labels, mdd.data.to_device(data.test))
     seen = config.eval_seeds * (config.eval_epochs * len(images) + len(data.test.labels))
-    return Work(accuracies, arguments, False, seen)
+    return Work(accuracies, arguments, False, seen, call=parallel.spread(accuracy))

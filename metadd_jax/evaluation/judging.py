@@ -1,7 +1,7 @@
 """Cross-architecture evaluation: networks trained on distilled sets, and their accuracy on real images.
 
 All sets of one size and all training seeds of one architecture train in one program, divided over all devices: one
-compilation and one dispatch per architecture (``parallel.each``: under ``vmap``, on a CPU one after the other).
+compilation and one dispatch per architecture (``parallel.spread``: under ``vmap``, on a CPU a training on each core).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metadd_jax import parallel, ranges, zoo
+from metadd_jax import cores, parallel, ranges, zoo
 from metadd_jax.data.splits import split_of
 from metadd_jax.exchange import checks
 from metadd_jax.structs import Dataset, ImageArrays, SyntheticSet
@@ -305,8 +305,11 @@ def cross_architecture(
     known, guides = {}, None
     if guidance is not None:
         known[guidance.net], guides = train(guidance.net, keep=True)
-    for net in networks:
-        accuracies = known[net] if net in known else train(net, guidance=guidance, guides=guides)[0]
+
+    def accuracies_of(net: zoo.Architecture) -> np.ndarray:
+        return known[net] if net in known else train(net, guidance=guidance, guides=guides)[0]
+
+    for net, accuracies in zip(networks, cores.ahead(accuracies_of, networks), strict=True):
         for table, row in zip(tables, accuracies, strict=True):
             table.append(Row(net.label, tuple(float(value) for value in row)))
         if on_network:

@@ -6,7 +6,6 @@ auxiliaries. The figure that counts is the chance-corrected ratio on networks th
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import chex
@@ -15,6 +14,9 @@ import numpy as np
 
 from metadd_jax import features, parallel, split
 from metadd_jax.structs import Array, Auxiliary, SyntheticSet
+
+# One program for all sets of one size under the same networks: a run measures a set a row and seed.
+_observe = parallel.jit(features.stack_maps, static_argnames=("config",))
 
 
 def map_stack(
@@ -38,10 +40,15 @@ def map_stack(
       [M, N, H, W] float32 in [0, 1], on the host.
     """
     chex.assert_rank([images, labels], [4, 1])
-    # One program for all batches (the last one, if shorter, is a second).
-    observe = parallel.jit(functools.partial(features.stack_maps, config=config))
     batches = [
-        np.asarray(observe(tuple(auxiliaries), images[start : start + batch_size], labels[start : start + batch_size]))
+        np.asarray(
+            _observe(
+                tuple(auxiliaries),
+                images[start : start + batch_size],
+                labels[start : start + batch_size],
+                config=config or features.CamConfig(),
+            )
+        )
         for start in range(0, images.shape[0], batch_size)
     ]
     return np.concatenate(batches, axis=1)

@@ -114,7 +114,7 @@ def pretrain(
     def train(key: jax.Array, arrays: ImageArrays) -> Variables:
         return fit(key, net, arrays.images, arrays.labels, recipe, shared_key=key, mean=arrays.mean, std=arrays.std)
 
-    variables = parallel.jit(train)(key, dataset.train)
+    variables = parallel.call_once(train, key, dataset.train)
     accuracies = _each_split(dataset, lambda name: measure(net, variables, dataset, split=name).accuracy)
     if folder is not None:
         kept = {"variables": variables, "accuracies": jax.tree.map(jnp.float32, accuracies)}
@@ -151,7 +151,9 @@ def measure(net: zoo.Architecture, variables: Variables, dataset: Dataset, *, sp
     Raises:
       ValueError: if there is no such split, or if a weight, or a logit on the split, is not finite.
     """
-    right, total = parallel.jit(lambda v, arrays: count_correct(net, v, arrays))(variables, split_of(dataset, split))
+    right, total = parallel.call_once(
+        lambda v, arrays: count_correct(net, v, arrays), variables, split_of(dataset, split)
+    )
     if not np.isfinite(right):
         raise ValueError(
             f"{net.label} has weights, or logits on the {split} images of {dataset.name}, that are not finite: its "
