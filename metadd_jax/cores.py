@@ -31,12 +31,15 @@ def ahead(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]
       function: of one item.
       items: what it is called with.
     """
-    pool = ThreadPoolExecutor(_AHEAD)
+    yield from _in_threads(function, items, _AHEAD) if is_alone() else map(function, items)
+
+
+def _in_threads(function: Callable[[Any], Any], items: Sequence[Any], count: int) -> Iterator[Any]:
+    pool = ThreadPoolExecutor(count)
     try:
-        if len(items) < 2 or not is_alone() or pool.submit(_settings).result() != _settings():
-            yield from map(function, items)
-        else:
-            yield from pool.map(function, items)
+        # What a ``with`` of JAX sets holds in its own thread alone.
+        alone = count < 2 or len(items) < 2 or pool.submit(_settings).result() != _settings()
+        yield from map(function, items) if alone else pool.map(function, items)
     finally:  # an error, or Ctrl-C, must not wait for what has begun
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -56,11 +59,8 @@ def run_each(program: jax.stages.Compiled, arguments: Sequence[tuple], *, memory
     Returns:
       What the calls gave, in order, as NumPy arrays.
     """
-    pool = ThreadPoolExecutor(_thread_count(program, memory or 0))
-    try:
-        return list(pool.map(lambda own: jax.device_get(program(*own)), arguments))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    count = _thread_count(program, memory or 0)
+    return list(_in_threads(lambda own: jax.device_get(program(*own)), arguments, count))
 
 
 def _thread_count(program: jax.stages.Compiled, memory: int) -> int:

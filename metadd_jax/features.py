@@ -378,8 +378,8 @@ def make_auxiliary(
     """
     if not net.has_map:
         raise ValueError(f"{net.name} has no spatial feature map, so no range of it; choose a network that has")
-    eps = parallel.call_once(lambda v, x, y: _typical(_ranges(net, v, x, y, preprocess)), variables, images, labels)
-    return Auxiliary(variables=variables, map_eps=eps, net=net, preprocess=preprocess)
+    measure = parallel.jit(lambda v, x, y: _typical(_ranges(net, v, x, y, preprocess)))
+    return Auxiliary(variables=variables, map_eps=measure(variables, images, labels), net=net, preprocess=preprocess)
 
 
 def _ranges(

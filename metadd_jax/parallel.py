@@ -125,7 +125,7 @@ def jit(
 
 
 def call_once(function: Callable, *arguments: Any) -> Any:
-    """Compiles a pure function for one device and calls it, once: a whole training, say.
+    """Compiles a pure function for one device and calls it, once, and not within another: a whole training, say.
 
     Args:
       function: the function.

@@ -38,6 +38,18 @@ def test_batches_make_no_difference(synthetic, auxiliaries, whole):
     np.testing.assert_allclose(stack, whole, atol=1e-5)
 
 
+def test_all_sets_of_one_size_share_a_program(synthetic, auxiliaries, caplog):
+    """A run measures a set a row and seed; each used to compile the maps of all networks anew."""
+    config = features.CamConfig(alpha="mean")
+    compiled = []
+    for sign in (1, -1):
+        caplog.clear()
+        with jax.log_compiles():
+            evaluation.map_stack(auxiliaries, sign * synthetic.images, synthetic.labels, config=config)
+        compiled.append("stack_maps" in caplog.text)
+    assert compiled == [True, False]
+
+
 @pytest.mark.parametrize("threshold", [0.5, 0.2])
 def test_the_ratios_against_numpy(synthetic, auxiliaries, whole, threshold):
     facts = evaluation.agreement(synthetic, auxiliaries, threshold=threshold)
