@@ -28,7 +28,7 @@ def ahead(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]
     (such as ``with jax.debug_nans(True)``), it is one after the other.
 
     Args:
-      function: of one item.
+      function: of one item; it must not save anything through Orbax, which fails from two threads at once.
       items: what it is called with.
     """
     yield from _in_threads(function, items, _AHEAD) if is_alone() else map(function, items)

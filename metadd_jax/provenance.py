@@ -17,7 +17,6 @@ import os
 import pathlib
 import platform
 import sys
-import threading
 import types
 from collections.abc import Iterable
 from typing import Any
@@ -78,7 +77,7 @@ def reached(*modules: str) -> tuple[str, ...]:
         file = waiting.pop()
         if file not in found:
             found.add(file)
-            tree = _parse(file)
+            tree = ast.parse(file.read_bytes())
             waiting += [other for node in ast.walk(tree) for name in _imported(node) for other in _files_of(name)]
     return tuple(sorted(file.relative_to(PACKAGE).as_posix() for file in found))
 
@@ -148,18 +147,9 @@ def code_of(thing: Any) -> str:
     return digest.hexdigest()
 
 
-def _parse(file: pathlib.Path) -> ast.Module:
-    # Two threads at once raise "AST constructor recursion depth mismatch" in Python 3.11.
-    with _PARSING:
-        return ast.parse(file.read_bytes())
-
-
-_PARSING = threading.Lock()
-
-
 def _bare(file: pathlib.Path) -> str:
     """The code of ``file`` as a tree without texts that stand alone: comments are not in it, docstrings go."""
-    tree = _parse(file)
+    tree = ast.parse(file.read_bytes())
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):

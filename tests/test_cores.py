@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metadd_jax import cores, parallel, provenance
+from metadd_jax import cores, parallel
 
 
 @pytest.fixture
@@ -117,11 +117,3 @@ def test_what_is_called_once_gives_what_it_gives_under_jit(monkeypatch):
     x = jnp.linspace(0.0, 1.0, 50)
     result = parallel.call_once(lambda x, y: jnp.sin(x) @ y, x, x)
     np.testing.assert_allclose(result, np.sin(np.asarray(x)) @ np.asarray(x), rtol=1e-5)
-
-
-def test_code_is_read_in_several_threads(alone):
-    """Python 3.11 raises a SystemError where two of them parse at once."""
-    files = sorted(provenance.PACKAGE.glob("*.py"))[:12]
-    alone_found = [provenance._bare(file) for file in files]
-    found = cores.run_each(planned(provenance._bare), [(file,) for file in files * 4], memory=2**30)
-    assert found == alone_found * 4

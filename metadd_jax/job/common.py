@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import metadd_jax as mdd
-from metadd_jax import cores, files, storage
+from metadd_jax import files, storage
 from metadd_jax.job import bundle, command
 
 
@@ -143,17 +143,12 @@ def pretrain(
     if not nets:
         return every
     with command.bar(len(nets), description, "net") as progress:
-
-        def one(net: mdd.zoo.Architecture) -> mdd.training.Trained:
-            return mdd.training.pretrain(net, dataset, recipe, seed=seed, split=split, cache_dir=cache)
-
-        progress.set_postfix_str(nets[0].label)
-        for net, trained in zip(nets, cores.ahead(one, nets), strict=True):
-            every.append(trained)
+        for net in nets:
+            progress.set_postfix_str(net.label)
+            every.append(mdd.training.pretrain(net, dataset, recipe, seed=seed, split=split, cache_dir=cache))
             source = " (from the cache)" if every[-1].cached else ""
             # Said for each: a network that learned nothing explains what follows.
             progress.write(f"{net.label:<28} {100 * every[-1].accuracy:5.1f} % on the {split} split{source}")
-            progress.set_postfix_str(nets[min(len(every), len(nets) - 1)].label)
             progress.update()
     return every
 
