@@ -38,8 +38,8 @@ def _in_threads(function: Callable[[Any], Any], items: Sequence[Any], count: int
     pool = ThreadPoolExecutor(count)
     try:
         # What a ``with`` of JAX sets holds in its own thread alone.
-        alone = count < 2 or len(items) < 2 or pool.submit(_settings).result() != _settings()
-        yield from map(function, items) if alone else pool.map(function, items)
+        in_order = count < 2 or len(items) < 2 or pool.submit(_settings).result() != _settings()
+        yield from map(function, items) if in_order else pool.map(function, items)
     finally:  # an error, or Ctrl-C, must not wait for what has begun
         pool.shutdown(wait=False, cancel_futures=True)
 

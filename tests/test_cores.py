@@ -92,7 +92,7 @@ def test_memory_bounds_what_goes_at_once(alone, temporary, threads):
     assert most == [threads]
 
 
-def test_runs_spread_over_cores_are_those_of_one_after_the_other(alone, monkeypatch):
+def test_runs_spread_over_cores_are_those_of_one_after_the_other(alone):
     def run(seed, factor, shared):
         noise = jax.random.normal(jax.random.fold_in(shared, seed), (5,))
         return {"sum": factor * noise.sum(), "seed": seed, "nothing": ()}

@@ -40,17 +40,8 @@ def map_stack(
       [M, N, H, W] float32 in [0, 1], on the host.
     """
     chex.assert_rank([images, labels], [4, 1])
-    batches = [
-        np.asarray(
-            _observe(
-                tuple(auxiliaries),
-                images[start : start + batch_size],
-                labels[start : start + batch_size],
-                config=config or features.CamConfig(),
-            )
-        )
-        for start in range(0, images.shape[0], batch_size)
-    ]
+    parts = [slice(start, start + batch_size) for start in range(0, images.shape[0], batch_size)]
+    batches = [np.asarray(_observe(tuple(auxiliaries), images[part], labels[part], config=config)) for part in parts]
     return np.concatenate(batches, axis=1)
 
 
