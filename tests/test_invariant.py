@@ -157,7 +157,8 @@ def test_the_papers_reading_against_numpy_float64(key, images, auxiliaries):
     config = InvariantConfig.paper(views="none")
     assert config.strengths == {"ai": 1, "pos": 1, "var": 1} and (config.weighting, config.kl) == ("raw", 1)
     assert (config.cam.alpha, config.cam.transformer_method) == ("mean", "attention")
-    loss = invariant.invariant_loss(key, images, LABELS, auxiliaries, reference=auxiliaries[1], config=config)[0]
+    value = jax.jit(functools.partial(invariant.invariant_loss, config=config))
+    loss = value(key, images, LABELS, auxiliaries, reference=auxiliaries[1])[0]
     logits, maps = [], []
     for auxiliary in auxiliaries:
         net, variables = auxiliary.net, auxiliary.variables
@@ -166,7 +167,7 @@ def test_the_papers_reading_against_numpy_float64(key, images, auxiliaries):
             found, out = net.apply({**variables, "perturbations": {"map": shift}}, images)
             return found[jnp.arange(6), LABELS].sum(), (found, out["map"])
 
-        alpha, (found, feature) = jax.grad(score, has_aux=True)(jnp.zeros((6, *net.map_shape)))
+        alpha, (found, feature) = jax.jit(jax.grad(score, has_aux=True))(jnp.zeros((6, *net.map_shape)))
         raw = np.maximum((np.asarray(feature) * np.asarray(alpha).mean((1, 2), keepdims=True)).sum(-1), 0)
         up = np.asarray(jax.image.resize(raw, (6, 8, 8), "bilinear"), np.float64)
         low, high = up.min((1, 2), keepdims=True), up.max((1, 2), keepdims=True)

@@ -8,6 +8,7 @@ an argument: NumPy arrays would be copied there at every call, or become constan
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -66,16 +67,24 @@ def class_indices(
       indices: [batch] int32 in [0, N); at padded places the first image of the class.
       weights: [batch] float32, 1 for an image and 0 for padding.
     """
-    count = jnp.asarray(arrays.counts)[class_index]
+    return _class_indices(key, arrays.counts, arrays.offsets, class_index, most=arrays.max_count, batch=batch)
+
+
+# Compiled, so that outside of ``jit`` this is one program and not twenty; in line, so that within one nothing changes.
+@functools.partial(jax.jit, static_argnames=("most", "batch"), inline=True)
+def _class_indices(
+    key: jax.Array, counts: jax.Array, offsets: jax.Array, class_index: ArrayLike, *, most: int, batch: int
+) -> tuple[jax.Array, jax.Array]:
+    count = counts[class_index]
     # Each image gets a random number and the smallest win. jax.random.choice without replacement would do the same, but
     # it needs the size of the class at compile time, which is one program a class.
-    slots = jnp.arange(arrays.max_count)
+    slots = jnp.arange(most)
     scores = jnp.where(slots < count, jax.random.uniform(key, slots.shape), jnp.inf)
-    drawn = min(batch, arrays.max_count)
+    drawn = min(batch, most)
     _, picks = jax.lax.top_k(-scores, drawn)
     picks = jnp.pad(picks, (0, batch - drawn))
     valid = jnp.arange(batch) < count
-    indices = jnp.asarray(arrays.offsets)[class_index] + jnp.where(valid, picks, 0)
+    indices = offsets[class_index] + jnp.where(valid, picks, 0)
     return indices.astype(jnp.int32), valid.astype(jnp.float32)
 
 

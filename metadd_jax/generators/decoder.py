@@ -8,6 +8,7 @@ A code z and a class y give a style w, from which convolutions make an image, do
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Annotated, Any
 
@@ -51,10 +52,7 @@ class Decoder:
 
     def init(self, key: jax.Array) -> Any:
         """Draws the weights: {"mapping": ..., "synthesis": ...}."""
-        z, w, label = jnp.zeros((1, self.z_dim)), jnp.zeros((1, self.w_dim)), jnp.zeros(1, jnp.int32)
-        # The layers say how they are drawn, and all are drawn from one stream (``initialise``).
-        boxes = {"mapping": self._mapping.init(key, z, label), "synthesis": self._synthesis.init(key, w)}
-        return initialise.draw(key, {part: box["params"] for part, box in boxes.items()})
+        return _draw(key, settings=self)
 
     def styles(self, weights: Any, z: jax.Array, labels: jax.Array) -> jax.Array:
         """Makes styles [B, w_dim] of codes [B, z_dim], whose length says nothing, and labels [B]."""
@@ -77,6 +75,15 @@ class Decoder:
     @property
     def _synthesis(self) -> _Synthesis:
         return _Synthesis(self.image_shape, self.width)
+
+
+# Compiled as one: Flax calls both networks once, operation by operation.
+@functools.partial(jax.jit, static_argnames="settings")
+def _draw(key: jax.Array, *, settings: Decoder) -> Any:
+    z, w, label = jnp.zeros((1, settings.z_dim)), jnp.zeros((1, settings.w_dim)), jnp.zeros(1, jnp.int32)
+    # The layers say how they are drawn, and all are drawn from one stream (``initialise``).
+    boxes = {"mapping": settings._mapping.init(key, z, label), "synthesis": settings._synthesis.init(key, w)}
+    return initialise.draw(key, {part: box["params"] for part, box in boxes.items()})
 
 
 class _Mapping(nn.Module):

@@ -78,10 +78,7 @@ class Architecture:
         Returns:
           A dict of collections, all leaves float32.
         """
-        images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
-        # Lazy, so no forward pass is computed: DM draws a new network for every update. The perturbations are left
-        # out, because an optimiser would train them and a checkpoint would store them.
-        return initialise.draw(key, self.module.lazy_init(key, images, train=False, mutable=contract.COLLECTIONS))
+        return _init(self, key)
 
     def apply(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Outputs]:
         """Applies the network in evaluation mode: batch norm uses its running statistics.
@@ -192,6 +189,15 @@ class Architecture:
                 f"{self.label} was created for images {self.image_shape}, not {tuple(images.shape[1:])}; "
                 "preprocess the images or create the network with their image_shape"
             )
+
+
+# Compiled, or outside of ``jit`` a ResNet18 would be two hundred programs; in line, so that within one nothing changes.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _init(net: Architecture, key: jax.Array) -> Variables:
+    images = jax.ShapeDtypeStruct((1, *net.image_shape), jnp.float32)
+    # Lazy, so no forward pass is computed: DM draws a new network for every update. The perturbations are left
+    # out, because an optimiser would train them and a checkpoint would store them.
+    return initialise.draw(key, net.module.lazy_init(key, images, train=False, mutable=contract.COLLECTIONS))
 
 
 # Cached: a trace takes 0.1 to 0.4 s for a deep network, and ``has_map`` and its kin are asked often.

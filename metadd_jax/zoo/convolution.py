@@ -151,7 +151,14 @@ def _transposed(number: int, cotangent: jax.Array, *arrays: Any, role: str, geom
     return gradient.sum(axis=tuple(level for level, axes in enumerate(mapped) if not axes[number]))
 
 
-_product.def_impl(_compute)
+@functools.partial(jax.jit, static_argnames=("role", "geometry", "mapped", "cpu"))
+def _alone(first: jax.Array, second: jax.Array, *, cpu: bool, **static: Any) -> jax.Array:
+    """``_compute`` outside of ``jit``, as one program and not one for each of its dozen operations."""
+    del cpu  # tells the programs of two backends apart
+    return _compute(first, second, **static)
+
+
+_product.def_impl(lambda first, second, **static: _alone(first, second, cpu=_on_cpu(), **static))
 _product.def_abstract_eval(_shape_of)
 mlir.register_lowering(_product, mlir.lower_fun(_compute, multiple_results=False))
 batching.primitive_batchers[_product] = _under_vmap

@@ -121,8 +121,8 @@ def from_state(net: Architecture, state: State) -> Variables:
         place = variables
         for part in leaf.path[:-1]:
             place = place.setdefault(part, {})
-        # A copy: the file's library may own the memory, and may change it.
-        place[leaf.path[-1]] = jnp.array(leaf.read(np.asarray(state[key], np.float32)))
+        # A copy: the file's library may own the memory, and may change it. NumPy's, or JAX would compile one a shape.
+        place[leaf.path[-1]] = jnp.asarray(np.array(leaf.read(np.asarray(state[key], np.float32))))
     return variables
 
 

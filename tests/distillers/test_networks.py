@@ -94,7 +94,7 @@ def test_dm_matches_embeddings_of_the_drawn_member(tiny):
         total = 0.0
         for real, weights, own in zip(batch["images"], batch["weights"], images, strict=True):
             seen = data.standardise(real[weights > 0], batch["mean"], batch["std"])
-            means = [np.mean(net.apply(theta, side)[1]["embedding"], axis=0) for side in (seen, own)]
+            means = [np.mean(jax.jit(net.apply)(theta, side)[1]["embedding"], axis=0) for side in (seen, own)]
             total += float(np.sum((means[0] - means[1]) ** 2))
         value, _ = loss(key, {"images": images.reshape(6, *members.SHAPE)}, (), batch, ())
         assert float(value) == pytest.approx(total, rel=1e-4)

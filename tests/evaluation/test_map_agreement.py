@@ -67,7 +67,8 @@ def test_the_maps_are_of_the_kind_that_is_asked_for(synthetic, auxiliaries, whol
     config = features.CamConfig(alpha="mean")
     stack = evaluation.map_stack(auxiliaries, synthetic.images, synthetic.labels, config=config)
     for auxiliary, maps, others in zip(auxiliaries, stack, whole, strict=True):
-        raw = features.raw_maps(auxiliary.net, auxiliary.variables, synthetic.images, synthetic.labels, config=config)
+        raw_maps = jax.jit(features.raw_maps, static_argnums=0, static_argnames="config")
+        raw = raw_maps(auxiliary.net, auxiliary.variables, synthetic.images, synthetic.labels, config=config)
         up = np.asarray(jax.image.resize(raw[0], maps.shape, "bilinear"))
         low, high = up.min((1, 2), keepdims=True), up.max((1, 2), keepdims=True)
         np.testing.assert_allclose(maps, (up - low) / (high - low + auxiliary.map_eps["mean"]), atol=1e-5)

@@ -1,5 +1,6 @@
 """Replay buffers as MTT's buffer.py leaves them: lists of the parameters of PyTorch's own layers."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_an_expert_gives_the_logits_that_pytorch_gives(buffers):
     read = exchange.load_buffers(place, NET, experts=5, snapshots=2, last=True)
     assert read.shape == (5, 3, NET.num_params()) and read.dtype == np.float32
     for number, net in enumerate(nets):
-        logits = NET.apply(
+        logits = jax.jit(NET.apply)(
             {"params": unflatten(NET, jnp.asarray(read[number, -1]))}, jnp.asarray(x.permute(0, 2, 3, 1))
         )
         logits = logits[0] if isinstance(logits, tuple) else logits

@@ -1,5 +1,6 @@
 """A study with --agreement: every finished set is looked at, and the page and the numbers have what was found."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -65,7 +66,7 @@ def test_every_set_is_looked_at_and_gains_are_correlated(tmp_path, monkeypatch, 
     frozen = [mdd.features.freeze(one.net, one.variables, dataset) for one in trained]
     kept = files.read_json(folder / agreement.FILE)
     for net, one in zip(nets, trained, strict=True):
-        logits, _ = net.apply(one.variables, synthetic.images)
+        logits, _ = jax.jit(net.apply)(one.variables, synthetic.images)
         right = np.mean(np.argmax(np.asarray(logits), axis=-1) == synthetic.labels)
         assert kept["known"][net.label] == pytest.approx(right) and told["rows"]["random"]["known"][net.label] <= 1
     for group, facts in ((frozen[:2], kept["seen"]), (frozen, kept["unseen"]["convnet:width=5,depth=1"])):

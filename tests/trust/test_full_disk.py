@@ -57,8 +57,10 @@ def full(disk, room):
 
 @contextlib.contextmanager
 def read_only(disk, room):
-    gc.collect()  # a file that a library left open bars it
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    command = ["mount", "-o", "remount,ro", str(disk)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        gc.collect()  # a file that a library left open bars it
+        subprocess.run(command, check=True)
     try:
         yield
     finally:
