@@ -28,7 +28,7 @@ PACKAGE = pathlib.Path(__file__).parent
 # Of this package, what decides the weights of a network that is trained, and the arrays that a set is read to.
 TRAINING = (
     "zoo", "training", "data/sampling.py", "data/splits.py", "augment.py", "dc_augment.py", "transforms.py", "keys.py",
-    "parallel.py", "cores.py", "parts.py", "structs.py",
+    "parallel.py", "cores.py", "eager.py", "parts.py", "structs.py",
 )  # fmt: skip
 READING = ("data",)
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")

@@ -8,14 +8,12 @@ where its value reaches the threshold. **Meta** features are high in the maps of
 
 from __future__ import annotations
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from metadd_jax import structs
+from metadd_jax import eager, structs
 
 
 def split_maps(stack: jax.Array, *, threshold: ArrayLike = 0.5) -> structs.Split:
@@ -47,7 +45,7 @@ def split_maps(stack: jax.Array, *, threshold: ArrayLike = 0.5) -> structs.Split
 split = split_maps  # the name that the contract promises: ``metadd_jax.split.split``
 
 
-@jax.jit
+@eager.one_program()
 def measure(stack: jax.Array, *, threshold: ArrayLike = 0.5) -> dict[str, jax.Array]:
     """Measures how far the networks agree. All numbers are in [0, 1], except ``chance_corrected`` (at most 1).
 
@@ -101,7 +99,7 @@ def measure(stack: jax.Array, *, threshold: ArrayLike = 0.5) -> dict[str, jax.Ar
     }
 
 
-@functools.partial(jax.jit, static_argnames="area")
+@eager.one_program(static_argnames=("area",))
 def at_matched_area(stack: jax.Array, area: float) -> jax.Array:
     """Keeps the highest pixels of each map, equally many in every map, so that larger high areas do not help.
 

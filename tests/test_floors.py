@@ -12,6 +12,7 @@ PACKAGE = ROOT / "metadd_jax"
 # The design's floors: who is higher may import who is lower.
 FLOORS = {
     "structs": 0, "files": 0, "keys": 0, "provenance": 0, "ranges": 0, "registries": 0, "cores": 0,
+    "eager": 0,
     "zoo": 1, "data": 1, "augment": 1, "dc_augment": 1, "transforms": 1, "parallel": 1, "parts": 1, "storage": 1,
     "features": 2, "split": 2, "exchange": 2, "training": 2,
     "invariant": 3, "generators": 3,
@@ -106,10 +107,11 @@ def uses(path, *names):
     return found
 
 
-def test_jit_and_pmap_are_spoken_in_one_file_only():
+def test_jit_and_pmap_have_one_address_each():
     compilers = ("jit", "pmap", "shard_map", "distributed")
     speakers = {path.relative_to(PACKAGE).as_posix() for path in SOURCES if uses(path, *compilers)}
-    assert speakers == {"parallel.py"}
+    assert speakers == {"parallel.py", "eager.py"}
+    assert {path.name for path in SOURCES if uses(path, *compilers[1:])} == {"parallel.py"}
 
 
 def test_orbax_is_imported_in_one_file_only():

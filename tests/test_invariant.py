@@ -46,8 +46,7 @@ def test_variance_of_hand_made_maps():
 
 def test_cross_entropy_and_divergence_against_numpy_float64():
     rng = np.random.default_rng(0)
-    logits, reference = rng.normal(size=(2, 5, 4)), rng.normal(size=(5, 4))
-    labels = rng.integers(0, 4, 5)
+    logits, reference, labels = rng.normal(size=(2, 5, 4)), rng.normal(size=(5, 4)), rng.integers(0, 4, 5)
     p_ref, p = softmax(reference / 2), softmax(logits / 2)
     np.testing.assert_allclose(
         invariant.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(labels)),

@@ -8,7 +8,6 @@ an argument: NumPy arrays would be copied there at every call, or become constan
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from metadd_jax import keys
+from metadd_jax import eager, keys
 from metadd_jax.ranges import OneOf, Whole, require
 from metadd_jax.structs import ImageArrays
 
@@ -39,14 +38,15 @@ def standardise(images: ArrayLike, mean: ArrayLike | None, std: ArrayLike | None
       ValueError: for integers without ``mean`` and ``std``.
     """
     # By the type, since whitened pixels have no range to tell them by.
-    if jnp.issubdtype(jnp.asarray(images).dtype, jnp.floating):
+    given = jnp.result_type(images)
+    if jnp.issubdtype(given, jnp.floating):
         return jnp.asarray(images, jnp.float32)
     if mean is None or std is None:
         raise ValueError(
-            f"images are {jnp.asarray(images).dtype} pixels but come without mean and std; bring them into the set's "
+            f"images are {given} pixels but come without mean and std; bring them into the set's "
             "value space by data.standardise, or give both"
         )
-    return (jnp.asarray(images, jnp.float32) / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)
+    return (jnp.asarray(images, jnp.float32) / 255.0 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
 def class_indices(
@@ -67,11 +67,11 @@ def class_indices(
       indices: [batch] int32 in [0, N); at padded places the first image of the class.
       weights: [batch] float32, 1 for an image and 0 for padding.
     """
-    return _class_indices(key, arrays.counts, arrays.offsets, class_index, most=arrays.max_count, batch=batch)
+    counts, offsets = jnp.asarray(arrays.counts, jnp.int32), jnp.asarray(arrays.offsets, jnp.int32)
+    return _class_indices(key, counts, offsets, class_index, most=arrays.max_count, batch=batch)
 
 
-# Compiled, so that outside of ``jit`` this is one program and not twenty; in line, so that within one nothing changes.
-@functools.partial(jax.jit, static_argnames=("most", "batch"), inline=True)
+@eager.one_program(static_argnames=("most", "batch"))
 def _class_indices(
     key: jax.Array, counts: jax.Array, offsets: jax.Array, class_index: ArrayLike, *, most: int, batch: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -167,7 +167,7 @@ def random_per_class(
       ValueError: if ``ipc`` is below 1 or, without ``repeat``, above the size of a class.
     """
     rows, labels = random_rows(key, arrays, ipc, repeat=repeat)
-    return standardise(jnp.asarray(arrays.images)[rows], arrays.mean, arrays.std), jnp.asarray(labels)
+    return standardise(jnp.asarray(arrays.images)[rows], arrays.mean, arrays.std), jnp.asarray(labels, jnp.int32)
 
 
 def random_rows(
@@ -195,7 +195,7 @@ def random_rows(
     most, labels = max(wanted), np.arange(len(sizes), dtype=np.int32)
     class_keys = jax.random.split(key, len(sizes))
     # As many of each class as the largest needs, so that one program draws them all; what is too much is cut off.
-    rows, _ = jax.vmap(class_indices, in_axes=(0, None, 0, None))(class_keys, arrays, jnp.asarray(labels), most)
+    rows, _ = jax.vmap(class_indices, in_axes=(0, None, 0, None))(class_keys, arrays, labels, most)
     places = [label * most + np.arange(count) % size for label, count, size in zip(labels, wanted, sizes, strict=True)]
     return rows.ravel()[np.concatenate(places)], np.repeat(labels, wanted)
 

@@ -160,7 +160,7 @@ def check_data(dataset: Dataset, net: zoo.Architecture | Networks) -> None:
 
 def labels_of(counts: Counts) -> jax.Array:
     """[N] int32: the labels that the class-major order implies."""
-    return jnp.asarray(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
+    return jnp.asarray(np.repeat(np.arange(len(counts)), counts), jnp.int32)
 
 
 def as_set(images: jax.Array, counts: Counts) -> SyntheticSet:

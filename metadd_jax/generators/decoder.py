@@ -8,7 +8,6 @@ A code z and a class y give a style w, from which convolutions make an image, do
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import Annotated, Any
 
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metadd_jax import ranges
+from metadd_jax import eager, ranges
 from metadd_jax.ranges import Whole
 from metadd_jax.zoo import initialise, layers
 
@@ -77,8 +76,7 @@ class Decoder:
         return _Synthesis(self.image_shape, self.width)
 
 
-# Compiled as one: Flax calls both networks once, operation by operation.
-@functools.partial(jax.jit, static_argnames="settings")
+@eager.one_program(static_argnames=("settings",))  # Flax calls both networks once
 def _draw(key: jax.Array, *, settings: Decoder) -> Any:
     z, w, label = jnp.zeros((1, settings.z_dim)), jnp.zeros((1, settings.w_dim)), jnp.zeros(1, jnp.int32)
     # The layers say how they are drawn, and all are drawn from one stream (``initialise``).

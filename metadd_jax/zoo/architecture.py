@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metadd_jax import eager
 from metadd_jax.zoo import contract, initialise, layers, norms
 
 Variables = dict[str, Any]
@@ -191,8 +192,7 @@ class Architecture:
             )
 
 
-# Compiled, or outside of ``jit`` a ResNet18 would be two hundred programs; in line, so that within one nothing changes.
-@functools.partial(jax.jit, static_argnums=0, inline=True)
+@eager.one_program(static_argnames=("net",))
 def _init(net: Architecture, key: jax.Array) -> Variables:
     images = jax.ShapeDtypeStruct((1, *net.image_shape), jnp.float32)
     # Lazy, so no forward pass is computed: DM draws a new network for every update. The perturbations are left

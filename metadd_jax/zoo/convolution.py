@@ -30,6 +30,8 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from metadd_jax import eager
+
 # Patches of about 5 MB stay in the caches: 256 images of [16, 16, 128] take 0.13 s so and 0.25 s at once.
 _PATCH_ELEMENTS, _LEAST_ROWS = 1_200_000, 1024
 # Products of bfloat16 are so fast where a CPU has a unit for them that larger ones pay.
@@ -40,6 +42,10 @@ _LEAST_SIDE, _FEW_CHANNELS = 4, 16
 _VERY_FEW, _NEIGHBOURS, _WIDE_PRODUCT = 8, 4, 64
 # From these XLA's convolution reaches 100 GFLOP/s, products 150, and XLA's own from 96 or 128 channels 200.
 _HALF_RATE = range(33, 65)
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def output_side(side: int, kernel: int, *, stride: int = 1, padding: int = 0) -> int:
@@ -75,10 +81,6 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
     return _product.bind(images, kernel, role="result", geometry=geometry, mapped=())
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
-
-
 class _Geometry(NamedTuple):
     """The static sizes of a convolution: enough for the shape of each of its three arrays."""
 
@@ -107,6 +109,7 @@ class _Geometry(NamedTuple):
 # kernel's gradient (DC, MTT) as a convolution with a kernel as large as the image: 28 times the work for 16x16 pixels.
 _ROLES = ("images", "kernel", "result")
 _product = Primitive("convolution_product")
+_Mapped = tuple[tuple[bool, bool], ...]
 
 
 def _others(role: str) -> tuple[str, str]:
@@ -114,9 +117,7 @@ def _others(role: str) -> tuple[str, str]:
     return first, second
 
 
-def _compute(
-    first: jax.Array, second: jax.Array, *, role: str, geometry: _Geometry, mapped: tuple[tuple[bool, bool], ...]
-) -> jax.Array:
+def _compute(first: jax.Array, second: jax.Array, *, role: str, geometry: _Geometry, mapped: _Mapped) -> jax.Array:
     """The array of this ``role`` from the two others, in the order of ``_ROLES``.
 
     ``mapped`` says for each ``vmap`` around, outermost first, which of the two has an axis for it, at the front.
@@ -127,9 +128,7 @@ def _compute(
     return function(first, second)
 
 
-def _shape_of(
-    first: Any, second: Any, *, role: str, geometry: _Geometry, mapped: tuple[tuple[bool, bool], ...]
-) -> ShapedArray:
+def _shape_of(first: Any, second: Any, *, role: str, geometry: _Geometry, mapped: _Mapped) -> ShapedArray:
     lengths = [iter(array.shape) for array in (first, second)]
     lead = [max(next(own) for own, is_in in zip(lengths, axes, strict=True) if is_in) for axes in mapped]
     return ShapedArray((*lead, *geometry.shape(role)), first.dtype)
@@ -151,14 +150,11 @@ def _transposed(number: int, cotangent: jax.Array, *arrays: Any, role: str, geom
     return gradient.sum(axis=tuple(level for level, axes in enumerate(mapped) if not axes[number]))
 
 
-@functools.partial(jax.jit, static_argnames=("role", "geometry", "mapped", "cpu"))
-def _alone(first: jax.Array, second: jax.Array, *, cpu: bool, **static: Any) -> jax.Array:
-    """``_compute`` outside of ``jit``, as one program and not one for each of its dozen operations."""
-    del cpu  # tells the programs of two backends apart
-    return _compute(first, second, **static)
-
-
-_product.def_impl(lambda first, second, **static: _alone(first, second, cpu=_on_cpu(), **static))
+# ``cpu`` tells the programs of two backends apart.
+_alone = eager.one_program(static_argnames=("role", "geometry", "mapped", "cpu"))(
+    lambda first, second, *, cpu, **static: _compute(first, second, **static)  # noqa: PLW0108
+)
+_product.def_impl(lambda *arrays, **static: _alone(*arrays, cpu=_on_cpu(), **static))
 _product.def_abstract_eval(_shape_of)
 mlir.register_lowering(_product, mlir.lower_fun(_compute, multiple_results=False))
 batching.primitive_batchers[_product] = _under_vmap

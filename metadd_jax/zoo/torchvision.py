@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -122,7 +121,7 @@ def from_state(net: Architecture, state: State) -> Variables:
         for part in leaf.path[:-1]:
             place = place.setdefault(part, {})
         # A copy: the file's library may own the memory, and may change it. NumPy's, or JAX would compile one a shape.
-        place[leaf.path[-1]] = jnp.asarray(np.array(leaf.read(np.asarray(state[key], np.float32))))
+        place[leaf.path[-1]] = jax.device_put(np.array(leaf.read(np.asarray(state[key], np.float32))))
     return variables
 
 

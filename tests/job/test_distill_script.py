@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
 
-from metadd_jax import data, structs, zoo
-from metadd_jax.job import common, distill, options, prepare, results
+from metadd_jax import data, parallel, structs, zoo
+from metadd_jax.job import command, common, distill, options, prepare, results
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = [
@@ -149,27 +150,45 @@ def test_every_method_survives_a_kill(method, cache, tmp_path):
     assert f"| {method}+metadd | metadd |" in results and "Seconds a step" in results
 
 
-def fails(arguments, cache):
-    process = start(arguments, cache)
-    text = process.communicate(timeout=120)[0]
-    assert process.returncode == 1, text[-2000:]
+def the_line(text):
     lines = text.strip().splitlines()
     assert lines[-1].startswith("error: ") and "Traceback" not in text
     assert not any("pretrain" in line for line in lines)  # before any long work
     return lines[-1]
 
 
-def test_mistakes_in_options_are_one_line(cache, tmp_path):
-    new = ["--run-dir", tmp_path / "new"]
-    assert "unknown network" in fails([*TINY, *new, "--backbone", "convnext"], cache)
-    assert "did you mean 'smoke'" in fails(["smok"], cache)
+def test_a_mistake_is_one_line_and_exit_status_1(cache):
+    process = start(["smok"], cache)
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode == 1 and "did you mean 'smoke'" in the_line(text)
 
 
 @pytest.fixture
-def refused(cache, tmp_path, monkeypatch):
-    """What the script says to options that it refuses, asked in this process."""
+def here(cache, monkeypatch):
+    """The script in this process."""
     monkeypatch.setenv("METADD_CACHE", str(cache))
     monkeypatch.setattr(common, "open_cache", lambda folder: None)  # JAX's own is this process's
+    monkeypatch.setattr(parallel, "choose_mode", lambda mode: "jit")  # the runs had one device
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back afterwards
+
+
+@pytest.fixture
+def fails(here, monkeypatch, capfd):
+    """What the script says when it ends with an error."""
+
+    def ask(arguments):
+        monkeypatch.setattr(sys, "argv", ["distill.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            command.main(distill.run, program="distill.py")
+        assert left.value.code == 1
+        return the_line("".join(capfd.readouterr()))
+
+    return ask
+
+
+@pytest.fixture
+def refused(here, tmp_path):
+    """What the script says to options that it refuses, asked in this process."""
 
     def ask(*options):
         with pytest.raises(ValueError) as found:
@@ -182,6 +201,7 @@ def refused(cache, tmp_path, monkeypatch):
 
 def test_what_cannot_work_is_refused_before_any_work(refused, tmp_path):
     cases = {
+        "unknown network": ["--backbone", "convnext"],
         "no_such_set": ["--dataset", "no_such_set", "--data-dir", tmp_path],
         "--ipc=0 must be": ["--ipc", "0"],
         "--no-wrapped": ["--seen"],
@@ -207,21 +227,21 @@ def test_arrays_that_are_no_data_set_are_refused(refused, tmp_path):
     assert "channel" in refused("--dataset", bad)
 
 
-def test_a_folder_of_another_run_or_a_damaged_checkpoint_is_refused_and_left(unbroken, cache, tmp_path):
+def test_a_folder_of_another_run_or_a_damaged_checkpoint_is_refused_and_left(unbroken, fails, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(unbroken, folder)
-    assert "holds another run (steps was 30, now 31)" in fails([*TINY, "--steps", "31", "--run-dir", folder], cache)
+    assert "holds another run (steps was 30, now 31)" in fails([*TINY, "--steps", "31", "--run-dir", folder])
     victim = max(
         (folder / "dm" / "seed0" / "checkpoints").rglob("*"), key=lambda file: file.is_file() and file.stat().st_size
     )
     victim.write_bytes(victim.read_bytes()[:-7])
     left = victim.read_bytes()
-    assert str(folder) in fails([*TINY, "--run-dir", folder], cache)
+    assert str(folder) in fails([*TINY, "--run-dir", folder])
     assert victim.read_bytes() == left
     other = tmp_path / "precious"
     other.mkdir()
     (other / "thesis.txt").write_text("years of work")
-    assert "not empty" in fails([*TINY, "--overwrite", "--run-dir", other], cache)
+    assert "not empty" in fails([*TINY, "--overwrite", "--run-dir", other])
     assert (other / "thesis.txt").read_text() == "years of work"
 
 
@@ -235,8 +255,7 @@ def test_a_bare_run_without_auxiliaries_has_pictures_and_no_maps(unbroken, tmp_p
     assert {path.name for path in (tmp_path / "dm" / "seed0").iterdir()} == {"synthetic.png"}
 
 
-def test_a_finished_run_is_told_from_its_results(unbroken, cache):
-    process = start([*TINY, "--run-dir", unbroken], cache)
-    text = process.communicate(timeout=120)[0]
-    assert process.returncode == 0
+def test_a_finished_run_is_told_from_its_results(unbroken, here, capsys):
+    distill.run([*TINY, "--run-dir", str(unbroken)])
+    text = "".join(capsys.readouterr())
     assert "is finished" in text and "pretrain" not in text

@@ -291,6 +291,8 @@ def damaged(content, steps):
     return content
 
 
+# All but NUL and the halves of pairs, by number: on a fresh machine Hypothesis takes half a minute to sort Unicode.
+_LETTERS = st.one_of(st.integers(1, 0x7F), st.integers(0x80, 0xD7FF), st.integers(0xE000, 0x10FFFF)).map(chr)
 NAMES = st.one_of(
     st.sampled_from(
         [
@@ -314,7 +316,7 @@ NAMES = st.one_of(
             "\ud800".encode("utf-8", "replace").decode(),
         ]
     ),
-    st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=12),
+    st.lists(_LETTERS, max_size=12).map("".join),
 )
 """Names of members of an archive: paths that lead out, line breaks, letters of a terminal's own."""
 
