@@ -67,8 +67,11 @@ def class_indices(
       indices: [batch] int32 in [0, N); at padded places the first image of the class.
       weights: [batch] float32, 1 for an image and 0 for padding.
     """
-    counts, offsets = jnp.asarray(arrays.counts, jnp.int32), jnp.asarray(arrays.offsets, jnp.int32)
-    return _class_indices(key, counts, offsets, class_index, most=arrays.max_count, batch=batch)
+    return _class_indices(key, *_sizes(arrays), class_index, most=arrays.max_count, batch=batch)
+
+
+def _sizes(arrays: ImageArrays) -> tuple[jax.Array, jax.Array]:
+    return jnp.asarray(arrays.counts, jnp.int32), jnp.asarray(arrays.offsets, jnp.int32)
 
 
 @eager.one_program(static_argnames=("most", "batch"))
@@ -167,7 +170,7 @@ def random_per_class(
       ValueError: if ``ipc`` is below 1 or, without ``repeat``, above the size of a class.
     """
     rows, labels = random_rows(key, arrays, ipc, repeat=repeat)
-    return standardise(jnp.asarray(arrays.images)[rows], arrays.mean, arrays.std), jnp.asarray(labels, jnp.int32)
+    return standardise(_take(arrays.images, rows), arrays.mean, arrays.std), jnp.asarray(labels, jnp.int32)
 
 
 def random_rows(
@@ -193,11 +196,26 @@ def random_rows(
     if not repeat:
         _require_enough(wanted, arrays)
     most, labels = max(wanted), np.arange(len(sizes), dtype=np.int32)
-    class_keys = jax.random.split(key, len(sizes))
     # As many of each class as the largest needs, so that one program draws them all; what is too much is cut off.
-    rows, _ = jax.vmap(class_indices, in_axes=(0, None, 0, None))(class_keys, arrays, labels, most)
     places = [label * most + np.arange(count) % size for label, count, size in zip(labels, wanted, sizes, strict=True)]
-    return rows.ravel()[np.concatenate(places)], np.repeat(labels, wanted)
+    rows = _random_rows(key, *_sizes(arrays), np.concatenate(places), most=arrays.max_count, batch=most)
+    return rows, np.repeat(labels, wanted)
+
+
+@eager.one_program(static_argnames=("most", "batch"))
+def _random_rows(
+    key: jax.Array, counts: jax.Array, offsets: jax.Array, places: np.ndarray, *, most: int, batch: int
+) -> jax.Array:
+    def draw(key: jax.Array, label: jax.Array) -> jax.Array:
+        return _class_indices(key, counts, offsets, label, most=most, batch=batch)[0]
+
+    rows = jax.vmap(draw)(jax.random.split(key, len(counts)), jnp.arange(len(counts)))
+    return rows.ravel()[places]
+
+
+@eager.one_program()
+def _take(images: ArrayLike, rows: jax.Array) -> jax.Array:
+    return jnp.asarray(images)[rows]
 
 
 def stream_pool(arrays: ImageArrays, seed: int, chunk: int, per_class: int) -> ImageArrays:
