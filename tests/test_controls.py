@@ -293,6 +293,7 @@ def test_the_gradient_agrees_with_finite_differences(name):
         h = tuple(jnp.asarray(RNG.normal(size=(6, width))) for width in (5, 7))
         logits = jnp.asarray(RNG.normal(size=(2, 6, K)))
 
+        @jax.jit
         def value(point):
             return controls.CONTROLS[name].value(seen_of(point[0], sides, point[1])).mean()
 

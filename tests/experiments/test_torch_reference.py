@@ -38,7 +38,8 @@ NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "
 def random_variables(net, seed=0):
     """Weights with scales and biases that are not 1 and 0."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: x + 0.1 * rng.random(x.shape, np.float32), jax.jit(net.init)(jax.random.key(seed)))
+    drawn = jax.device_get(net.init(jax.random.key(seed)))
+    return jax.tree.map(lambda x: x + np.float32(0.1) * rng.random(x.shape, np.float32), drawn)
 
 
 def module_of(spec, net, variables, flattened):

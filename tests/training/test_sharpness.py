@@ -41,6 +41,7 @@ def test_a_step_of_a_training_is_numpys():
         jax.random.key(0), net, images, labels, recipe, shared_key=jax.random.key(0), variables=variables
     )
 
+    @jax.jit
     def mean_loss(params):
         return optax.softmax_cross_entropy_with_integer_labels(net.apply({"params": params}, images)[0], labels).mean()
 
