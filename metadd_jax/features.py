@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from metadd_jax import keys, parallel, zoo
+from metadd_jax import eager, keys, parallel, zoo
 from metadd_jax.data import sampling
 from metadd_jax.ranges import OneOf, Real, check
 from metadd_jax.structs import Array, Auxiliary, Dataset
@@ -212,6 +212,7 @@ def normalise_maps(
     return maps
 
 
+@eager.one_program(static_argnames=("net", "config"))
 def activation_maps(
     net: zoo.Architecture, variables: Any, images: jax.Array, labels: jax.Array, *, map_eps: ArrayLike = 1e-6,
     config: CamConfig | None = None,
@@ -295,6 +296,7 @@ def _map_eps(auxiliary: Auxiliary, kind: str) -> Array:
     return jax.lax.stop_gradient(auxiliary.map_eps[kind])
 
 
+@eager.one_program(static_argnames=("config",))
 def stack_maps(
     auxiliaries: Sequence[Auxiliary], images: jax.Array, labels: jax.Array, *, config: CamConfig | None = None
 ) -> jax.Array:
