@@ -20,8 +20,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 TINY = [
     "smoke", "--backbone", "convnet:width=4,depth=2", "--seen", "convnet:width=4,depth=1", "convnet:width=6,depth=1",
     "--unseen", "mlp:width=8", "--steps", "30", "--distill-seeds", "1", "--eval-epochs", "2",
-    # Fewer views: compiling them is most of what these tests wait for.
-    "--metadd.views", "crop", "--pretrain-augmentation", "none", "--eval-augmentation", "none",
+    # Few views and no maps in the loss: compiling them is most of what these tests wait for.
+    "--metadd.views", "crop", "--metadd.pos", "0", "--metadd.var", "0",
+    "--pretrain-augmentation", "none", "--eval-augmentation", "none",
 ]  # fmt: skip
 
 
