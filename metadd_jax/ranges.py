@@ -306,9 +306,13 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 def _is_of_another_kind(settings: Any, name: str, value: Any) -> bool:
     record: type = type(settings)
+    return isinstance(value, _other_kinds(record, name))
+
+
+@functools.cache
+def _other_kinds(record: type, name: str) -> tuple[type, ...]:
     kinds = typing.get_args(_hints(record, False)[name])
-    others = [kind for kind in kinds if isinstance(kind, type) and kind not in _SPOKEN_OF]
-    return isinstance(value, tuple(others))
+    return tuple(kind for kind in kinds if isinstance(kind, type) and kind not in _SPOKEN_OF)
 
 
 # What the rules above judge.
