@@ -125,6 +125,7 @@ class LossTerms:
       refresh: the method's (``Refresh``).
       sample: the method's (``Sample``).
       batches: how many batches a mean gradient is taken over.
+      program: ``sum_gradients``, compiled, where other terms share the program; None: one of these terms' own.
     """
 
     name: str
@@ -135,6 +136,7 @@ class LossTerms:
     refresh: Refresh
     sample: Sample
     batches: int = 20
+    program: Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]] | None = None
 
     def gradients(
         self, key: jax.Array, synthetic: Any, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None = None
@@ -198,7 +200,7 @@ class LossTerms:
     @functools.cached_property
     def compiled(self) -> Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
         """``sum_gradients``, compiled once: calibration and ``pulls`` of all seeds of a method share it."""
-        return parallel.jit(self.sum_gradients)
+        return self.program or parallel.jit(self.sum_gradients)
 
 
 LABELS = "label_logits"

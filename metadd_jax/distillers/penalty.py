@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metadd_jax import augment, features, invariant, keys
+from metadd_jax import augment, features, invariant, keys, parallel
 from metadd_jax.distillers.conflict import without_conflict
 from metadd_jax.distillers.contract import Distiller, LossTerms, check_method
 from metadd_jax.ranges import Real, require
@@ -290,19 +290,29 @@ class _Penalty:
 
     @functools.cached_property
     def apart(self) -> LossTerms:
-        return self._apart(self.terms)
+        return self._apart(self.terms, program=functools.partial(self._sums, False) if self._has_units else None)
 
     @functools.cached_property
     def sizes(self) -> LossTerms:
         """What strengths are measured by: the terms, or their units."""
-        units = {t: term.unit for t, term in self.terms.items() if term.unit}
-        if self.config.weighting != "unsaturated" or not units:
-            return self.apart
-        return self._apart(
-            {t: dataclasses.replace(term, value=units.get(t, term.value)) for t, term in self.terms.items()}
-        )
+        units = {t: dataclasses.replace(term, value=term.unit or term.value) for t, term in self.terms.items()}
+        return self._apart(units, program=functools.partial(self._sums, True)) if self._has_units else self.apart
 
-    def _apart(self, looked: dict[str, invariant.Term]) -> LossTerms:
+    @property
+    def _has_units(self) -> bool:
+        return self.config.weighting == "unsaturated" and any(term.unit for term in self.terms.values())
+
+    @functools.cached_property
+    def _sums(self) -> Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
+        """``sum_gradients`` by the units of the terms or by the terms: one program, most of which is the networks."""
+
+        def sum_gradients(by_unit: jax.Array, *arguments: Any) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+            either = {t: _by_either(term, by_unit) for t, term in self.terms.items()}
+            return self._apart(either).sum_gradients(*arguments)
+
+        return parallel.jit(sum_gradients)
+
+    def _apart(self, looked: dict[str, invariant.Term], *, program: Callable | None = None) -> LossTerms:
         def base(key: jax.Array, synthetic: Any, aux: Any, batch: Any, frozen: Any, *, axis_name: str | None) -> Any:
             return self._base(key, synthetic, aux, batch, frozen, axis_name=axis_name)[0]
 
@@ -315,7 +325,7 @@ class _Penalty:
         # Schedule and networks stand still with the set: the batches of a measurement are no steps of the run.
         return LossTerms(
             name=self.name, names=tuple(self.terms), base=base, terms=terms, weights=weights,
-            refresh=self._refresh_base, sample=self.base.sample, batches=self.config.calibration_steps,
+            refresh=self._refresh_base, sample=self.base.sample, batches=self.config.calibration_steps, program=program,
         )  # fmt: skip
 
     def relative(self, gradients: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -339,6 +349,19 @@ class _Penalty:
             keys.named(key, "metadd"), shown.images, shown.labels, self._networks(aux, frozen),
             reference=frozen["reference"], config=self.config, terms=terms, **given,
         )  # fmt: skip
+
+
+def _by_either(term: invariant.Term, by_unit: jax.Array) -> invariant.Term:
+    """The term whose value is that of its unit where ``by_unit``: the choice is made behind the networks."""
+    if term.unit is None:
+        return term
+
+    def value(seen: invariant.Seen) -> jax.Array:
+        assert term.unit is not None
+        unit, own = (given[0] if isinstance(given := of(seen), tuple) else given for of in (term.unit, term.value))
+        return jnp.where(by_unit, unit, own)
+
+    return dataclasses.replace(term, value=value)
 
 
 def _scaled(weights: dict[str, jax.Array], aux: Any) -> dict[str, jax.Array]:

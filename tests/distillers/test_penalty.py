@@ -57,6 +57,23 @@ def test_the_weight_of_an_own_function_is_rho_times_the_ratio_of_the_gradients(t
     assert float(pulls["cosine_energy"]) == pytest.approx(cosine, abs=1e-5)
 
 
+def test_strengths_by_units_and_pulls_by_values_come_from_one_program(tiny, auxiliaries):
+    """The unit has three times the gradient: a third of the weight. The pull is that of the value."""
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, fun_name="", **_: compiled.append(fun_name) if "backend_compile" in event else None
+    )
+    term = invariant.Term("energy", lambda seen: (energy(seen), {"seen": energy(seen)}), unit=lambda x: 3 * energy(x))
+    settings = {**PLAIN, "weighting": "unsaturated"}
+    method = distillers.penalise(quadratic(), auxiliaries, {term: 0.3, constant: 0.1}, **settings)
+    state = distillers.init_state(jax.random.key(0), method, TX, tiny)
+    weight = 0.3 * norm(START - TARGET) / (3 * norm(gradient_of_energy(START)))
+    assert float(state.aux["weights"]["energy"]) == pytest.approx(weight, rel=1e-5)
+    found = distillers.pulls(jax.random.key(1), method, state, tiny.train)
+    assert float(found["gradient_norm_energy"]) == pytest.approx(0.1 * norm(START - TARGET), rel=1e-5)
+    assert sum("sum_gradients" in name for name in compiled) == 1
+
+
 def test_pulls_know_the_weights_of_each_step(tiny, auxiliaries):
     """Rescaled at every step, a term pulls with rho times the base method's strength, wherever the set stands."""
     method = distillers.penalise(quadratic(), auxiliaries, {energy: 0.25}, **PLAIN | {"weighting": "per_step"})
