@@ -204,6 +204,7 @@ def test_plugins_through_the_door(files, tmp_path, monkeypatch, capsys):
         "--parameterisation", "frequencies:kept=6",
         "--metadd.views", "noise", "--metadd.pos", "0", "--metadd.var", "0", "--metadd.extra", "doubt", "0.1",
         "--steps", "2", "--chunk", "2", "--distill-seeds", "1", "--train-seeds", "1", "--eval-epochs", "1",
+        "--pretrain-augmentation", "none", "--eval-augmentation", "none",
         "--cache-dir", str(tmp_path / "cache"), "--run-dir", str(folder),
     ]  # fmt: skip
     cli.run(command)

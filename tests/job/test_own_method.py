@@ -50,6 +50,7 @@ mdd.distillers.register("shrink", Shrink)
 TINY = [
     "smoke", "--backbone", "mlp:width=8", "--no-wrapped", "--seen", "--unseen", "mlp:width=4", "--distill-seeds", "1",
     "--train-per-class", "20", "--train-seeds", "1", "--eval-epochs", "1", "--steps", "2", "--method", "shrink",
+    "--pretrain-augmentation", "none", "--eval-augmentation", "none",
 ]  # fmt: skip
 
 
