@@ -124,15 +124,7 @@ def test_metrics_are_finite_and_stacked_by_step(member):
     assert int(member.second.step) == 2 * STEPS
 
 
-def test_the_gradient_has_the_shape_of_the_set_and_reaches_every_image(member):
-    def gradient(key, state):
-        batch = member.method.sample(key, member.dataset.train, 0)
-        aux = member.method.refresh(key, state.synthetic, state.aux, state.step, member.method.frozen)
-        loss = jax.grad(member.method.loss, argnums=1, has_aux=True)
-        return loss(key, state.synthetic, aux, batch, member.method.frozen)[0]
-
-    shapes = jax.eval_shape(gradient, jax.random.key(0), member.start)
-    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, member.start.synthetic)
+def test_the_gradient_reaches_every_image(member):
     moved = np.abs(member.images(member.first) - member.images(member.start))
     assert (moved.max(axis=(1, 2, 3)) > 0).all()
 

@@ -18,23 +18,32 @@ import numpy as np
 FILE = pathlib.Path(__file__).with_name("torchvision_logits.json")
 STORED = ("alexnet", "vgg11_bn", "resnet18", "resnet50", "googlenet", "vit_b_16", "swin_t")
 CLASSES, SIDE = 5, 128
+BLOCK = 1 << 18  # numbers at a time, which stay in the caches: the largest network has 130 million
 
 
 def uniform(key, shape):
     """float32 in [0, 1): the index of each number, in C order, plus the key's CRC-32, mixed in 32 bits."""
-    x = np.arange(math.prod(shape), dtype=np.uint32) * np.uint32(2654435761) + np.uint32(zlib.crc32(key.encode()))
-    for shift, factor in ((16, 2246822507), (13, 3266489909)):
-        x ^= x >> np.uint32(shift)
-        x *= np.uint32(factor)
-    x ^= x >> np.uint32(16)
-    return (x >> np.uint32(8)).astype(np.float32).reshape(shape) / np.float32(2**24)
+    made = np.empty(math.prod(shape), np.float32)
+    for start in range(0, made.size, BLOCK):
+        x = np.arange(start, min(start + BLOCK, made.size), dtype=np.uint32)
+        x *= np.uint32(2654435761)
+        x += np.uint32(zlib.crc32(key.encode()))
+        for shift, factor in ((16, 2246822507), (13, 3266489909)):
+            x ^= x >> np.uint32(shift)
+            x *= np.uint32(factor)
+        x ^= x >> np.uint32(16)
+        np.divide(x >> np.uint32(8), np.float32(2**24), out=made[start : start + BLOCK], dtype=np.float32)
+    return made.reshape(shape)
 
 
 def array(key, shape):
     """Weights and running statistics of sizes that keep the activations near 1, for a key of a state dict."""
     x = uniform(key, shape)
     if len(shape) > 1:  # weights: variance 2 / fan-in
-        return (2 * x - 1) * np.float32(math.sqrt(6 / math.prod(shape[1:])))
+        x *= 2
+        x -= 1
+        x *= np.float32(math.sqrt(6 / math.prod(shape[1:])))
+        return x
     if key.endswith(("bias", "running_mean")):
         return (2 * x - 1) / 5
     return 0.5 + x  # scale of a norm, running variance
