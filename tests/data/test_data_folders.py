@@ -71,6 +71,8 @@ def test_cache_is_used_until_a_picture_changes(root, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(folders, "read_pictures", forbid)
         assert load(root).fingerprint == first.fingerprint
+        patch.setenv("METADD_CACHE", str(root.parent / "cache"))
+        assert data.load(str(root)).fingerprint == first.fingerprint
     picture = root / "train" / "cat" / "0.png"
     paint(picture, 99)
     os.utime(picture, ns=(1, 1))
