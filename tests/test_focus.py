@@ -77,10 +77,7 @@ def test_the_weights_are_those_of_the_plain_images_in_parts_too(micro_batch):
     x = jnp.asarray(RNG.normal(size=(5, *SHAPE)), jnp.float32)
     config = invariant.InvariantConfig(focus=0.8, focus_mask="soft", micro_batch=micro_batch)
     maps = [
-        jax.jit(features.activation_maps, static_argnums=0)(
-            one.net, one.variables, x, LABELS, map_eps=one.map_eps["local"]
-        )
-        for one in auxiliaries
+        features.activation_maps(one.net, one.variables, x, LABELS, map_eps=one.map_eps["local"]) for one in auxiliaries
     ]
     w, facts = jax.jit(lambda x: invariant.focus_on_meta(x, LABELS, auxiliaries, config=config))(x)
     wanted = expected(np.asarray(maps, np.float64), 0.8, "soft")

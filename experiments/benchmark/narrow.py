@@ -73,12 +73,10 @@ def run(arguments: Sequence[str], *, program: str) -> None:
     labels = np.asarray(dataset.test.labels)[chosen]
     pairs = []
     for spec in config.networks:
-        nets = [
-            zoo.parse(spec + word, dataset.num_classes, dataset.image_shape)
-            for word in ("", (",", ":")[":" not in spec] + "compute=bfloat16")
-        ]
-        trained = training.pretrain(nets[0], dataset, training.pretraining(config.epochs))
-        pairs.append([features.freeze(net, trained.variables, dataset) for net in nets])
+        net = zoo.parse(spec, dataset.num_classes, dataset.image_shape)
+        trained = training.pretrain(net, dataset, training.pretraining(config.epochs))
+        both = (dataclasses.replace(net, compute=compute) for compute in ("float32", "bfloat16"))
+        pairs.append([features.freeze(own, trained.variables, dataset) for own in both])
         print(f"{spec}: {100 * trained.accuracy:.1f} % on the test split", flush=True)
     print(
         "\n| through | term | cosine | length, bfloat16 / float32 | median cosine of an image |\n|---|---|---|---|---|"

@@ -195,10 +195,10 @@ def random_rows(
     wanted = per_class(ipc, len(sizes))
     if not repeat:
         _require_enough(wanted, arrays)
-    most, labels = max(wanted), np.arange(len(sizes), dtype=np.int32)
+    batch, labels = max(wanted), np.arange(len(sizes), dtype=np.int32)
     # As many of each class as the largest needs, so that one program draws them all; what is too much is cut off.
-    places = [label * most + np.arange(count) % size for label, count, size in zip(labels, wanted, sizes, strict=True)]
-    rows = _random_rows(key, *_sizes(arrays), np.concatenate(places), most=arrays.max_count, batch=most)
+    places = [label * batch + np.arange(count) % size for label, count, size in zip(labels, wanted, sizes, strict=True)]
+    rows = _random_rows(key, *_sizes(arrays), np.concatenate(places), most=arrays.max_count, batch=batch)
     return rows, np.repeat(labels, wanted)
 
 

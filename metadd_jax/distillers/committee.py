@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 
-from metadd_jax import parallel, training, zoo
+from metadd_jax import training, zoo
 from metadd_jax.distillers.registry import Progress
 from metadd_jax.structs import Dataset
 
@@ -124,4 +124,4 @@ def random(key: jax.Array, every: Sequence[zoo.Architecture], variables: Any) ->
       every: the K teachers, the backbone first.
       variables: random ones of the backbone.
     """
-    return (variables, *(parallel.jit(net.init)(key) for net in every[1:]))
+    return (variables, *(net.init(key) for net in every[1:]))

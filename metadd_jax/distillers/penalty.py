@@ -156,7 +156,7 @@ def penalise_by(
         # From mean gradient *vectors*: what is random in a single batch cancels.
         if config.weighting in ("calibrated", "unsaturated"):
             # The strengths come in outside of what is compiled: settings that differ in them share the program.
-            vectors, _ = penalty.sizes.compiled(key, synthetic, aux, dataset.train, frozen)
+            vectors, _ = penalty.sizes(key, synthetic, aux, dataset.train, frozen)
             aux["weights"] = penalty.relative(vectors)
         # Only where it is asked for: other runs keep the state that their checkpoints have.
         if config.schedule != "constant":
@@ -293,10 +293,9 @@ class _Penalty:
         return self._apart(self.terms, program=functools.partial(self._sums, False) if self._has_units else None)
 
     @functools.cached_property
-    def sizes(self) -> LossTerms:
-        """What strengths are measured by: the terms, or their units."""
-        units = {t: dataclasses.replace(term, value=term.unit or term.value) for t, term in self.terms.items()}
-        return self._apart(units, program=functools.partial(self._sums, True)) if self._has_units else self.apart
+    def sizes(self) -> Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
+        """``sum_gradients`` of what strengths are measured by: the terms, or their units."""
+        return functools.partial(self._sums, True) if self._has_units else self.apart.compiled
 
     @property
     def _has_units(self) -> bool:

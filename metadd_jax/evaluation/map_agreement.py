@@ -12,11 +12,8 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 
-from metadd_jax import features, parallel, split
+from metadd_jax import features, split
 from metadd_jax.structs import Array, Auxiliary, SyntheticSet
-
-# One program for all sets of one size under the same networks: a run measures a set a row and seed.
-_observe = parallel.jit(features.stack_maps, static_argnames=("config",))
 
 
 def map_stack(
@@ -40,9 +37,14 @@ def map_stack(
       [M, N, H, W] float32 in [0, 1], on the host.
     """
     chex.assert_rank([images, labels], [4, 1])
-    parts = [slice(start, start + batch_size) for start in range(0, images.shape[0], batch_size)]
-    batches = [np.asarray(_observe(tuple(auxiliaries), images[part], labels[part], config=config)) for part in parts]
-    return np.concatenate(batches, axis=1)
+
+    # One program for all sets of one size under the same networks: a run measures a set a row and seed.
+    def maps(part: slice) -> np.ndarray:
+        shown, own = jnp.asarray(images[part], jnp.float32), jnp.asarray(labels[part], jnp.int32)
+        return np.asarray(features.stack_maps(tuple(auxiliaries), shown, own, config=config))
+
+    starts = range(0, images.shape[0], batch_size)
+    return np.concatenate([maps(slice(start, start + batch_size)) for start in starts], axis=1)
 
 
 def agreement(

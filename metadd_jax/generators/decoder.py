@@ -76,7 +76,8 @@ class Decoder:
         return _Synthesis(self.image_shape, self.width)
 
 
-@eager.one_program(static_argnames=("settings",))  # Flax calls both networks once
+# Compiled, so that the images that Flax makes on the way, and nobody reads, are left out.
+@eager.one_program(static_argnames=("settings",))
 def _draw(key: jax.Array, *, settings: Decoder) -> Any:
     z, w, label = jnp.zeros((1, settings.z_dim)), jnp.zeros((1, settings.w_dim)), jnp.zeros(1, jnp.int32)
     # The layers say how they are drawn, and all are drawn from one stream (``initialise``).

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from metadd_jax import parallel, ranges
+from metadd_jax import eager, ranges
 from metadd_jax.generators import filters
 from metadd_jax.ranges import Whole
 from metadd_jax.zoo import convolution
@@ -279,7 +279,9 @@ class Mapping(nn.Module):
         return x
 
 
-def _variables(key: jax.Array, *, settings: Generator) -> dict[str, Any]:
+# Compiled, so that the images that Flax makes on the way, and nobody reads, are left out.
+@eager.one_program(static_argnames=("settings",))
+def _draw(key: jax.Array, *, settings: Generator) -> dict[str, Any]:
     synthesis_key, mapping_key = jax.random.split(key)
     w, z = jnp.zeros((1, settings.num_ws, settings.w_dim)), jnp.zeros((1, settings.z_dim))
     labels = jnp.zeros(1, jnp.int32) if settings.num_classes else None
@@ -287,10 +289,6 @@ def _variables(key: jax.Array, *, settings: Generator) -> dict[str, Any]:
         "synthesis": settings.synthesis.init(synthesis_key, w),
         "mapping": settings.mapping.init(mapping_key, z, labels),
     }
-
-
-# Compiled, so that the images that Flax makes on the way, and nobody reads, are left out.
-_draw = parallel.jit(_variables, static_argnames=("settings",))
 
 
 def modulated_convolution(

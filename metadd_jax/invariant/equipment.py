@@ -88,7 +88,7 @@ def untrained(auxiliary: Auxiliary, dataset: Dataset, seed: int) -> Auxiliary:
       dataset: the real data.
       seed: of the weights.
     """
-    variables = parallel.jit(auxiliary.net.init)(keys.root(seed, "control"))
+    variables = auxiliary.net.init(keys.root(seed, "control"))
     return features.freeze(auxiliary.net, variables, dataset, preprocess=auxiliary.preprocess)
 
 

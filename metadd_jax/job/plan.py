@@ -104,7 +104,7 @@ def _compile(job: Job, method: mdd.distillers.Distiller, tx: Any) -> tuple[Any, 
 
 
 def _random(net: mdd.zoo.Architecture) -> Any:
-    return parallel.jit(net.init)(jax.random.key(0))
+    return net.init(jax.random.key(0))
 
 
 def _measure_choice(job: Job, method: mdd.distillers.Distiller, tx: Any) -> Plan:

@@ -66,7 +66,7 @@ def freeze_all(job: Job, trained: dict[str, mdd.training.Trained]) -> dict[str, 
     for number in dict.fromkeys(epochs for _, epochs in job.looked_through.values()) if config.looks else ():
         if number is None:
             continue
-        variables: list[Any] = [parallel.jit(net.init)(keys.root(0, "pretrain")) for net in nets if not number]
+        variables: list[Any] = [net.init(keys.root(0, "pretrain")) for net in nets if not number]
         if number:
             recipe, about = recipes.pretraining(config, epochs=number), f"auxiliaries, {number} epochs"
             made = common.pretrain(nets, source, recipe, job.cache, split=split, description=about)

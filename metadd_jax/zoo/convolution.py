@@ -44,10 +44,6 @@ _VERY_FEW, _NEIGHBOURS, _WIDE_PRODUCT = 8, 4, 64
 _HALF_RATE = range(33, 65)
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
-
-
 def output_side(side: int, kernel: int, *, stride: int = 1, padding: int = 0) -> int:
     """Returns the length of the result along one axis: floor((side + 2 padding - kernel) / stride) + 1.
 
@@ -79,6 +75,10 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
     batch, height, width, channels = images.shape
     geometry = _Geometry(batch, height, width, channels, side, kernel.shape[3], stride, padding)
     return _product.bind(images, kernel, role="result", geometry=geometry, mapped=())
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 class _Geometry(NamedTuple):
