@@ -8,6 +8,7 @@ import re
 _NOTHING = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (?:\([^=]*?\)|\S+) ([\w\-]+)\(")
+_NUMBERING = re.compile(r"/\*index=\d+\*/")  # stands before every fifth type of a long tuple
 
 
 def count(program: str) -> int:
@@ -22,7 +23,7 @@ def count(program: str) -> int:
     """
     computations: dict[str, list[str]] = {}
     entry, lines = "", None
-    for line in program.splitlines():
+    for line in _NUMBERING.sub("", program).splitlines():
         if begins := _COMPUTATION.match(line):
             lines = computations.setdefault(begins[1], [])
             entry = begins[1] if line.startswith("ENTRY") else entry

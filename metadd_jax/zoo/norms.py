@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -115,8 +116,8 @@ class FeatureNorm(nn.Module):
             )
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
-        if self.kind == "instance" and jax.default_backend() == "cpu":
-            return instance_norm(x, scale, bias)
+        if self.kind == "instance":
+            return (instance_norm if _on_cpu() else instance_norm_in_few_kernels)(x, scale, bias)
         if self.kind == "group":
             if channels % GROUPS:
                 raise SizeError(f"group norm needs channels in multiples of {GROUPS}, not {channels}; set width so")
@@ -128,8 +129,8 @@ class FeatureNorm(nn.Module):
 def normalise(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Subtracts the mean over ``axes`` and divides by the (biased) standard deviation, in float32 at least.
 
-    In two passes: the one-pass formula E[x^2] - E[x]^2 loses every digit where the mean is much larger than the
-    deviation.
+    In two passes on a CPU, in one elsewhere (``_statistics``): the usual formula of one pass, E[x^2] - E[x]^2, loses
+    every digit where the mean is much larger than the deviation.
 
     Args:
       x: array of any shape.
@@ -139,10 +140,42 @@ def normalise(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array
       The result, in the type of ``x``; the mean and 1 / sqrt(variance + eps), both with ``axes`` of length 1.
     """
     wide = widen(x)
+    if not _on_cpu():
+        mean, rate = _statistics(wide, axes)
+        return ((wide - mean) * rate).astype(x.dtype), mean, rate
     mean = wide.mean(axes, keepdims=True)
     centred = wide - mean
     rate = jax.lax.rsqrt(jnp.square(centred).mean(axes, keepdims=True) + EPSILON)
     return (centred * rate).astype(x.dtype), mean, rate
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+# A custom jvp, because the derivative of the mean within the variance is 0: left to itself JAX computes it, with a sum
+# over the map of its own.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _statistics(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Mean and 1 / sqrt(variance + eps) over ``axes``, from one pass over the array.
+
+    Of values less the first of them, f. No value is further from the mean than sqrt(n) deviations (Samuelson's
+    inequality), so E[(x - f)^2] - E[x - f]^2 loses at most a factor n + 1 of the precision of the sums, however large
+    the mean is, and usually a factor 2.
+    """
+    first = x[tuple(slice(1) if axis in axes else slice(None) for axis in range(x.ndim))]
+    moved = x - first
+    shift = moved.mean(axes, keepdims=True)
+    variance = jnp.square(moved).mean(axes, keepdims=True) - jnp.square(shift)
+    return first + shift, jax.lax.rsqrt(jnp.maximum(variance, 0) + EPSILON)
+
+
+@_statistics.defjvp
+def _statistics_tangents(axes: tuple[int, ...], primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+    (x,), (tangent,) = primals, tangents
+    mean, rate = _statistics(x, axes)
+    to_rate = -(rate**3) * ((x - mean) * tangent).mean(axes, keepdims=True)
+    return (mean, rate), (tangent.mean(axes, keepdims=True), to_rate)
 
 
 @jax.custom_vjp
@@ -151,7 +184,7 @@ def instance_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
 
     The gradient is written out by hand, with few passes over the map, and with coefficients that are computed once and
     not at every pixel. On a CPU, what XLA makes of the plain formula took half of a ConvNet's training step
-    (docs/costs.md). A custom gradient has no forward-mode derivative, so only CPUs use it.
+    (docs/costs.md). For CPUs; a custom gradient has no forward-mode derivative.
 
     Args:
       x: [B, H, W, C].
@@ -184,3 +217,35 @@ def _gradients(kept: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array, 
 
 
 instance_norm.defvjp(_keep, _gradients)
+
+
+@jax.custom_jvp
+def instance_norm_in_few_kernels(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """Computes ``instance_norm`` for an accelerator, where a step waits for memory and for starting kernels.
+
+    A kernel for the statistics and one for the result; back, one for both sums over the map and one for the gradient
+    (docs/gpu.md). It has derivatives of every order, in both modes.
+
+    Args:
+      x: [B, H, W, C].
+      scale: [C].
+      bias: [C].
+
+    Returns:
+      [B, H, W, C], in the type of ``x``.
+    """
+    standard, _, _ = normalise(widen(x), (1, 2))
+    return (standard * widen(scale) + widen(bias)).astype(x.dtype)
+
+
+@instance_norm_in_few_kernels.defjvp
+def _few_kernels_tangents(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    # With z = (x - mean) rate: dy = scale rate (dx - mean(dx) - z mean(z dx)) + z dscale + dbias, sorted by what is of
+    # the map and what is of a channel: transposed, all of it comes from the two sums over g and over (x - mean) g.
+    (x, scale, bias), (to_x, to_scale, to_bias) = primals, tangents
+    mean, rate = _statistics(widen(x), (1, 2))
+    centred, moved, slope = widen(x) - mean, widen(to_x), widen(scale) * rate
+    shift = widen(to_bias) - slope * moved.mean((1, 2), keepdims=True)
+    pull = rate * widen(to_scale) - slope * jnp.square(rate) * (centred * moved).mean((1, 2), keepdims=True)
+    result = centred * slope + widen(bias)
+    return result.astype(x.dtype), (slope * moved + shift + centred * pull).astype(x.dtype)
