@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 _OURS = (
@@ -13,6 +14,7 @@ _OURS = (
     "GFLOP/s",
     "% of peak",
     "launches",
+    "GB moved",
     "temporary MB",
     "MB",
 )
@@ -28,7 +30,7 @@ _NOTES = (
     "MB: the largest resident memory of the process, or the largest device memory where the device tells it. "
     "Temporary: XLA's plan, which on a CPU misses what convolutions use beside it.",
     "launches: kernels of a call in XLA's optimised program (fusions, products, convolutions, copies), loops "
-    "multiplied out.",
+    "multiplied out. GB moved: what they read and write, if nothing comes from a cache.",
     '"dc" is one matching under a new network, without the inner training; "dc_inner" is the same after the inner '
     'training. "mtt" computes the activations of a student step again on the way back, "mtt_kept" keeps those of all '
     "steps, as PyTorch does in both lines.",
@@ -47,7 +49,10 @@ def table(results: list[dict[str, Any]]) -> list[str]:
     beside = any(r["torch"] is not None for r in results)
     head = (*_OURS, *(_SCAN if scanned else ()), *(_TORCH if beside else ()))
     rows = [_own_cells(r) + (_scan_cell(r) if scanned else []) + (_torch_cells(r) if beside else []) for r in results]
-    return [_line(head), _line(["---"] * len(head)).replace(" ", ""), *map(_line, rows)]
+    filled = [any(cells) for cells in zip(*rows, strict=True)]
+    lines = [itertools.compress(cells, filled) for cells in (head, ["---"] * len(head), *rows)]
+    first, rule, *others = map(_line, lines)
+    return [first, rule.replace(" ", ""), *others]
 
 
 def judged(config: dict[str, Any], results: list[dict[str, Any]]) -> list[str]:
@@ -58,7 +63,7 @@ def judged(config: dict[str, Any], results: list[dict[str, Any]]) -> list[str]:
       results: its lines.
     """
     of_networks = [r for r in results if r["work"].startswith("judge:")]
-    if not of_networks:
+    if not of_networks or config["ways"] == "h200":
         return []
     # Test images are as many fewer as epochs are, so that a training and its test grow alike.
     times = _TRAININGS / config["eval_seeds"] * _EPOCHS / config["eval_epochs"]
@@ -77,31 +82,35 @@ def judged(config: dict[str, Any], results: list[dict[str, Any]]) -> list[str]:
 
 def document(facts: dict[str, Any], below: list[str]) -> str:
     """A page with the machine, the settings, the table, the lines ``below`` it and what the columns mean."""
-    config, rates = facts["config"], [r["matmul_flops_per_second"] / 1e9 for r in facts["results"]]
+    config, products = facts["config"], [r["matmul_flops_per_second"] for r in facts["results"]]
     settings = ", ".join(f"{name} {value}" for name, value in config.items() if name not in ("works", "out"))
     machine = ", ".join(f"{name} {value}" for name, value in facts.items() if name not in ("config", "results"))
     torch = next((r["torch"] for r in facts["results"] if r["torch"]), None)
     if torch:
         machine += f", torch {torch['version']} on {torch['device']} with {torch['threads']} threads"
-    peak = f"Matrix product: {min(rates):.3g} to {max(rates):.3g} GFLOP/s in the processes of this table."
-    notes = "\n".join(f"- {note}" for note in (*_NOTES, peak))
+    notes = [f"- {note}" for note in _NOTES]
+    if rates := [rate / 1e9 for rate in products if rate]:
+        notes.append(f"- Matrix product: {min(rates):.3g} to {max(rates):.3g} GFLOP/s in the processes of this table.")
     return "\n".join(
         ["# Benchmark", "", f"{machine}.", "", f"Settings: {settings}.", "", *table(facts["results"]), *below]
-    ) + (f"\n\n{notes}\n")
+    ) + "\n\n{}\n".format("\n".join(notes))
 
 
 def _own_cells(r: dict[str, Any]) -> list[str]:
-    rate = r["flops"] / r["median_seconds"]
+    seconds, giga = r["median_seconds"], f"{r['flops'] / 1e9:.3g}"
+    program = [f"{r['launches']}", f"{r['moved_bytes'] / 1e9:.3g}", f"{r['temporary_bytes'] / 1e6:.0f}"]
+    if seconds is None:  # compiled for a device which is not there
+        return [r["work"], f"{r['compile_seconds']:.1f}", "", "", giga, "", "", *program, ""]
+    rate = r["flops"] / seconds
     return [
         r["work"],
         f"{r['compile_seconds']:.1f}",
         _spread(r),
-        f"{r['images'] / r['median_seconds']:.3g}",
-        f"{r['flops'] / 1e9:.3g}",
+        f"{r['images'] / seconds:.3g}",
+        giga,
         f"{rate / 1e9:.3g}",
         f"{100 * rate / r['matmul_flops_per_second']:.0f}",
-        f"{r['launches']}",
-        f"{r['temporary_bytes'] / 1e6:.0f}",
+        *program,
         _peak(r),
     ]
 

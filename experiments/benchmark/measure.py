@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+import h200
 import launches
 import works
 from metadd_jax import parallel, storage
@@ -33,10 +34,12 @@ def measure(work: str, config: BenchmarkConfig) -> dict[str, Any]:
     """
     if config.cache:
         storage.cache_compilations(config.cache)
-    if config.ways == "accelerator":
+    if elsewhere := config.ways == "h200":
         jax.default_backend = lambda: "gpu"  # this process measures one work and ends
     name = works.parse(work, config)
     built = works.build(name, config)
+    if elsewhere:
+        return {"work": work, **_elsewhere(name, built, config)}
     found = (_inside_a_scan if name.scanned else _alone)(name, built, config)
     unit = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
     return {
@@ -84,12 +87,32 @@ def _inside_a_scan(name: works.Name, built: works.Work, config: BenchmarkConfig)
     }
 
 
+def _elsewhere(name: works.Name, built: works.Work, config: BenchmarkConfig) -> dict[str, Any]:
+    """What can be said of a program that is compiled for a device which is not there."""
+    steps = config.chunk if name.scanned else 1
+    chunk = parallel.compile_steps(lambda _: built.function, steps=steps, mode="jit")
+    function = chunk if name.scanned else parallel.jit(built.function)
+    compiled, compile_seconds = _compile(function, h200.place(built.arguments))
+    ran = ("median_seconds", "matmul_flops_per_second", "peak_resident_bytes", "peak_device_bytes", "scan_ratio")
+    return {
+        **dict.fromkeys(ran),
+        "compile_seconds": compile_seconds,
+        "seconds": [],
+        "images": built.images,
+        "flops": flops.count(built.function, *built.arguments),
+        "forward_flops": None,
+        **_program(compiled, steps=steps),
+    }
+
+
 def _program(compiled: Any, *, steps: int = 1) -> dict[str, Any]:
     """What XLA says of a compiled program of so many steps."""
+    costs, kernels = compiled.cost_analysis(), launches.kernels(compiled.as_text())
     return {
-        "xla_flops": float(compiled.cost_analysis()["flops"]),
+        "xla_flops": float(costs["flops"]) if costs else None,
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        "launches": round(launches.count(compiled.as_text()) / steps),
+        "launches": round(sum(kernel.times for kernel in kernels) / steps),
+        "moved_bytes": round(sum(kernel.times * kernel.moved for kernel in kernels) / steps),
     }
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import cost_table
 import costs
+import h200
 import launches
 import measure
 import settings
@@ -47,6 +48,7 @@ ROW = {
     "matmul_flops_per_second": 1e10,
     "temporary_bytes": 3_000_000,
     "launches": 1234,
+    "moved_bytes": 5e9,
     "peak_resident_bytes": 5e8,
     "peak_device_bytes": None,
     "scan_ratio": None,
@@ -164,15 +166,81 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 """
 
 
+def launched(program):
+    return sum(kernel.times for kernel in launches.kernels(program))
+
+
 def test_launches_are_kernels_with_loops_multiplied_out():
-    assert launches.count(PROGRAM) == 7 * (2 + 1) + 2  # a product, a fusion and the test of the loop; the longer branch
+    assert launched(PROGRAM) == 7 * (2 + 1) + 2  # a product, a fusion and the test of the loop; the longer branch
 
     def looped(a, b):
         return jax.lax.fori_loop(0, 5, lambda _, a: jnp.sin(a @ b), a)
 
     a, b = jnp.zeros((40, 40)), jnp.zeros((40, 40))
-    once = launches.count(jax.jit(lambda a, b: jnp.sin(a @ b)).lower(a, b).compile().as_text())
-    assert launches.count(jax.jit(looped).lower(a, b).compile().as_text()) >= 5 * once >= 10
+    once = launched(jax.jit(lambda a, b: jnp.sin(a @ b)).lower(a, b).compile().as_text())
+    assert launched(jax.jit(looped).lower(a, b).compile().as_text()) >= 5 * once >= 10
+
+
+TUPLES = """
+%sums (x: f32[8,100], first: f32[8,100], b: bf16[3]) -> (f32[8], f32[8]) {
+  %x = f32[8,100]{1,0} parameter(0)
+  %b = bf16[3]{0} parameter(2)
+  %first = f32[8,100]{1,0} parameter(1)
+  %same = f32[8,100]{1,0} bitcast(%first)
+  %slice = f32[8,1]{1,0} slice(%same), slice={[0:8], [0:1]}
+  %sum = f32[8]{0} reduce(%x, %slice, %b), dimensions={1}, to_apply=%add
+  ROOT %both = (f32[8]{0}, f32[8]{0}) tuple(%sum, %sum)
+}
+
+%write (whole: f32[50,8], part: f32[1,8]) -> f32[50,8] {
+  %whole = f32[50,8]{1,0} parameter(0)
+  %part = f32[1,8]{1,0} parameter(1)
+  ROOT %update = f32[50,8]{1,0} dynamic-update-slice(%whole, %part)
+}
+
+ENTRY %main (a: f32[8,100], c: bf16[3], d: f32[50,8], e: f32[1,8]) -> f32[8] {
+  %a = f32[8,100]{1,0} parameter(0)
+  %c = bf16[3]{0} parameter(1)
+  %d = f32[50,8]{1,0} parameter(2)
+  %e = f32[1,8]{1,0} parameter(3)
+  %one = (f32[8]{0}, f32[8]{0}, f32[], f32[], f32[], /*index=5*/f32[]) fusion(%a, %a, %c), kind=kInput, calls=%sums
+  %two = f32[50,8]{1,0} fusion(%d, %e), kind=kLoop, calls=%write
+  ROOT %three = (f32[8]{0}, u8[4096]{0}) custom-call(%d), custom_call_target="a library's"
+}
+"""
+
+
+def test_kernels_move_what_they_read_and_write():
+    """The last is a library's, with scratch of its own; the results of the first are many, and numbered by XLA."""
+    sums = 4 * 800 + 4 * 8 + 2 * 3 + 4 * (8 + 8 + 4)  # of the second array the first column alone
+    wanted = [("one", 1, sums), ("two", 1, 2 * 4 * 8), ("three", 1, 4 * 400 + 4 * 8)]
+    assert launches.kernels(TUPLES) == wanted
+
+
+def test_a_program_for_another_device_is_counted_and_not_timed(monkeypatch, tmp_path):
+    monkeypatch.setattr(h200, "place", lambda arguments: arguments)  # a CPU stands in: its plugin is not installed
+    monkeypatch.setattr(jax, "default_backend", jax.default_backend)  # which the measurement changes
+    elsewhere = dataclasses.replace(TINY, ways="h200")
+    found, scanned = measure.measure(f"train:{NET}", elsewhere), measure.measure(f"scan:train:{NET}", elsewhere)
+    assert found["seconds"] == [] and found["median_seconds"] is None
+    assert found["launches"] > 10 and found["moved_bytes"] > 0 and found["flops"] == scanned["flops"] > 0
+    assert found["launches"] / 2 < scanned["launches"] < 2 * found["launches"]
+    lines = cost_table.table([{**found, "torch": None}])
+    assert lines[0] == "| work | compile s | GFLOP | launches | GB moved | temporary MB |"
+    assert len({line.count("|") for line in lines}) == 1
+    facts = {"config": {"ways": "h200"}, "results": [{**found, "torch": None}]}
+    assert "Matrix product" not in cost_table.document(facts, [])
+    assert cost_table.judged({"ways": "h200"}, [{**found, "work": "judge:mlp@10"}]) == []
+
+
+def test_a_device_that_nothing_can_be_compiled_for_is_told(monkeypatch):
+    monkeypatch.setattr(h200, "_PLUGINS", ("jax_plugins.none",))
+    with pytest.raises(ValueError, match=r'needs JAX\'s CUDA plugin, but no GPU; run: pip install "jax\[cuda12\]"'):
+        costs.run(["--works", "dm", "--ways", "h200"])
+    monkeypatch.setattr(h200, "require", lambda: None)
+    monkeypatch.setattr(costs.os, "environ", dict(costs.os.environ))
+    with pytest.raises(ValueError, match=r"no times for --torch or --sweep; leave those out"):
+        costs.run(["--works", "dm", "--ways", "h200", "--sweep", "ipc=1,2"])
 
 
 def test_a_step_with_latents_decodes_and_pulls_back():
@@ -206,7 +274,7 @@ def test_names_that_mean_nothing_are_refused(work):
 
 def test_the_table_has_a_line_for_each_work_and_columns_that_are_filled():
     lines = cost_table.table([ROW, {**ROW, "work": "vit", "peak_device_bytes": 6e8}])
-    assert lines[2] == "| dm | 1.2 | 0.4 (0.25-0.5) | 250 | 2 | 5 | 50 | 1234 | 3 | 500 |"
+    assert lines[2] == "| dm | 1.2 | 0.4 (0.25-0.5) | 250 | 2 | 5 | 50 | 1234 | 5 | 3 | 500 |"
     assert lines[3].startswith("| vit |") and lines[3].endswith("| 3 | 600 |")
     torch = {"seconds": [1.0, 1.2, 1.4], "median_seconds": 1.2, "peak_resident_bytes": 7e8, "peak_device_bytes": None}
     lines = cost_table.table([{**ROW, "torch": torch}, {**ROW, "scan_ratio": 1.043}])
@@ -217,7 +285,7 @@ def test_the_table_has_a_line_for_each_work_and_columns_that_are_filled():
 
 def test_a_published_table_is_told_from_the_networks_that_were_judged():
     """5 trainings of 20 epochs: of 20 and 1,000 they are 200 times as many."""
-    config = {"eval_seeds": 5, "eval_epochs": 20}
+    config = {"eval_seeds": 5, "eval_epochs": 20, "ways": "own"}
     rows = [{**ROW, "work": f"judge:{net}@10", "torch": {"median_seconds": 9.0}} for net in ("vgg11", "mlp")]
     assert cost_table.judged(config, [ROW]) == []
     told = cost_table.judged(config, [ROW, *rows])[-1]

@@ -23,6 +23,7 @@ def measured(seconds, megabytes, torch=None):
         "peak_device_bytes": None,
         "temporary_bytes": 5e6,
         "launches": 1234,
+        "moved_bytes": 5e9,
         "flops": 2e9,
         "torch": torch,
     }
