@@ -1,10 +1,10 @@
 """Two-dimensional convolution that stays fast on CPU, inside ``lax.scan`` and under ``vmap`` over kernels.
 
-On GPU and TPU this is XLA's own convolution, except for its second derivatives (see ``_product``). On CPU XLA's
-gradients are a trap: inside a loop they run 6 to 30 times slower than outside (jax issue 12868), and ``vmap`` over
-kernels turns the convolution into a grouped one, which is slower still. XLA's forward pass is good, though: 3 times
-faster than patches and a matrix product (jax 0.10.2, 2 cores, [128,16,16,32] -> 32 channels inside a scan: 5 against
-17 ms). So on CPU each direction takes the form that is fast there:
+On GPU and TPU this is XLA's own convolution, but for its second derivatives (see ``_product``) and under ``vmap`` over
+kernels (see ``_compute``). On CPU XLA's gradients are a trap: inside a loop they run 6 to 30 times slower than outside
+(jax issue 12868), and ``vmap`` over kernels turns the convolution into a grouped one, which is slower still. XLA's
+forward pass is good, though: 3 times faster than patches and a matrix product (jax 0.10.2, 2 cores, [128,16,16,32] ->
+32 channels inside a scan: 5 against 17 ms). So on CPU each direction takes the form that is fast there:
 
   forward            XLA's convolution; patches and a matrix product under ``vmap`` over kernels, to fewer than
                      16 channels, to maps of less than 4 pixels, and (a few images at a time) from 33 to 64 channels
@@ -31,6 +31,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from metadd_jax import eager
+from metadd_jax.zoo import patches
 
 # Patches of about 5 MB stay in the caches: 256 images of [16, 16, 128] take 0.13 s so and 0.25 s at once.
 _PATCH_ELEMENTS, _LEAST_ROWS = 1_200_000, 1024
@@ -42,16 +43,6 @@ _LEAST_SIDE, _FEW_CHANNELS = 4, 16
 _VERY_FEW, _NEIGHBOURS, _WIDE_PRODUCT = 8, 4, 64
 # From these XLA's convolution reaches 100 GFLOP/s, products 150, and XLA's own from 96 or 128 channels 200.
 _HALF_RATE = range(33, 65)
-
-
-def output_side(side: int, kernel: int, *, stride: int = 1, padding: int = 0) -> int:
-    """Returns the length of the result along one axis: floor((side + 2 padding - kernel) / stride) + 1.
-
-    Example:
-      >>> output_side(32, 5), output_side(32, 3, stride=2, padding=1)
-      (28, 16)
-    """
-    return (side + 2 * padding - kernel) // stride + 1
 
 
 def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
@@ -66,7 +57,7 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
       padding: zeros added on each of the four sides, in pixels.
 
     Returns:
-      [B, h, w, O], h and w as ``output_side`` says.
+      [B, h, w, O], h and w as ``patches.output_side`` says.
     """
     side = kernel.shape[0]
     # Windows of one pixel, or that do not overlap, need no patches: one matrix product, whose derivatives are others.
@@ -99,7 +90,7 @@ class _Geometry(NamedTuple):
         if role == "kernel":
             return (self.side, self.side, self.channels, self.features)
         sides = (self.height, self.width)
-        rows, columns = (output_side(n, self.side, stride=self.stride, padding=self.padding) for n in sides)
+        rows, columns = (patches.output_side(n, self.side, stride=self.stride, padding=self.padding) for n in sides)
         return (self.batch, rows, columns, self.features)
 
 
@@ -122,7 +113,15 @@ def _compute(first: jax.Array, second: jax.Array, *, role: str, geometry: _Geome
 
     ``mapped`` says for each ``vmap`` around, outermost first, which of the two has an axis for it, at the front.
     """
-    function = functools.partial({"images": _to_images, "kernel": _to_kernel, "result": _forward}[role], geometry)
+    function: Callable
+    if _on_cpu():
+        function = functools.partial({"images": _to_images, "kernel": _to_kernel, "result": _forward}[role], geometry)
+    else:
+        # Networks that train together have a kernel each. As grouped convolutions five of them took longer on an H200
+        # than one after the other (docs/gpu.md); products of matrices are one launch for all.
+        own_kernels = {"images": [axes[0] for axes in mapped], "kernel": mapped, "result": [axes[1] for axes in mapped]}
+        convolution = matmul_convolve if any(own_kernels[role]) else xla_convolve
+        function = functools.partial(_on_accelerator, convolution, role, geometry)
     for axes in reversed(mapped):
         function = jax.vmap(function, in_axes=tuple(0 if own else None for own in axes))
     return function(first, second)
@@ -161,10 +160,18 @@ batching.primitive_batchers[_product] = _under_vmap
 ad.defbilinear(_product, functools.partial(_transposed, 0), functools.partial(_transposed, 1))
 
 
+def _on_accelerator(
+    convolution: Callable, role: str, geometry: _Geometry, first: jax.Array, second: jax.Array
+) -> jax.Array:
+    convolve = functools.partial(convolution, stride=geometry.stride, padding=geometry.padding)
+    if role == "result":
+        return convolve(first, second)
+    linear = functools.partial(convolve, kernel=first) if role == "images" else functools.partial(convolve, first)
+    return jax.linear_transpose(linear, jax.ShapeDtypeStruct(geometry.shape(role), second.dtype))(second)[0]
+
+
 def _forward(geometry: _Geometry, images: jax.Array, kernel: jax.Array) -> jax.Array:
-    if _on_cpu():
-        return _cpu_forward(geometry.stride, geometry.padding)(images, kernel)
-    return xla_convolve(images, kernel, stride=geometry.stride, padding=geometry.padding)
+    return _cpu_forward(geometry.stride, geometry.padding)(images, kernel)
 
 
 def _cpu_forward(stride: int, padding: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -175,11 +182,13 @@ def _cpu_forward(stride: int, padding: int) -> Callable[[jax.Array, jax.Array], 
         dtype, narrow = images.dtype, images.dtype == jnp.bfloat16
         # XLA's convolution is slower where it makes few channels (4 -> 4: 6 ms against 2) and on small maps (2x2, 512
         # channels: 2 GFLOP/s against 160).
-        sides = [output_side(side, kernel.shape[0], stride=stride, padding=padding) for side in images.shape[1:3]]
+        sides = [
+            patches.output_side(side, kernel.shape[0], stride=stride, padding=padding) for side in images.shape[1:3]
+        ]
         least = min(sides)
         if kernel.shape[2] <= _VERY_FEW and not narrow:
             together = _together(kernel.shape, stride, sides[1])
-            length = kernel.shape[0] * _span(kernel.shape[0], stride, together) * kernel.shape[2]
+            length = kernel.shape[0] * patches.width(kernel.shape[0], stride, together) * kernel.shape[2]
             joint = functools.partial(joint_convolve, kernel=kernel, stride=stride, padding=padding, together=together)
             return _in_rounds(joint, images, sides[0] * -(-sides[1] // together), length)
         if kernel.shape[3] < _FEW_CHANNELS or least < _LEAST_SIDE:
@@ -202,9 +211,6 @@ def _cpu_forward(stride: int, padding: int) -> Callable[[jax.Array, jax.Array], 
 
 def _to_images(geometry: _Geometry, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
     stride, padding, shape = geometry.stride, geometry.padding, geometry.shape("images")
-    if not _on_cpu():
-        convolution = functools.partial(xla_convolve, kernel=kernel, stride=stride, padding=padding)
-        return jax.linear_transpose(convolution, jax.ShapeDtypeStruct(shape, gradient.dtype))(gradient)[0]
     side = kernel.shape[0]
     # To few channels the product is small and its patches are those of the result, not of the wide gradient.
     good = kernel.shape[2] >= _FEW_CHANNELS and min(gradient.shape[1:3]) > _LEAST_SIDE
@@ -237,21 +243,18 @@ def _divide(x: jax.Array, rounds: int) -> jax.Array:
 
 
 def _to_kernel(geometry: _Geometry, images: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Gradient [k, k, C, O] to the kernel; on a CPU by patches and a product, for a few images at a time."""
-    stride, padding, side, shape = geometry.stride, geometry.padding, geometry.side, geometry.shape("kernel")
-    if not _on_cpu():
-        convolution = functools.partial(xla_convolve, images, stride=stride, padding=padding)
-        return jax.linear_transpose(convolution, jax.ShapeDtypeStruct(shape, gradient.dtype))(gradient)[0]
-    together = _together(shape, stride, gradient.shape[2])
-    groups, span = -(-gradient.shape[2] // together), _span(side, stride, together)
+    """Gradient [k, k, C, O] to the kernel by patches and a product, for a few images at a time."""
+    stride, padding, side = geometry.stride, geometry.padding, geometry.side
+    together = _together(geometry.shape("kernel"), stride, gradient.shape[2])
+    groups, span = -(-gradient.shape[2] // together), patches.width(side, stride, together)
     length = side * span * geometry.channels
 
     def part(images: jax.Array, gradient: jax.Array) -> jax.Array:
-        patches = _joint_patches(_pad(images, padding), side, stride, together)
+        rows = patches.windows(patches.pad(images, padding), side, stride=stride, together=together)
         # Few channels as matrices, in a half to a quarter of the time; 32 and more as they are, in 0.8 of it.
         if geometry.channels <= _FEW_CHANNELS:
-            patches, gradient = patches.reshape(-1, length), gradient.reshape(-1, gradient.shape[-1])
-        return jnp.einsum("...k,...o->ko", patches, gradient, preferred_element_type=wide)
+            rows, gradient = rows.reshape(-1, length), gradient.reshape(-1, gradient.shape[-1])
+        return jnp.einsum("...k,...o->ko", rows, gradient, preferred_element_type=wide)
 
     wide = jnp.promote_types(gradient.dtype, jnp.float32)  # a sum of many terms
     filled = jnp.pad(gradient, ((0, 0), (0, 0), (0, groups * together - gradient.shape[2]), (0, 0)))
@@ -276,10 +279,6 @@ def _together(kernel: tuple[int, ...], stride: int, columns: int) -> int:
     if kernel[2] > _VERY_FEW or stride > 1:
         return 1
     return min(max(1, min(_NEIGHBOURS, _WIDE_PRODUCT // kernel[3])), columns)
-
-
-def _span(side: int, stride: int, together: int) -> int:
-    return (together - 1) * stride + side
 
 
 def xla_convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
@@ -315,13 +314,13 @@ def matmul_convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, pa
     side, _, channels, features = kernel.shape
     weights = kernel.reshape(side * side * channels, features)
     if side == 1:
-        return _times(_pad(images, padding)[:, ::stride, ::stride], weights)
+        return patches.times(patches.pad(images, padding)[:, ::stride, ::stride], weights)
     if side == stride and padding == 0:
-        return _times(_tiles(images, side), weights)
+        return patches.times(patches.apart(images, side), weights)
 
     @jax.checkpoint
     def product(images: jax.Array, weights: jax.Array) -> jax.Array:
-        return _times(_patches(_pad(images, padding), side, stride), weights)
+        return patches.times(patches.windows(patches.pad(images, padding), side, stride=stride), weights)
 
     return product(images, weights)
 
@@ -343,7 +342,7 @@ def joint_convolve(
       together: n, at least 1 and at most w.
     """
     side, _, channels, features = kernel.shape
-    span = _span(side, stride, together)
+    span = patches.width(side, stride, together)
     moved = [
         jnp.pad(kernel, ((0, 0), (place * stride, span - side - place * stride), (0, 0), (0, 0)))
         for place in range(together)
@@ -352,49 +351,10 @@ def joint_convolve(
 
     @jax.checkpoint
     def product(images: jax.Array, weights: jax.Array) -> jax.Array:
-        return _times(_joint_patches(_pad(images, padding), side, stride, together), weights)
+        return patches.times(
+            patches.windows(patches.pad(images, padding), side, stride=stride, together=together), weights
+        )
 
     joint = product(images, weights)
-    columns = output_side(images.shape[2], side, stride=stride, padding=padding)
+    columns = patches.output_side(images.shape[2], side, stride=stride, padding=padding)
     return joint.reshape(*joint.shape[:2], -1, features)[:, :, :columns]
-
-
-def _times(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """[..., D] @ [D, O], of matrices: with more axes XLA transposes the cotangent for the gradient to ``weights``."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)  # what a CPU's matrix unit makes of bfloat16, and what sums need
-    product = jnp.matmul(x.reshape(-1, x.shape[-1]), weights, preferred_element_type=wide).astype(x.dtype)
-    return product.reshape(*x.shape[:-1], weights.shape[1])
-
-
-def _pad(images: jax.Array, padding: int) -> jax.Array:
-    return jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-
-
-def _tiles(images: jax.Array, side: int) -> jax.Array:
-    """Windows that do not overlap: [B, H, W, C] -> [B, H // side, W // side, side * side * C]."""
-    batch, height, width, channels = images.shape
-    rows, columns = height // side, width // side
-    tiles = images[:, : rows * side, : columns * side].reshape(batch, rows, side, columns, side, channels)
-    return tiles.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, side * side * channels)
-
-
-def _patches(padded: jax.Array, side: int, stride: int) -> jax.Array:
-    """Every window of an already padded image, flattened in the order of the kernel: [B, h, w, k k C]."""
-    return _joint_patches(padded, side, stride, 1)
-
-
-def _joint_patches(padded: jax.Array, side: int, stride: int, together: int) -> jax.Array:
-    """What so many neighbouring windows of a row see together: [B, h, ceil(w / n), k S C], as ``joint_convolve`` says.
-
-    Zeros stand where the last ones reach over the border.
-    """
-    height, width = (output_side(n, side, stride=stride) for n in padded.shape[1:3])
-    groups, span, step = -(-width // together), _span(side, stride, together), together * stride
-    down, across = (height - 1) * stride + 1, (groups - 1) * step + 1
-    padded = jnp.pad(padded, ((0, 0), (0, 0), (0, max(0, across - 1 + span - padded.shape[2])), (0, 0)))
-    # Stacked axis by axis and not concatenated at once: XLA fuses this form two to three times better.
-    windows = [
-        jnp.stack([padded[:, i : i + down : stride, j : j + across : step] for j in range(span)], axis=-2)
-        for i in range(side)
-    ]
-    return jnp.stack(windows, axis=-3).reshape(padded.shape[0], height, groups, -1)

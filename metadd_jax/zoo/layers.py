@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metadd_jax.zoo import convolution
+from metadd_jax.zoo import convolution, patches
 from metadd_jax.zoo.initialise import Initialiser, fan_in_uniform
 
 POOLINGS = ("avg", "max", "none")
@@ -65,8 +65,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         sides = [
-            convolution.output_side(side, self.kernel, stride=self.stride, padding=self.padding)
-            for side in x.shape[1:3]
+            patches.output_side(side, self.kernel, stride=self.stride, padding=self.padding) for side in x.shape[1:3]
         ]
         if min(sides) < 1:  # else XLA would return an empty map, and the head would be trained on nothing
             size = f"{x.shape[1]}x{x.shape[2]}"

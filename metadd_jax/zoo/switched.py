@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from metadd_jax import keys
-from metadd_jax.zoo import convolution, layers, norms
+from metadd_jax.zoo import convolution, layers, norms, patches
 from metadd_jax.zoo.architecture import Architecture, Outputs, Variables
 from metadd_jax.zoo.convnet import ConvNet, default_depth
 from metadd_jax.zoo.initialise import fan_in_uniform
@@ -78,7 +78,7 @@ class SwitchedConvNet(nn.Module):
     def _block(self, block: int, shape: tuple[int, ...], padding: int, train: bool) -> Any:
         """Declares the weights of a block, and returns its function of the map."""
         most, number = max(self.widths), block + 1
-        side = tuple(convolution.output_side(n, 3, padding=padding) for n in shape[1:3])
+        side = tuple(patches.output_side(n, 3, padding=padding) for n in shape[1:3])
         kernel, bias = Weights((3, 3, shape[3], most), 9 * shape[3], name=f"conv{number}")()
         channel, place = {"instance", "group"} & set(self.norms), "layer" in self.norms
         by_channel = Affine((most,), name=f"norm{number}")() if channel else None

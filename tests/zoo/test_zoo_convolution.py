@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metadd_jax.zoo import convolution
+from metadd_jax.zoo import convolution, patches
 
 # side of the kernel, stride, padding, height, width
 CASES = [
@@ -34,8 +34,8 @@ def test_values_and_gradients_equal_xla(case, channels, features):
     generator = np.random.default_rng(0)  # JAX would compile a program for each of these shapes
     images = generator.normal(size=(2, height, width, channels)).astype(np.float32)
     kernel = np.float32(generator.normal(size=(side, side, channels, features)) / np.sqrt(channels))
-    rows = convolution.output_side(height, side, stride=stride, padding=padding)
-    columns = convolution.output_side(width, side, stride=stride, padding=padding)
+    rows = patches.output_side(height, side, stride=stride, padding=padding)
+    columns = patches.output_side(width, side, stride=stride, padding=padding)
     cotangent = generator.normal(size=(2, rows, columns, features)).astype(np.float32)
 
     @jax.jit
@@ -170,7 +170,7 @@ def test_a_few_images_at_a_time_give_the_same_gradients(key, monkeypatch, stride
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4 * np.abs(b).max())
 
 
-def test_vmap_over_kernels_equals_one_by_one(key):
+def test_vmap_over_kernels_equals_one_by_one(key, backend):
     images = jax.random.normal(key, (3, 2, 6, 6, 2))
     kernels = jax.random.normal(jax.random.key(1), (3, 3, 3, 2, 4))
     together = jax.vmap(lambda x, k: convolution.convolve(x, k, padding=1))(images, kernels)
@@ -179,14 +179,15 @@ def test_vmap_over_kernels_equals_one_by_one(key):
         np.testing.assert_allclose(together[index], alone, rtol=1e-5, atol=1e-5)
 
 
-def test_vmap_over_images_or_kernels_alone_and_its_gradient(key):
+def test_vmap_over_images_or_kernels_alone_and_its_gradient(key, backend):
     images = jax.random.normal(key, (3, 2, 6, 6, 2))
     kernels = jax.random.normal(jax.random.key(1), (3, 3, 3, 2, 4))
 
     def total(function, images, kernel):
         return jnp.sum(jnp.sin(function(images, kernel, padding=1)))
 
-    for axes, arguments in (((0, None), (images, kernels[0])), ((None, 0), (images[0], kernels))):
+    each = ((0, None), (images, kernels[0])), ((None, 0), (images[0], kernels)), ((0, 0), (images, kernels))
+    for axes, arguments in each:
         ours, theirs = (
             jax.jit(jax.vmap(jax.grad(lambda x, k, f=function: total(f, x, k), argnums=(0, 1)), in_axes=axes))(
                 *arguments
@@ -208,6 +209,24 @@ def test_only_the_cpu_goes_its_own_way(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     jax.clear_caches()
     assert "convolution(" in program()
+
+
+def test_networks_at_once_have_products_and_one_has_convolutions(monkeypatch):
+    """What an accelerator would run: of one network, of its images mapped, and of several kernels, with gradients."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    images, kernels = jnp.ones((3, 2, 4, 4, 2)), jnp.ones((3, 3, 3, 2, 2))
+
+    def total(images, kernel):
+        return convolution.convolve(images, kernel, padding=1).sum()
+
+    def program(axes, *arguments):
+        slopes = jax.vmap(jax.grad(total, argnums=(0, 1)), in_axes=axes) if axes else jax.grad(total, argnums=(0, 1))
+        return jax.jit(slopes).lower(*arguments).as_text()
+
+    assert "dot_general" not in program(None, images[0], kernels[0])
+    assert "convolution(" not in program((0, 0), images, kernels)
+    of_images = jax.jit(jax.vmap(total, in_axes=(0, None))).lower(images, kernels[0]).as_text()
+    assert "dot_general" not in of_images and "feature_group_count = 1" in of_images
 
 
 @pytest.mark.parametrize("stride", [1, 2])
