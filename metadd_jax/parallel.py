@@ -253,26 +253,25 @@ def _scanned(update: Update, steps: int) -> Update:
     return chunk
 
 
-def spread(function: Callable, *, mapped: int = 1) -> Callable[..., Any]:
+def spread(function: Callable, *, mapped: int = 1, at_once: bool = True) -> Callable[..., Any]:
     """Compiles many independent runs of one function, divided over all devices; on one CPU, over its cores.
 
-    Runs on a device go together (see ``each``). Of a CPU each core has a run of its own: 1.2 to 1.6 times as many
-    trainings a second on two cores (docs/costs.md).
+    Of a CPU each core has a run of its own: 1.2 to 1.6 times as many trainings a second on two cores (docs/costs.md).
 
     Args:
       function: takes ``mapped`` arguments that differ from run to run, then arguments that all runs share.
       mapped: number of arguments with a leading axis [n].
+      at_once: whether the runs of an accelerator go together (see ``each``).
 
     Returns:
       A function of the same arguments whose results are NumPy arrays [n, ...], on every process. n need not divide
       evenly: devices without a run of their own repeat the last one, and the copies are dropped.
     """
-
     if cores.is_alone():
         return _over_cores(function, mapped)
 
     def runs(over: chex.ArrayTree, shared: chex.ArrayTree) -> Any:
-        return each(lambda own: function(*own, *shared), over)
+        return each(lambda own: function(*own, *shared), over, at_once=at_once)
 
     if device_count() == 1:
         # ``device_get``, so that the results are NumPy arrays as on several devices.
@@ -315,17 +314,19 @@ def _over_cores(function: Callable, mapped: int) -> Callable[..., Any]:
     return run_all
 
 
-def each(function: Callable[[Any], Any], items: chex.ArrayTree) -> Any:
+def each(function: Callable[[Any], Any], items: chex.ArrayTree, *, at_once: bool = True) -> Any:
     """Applies a function to every item, by vmap, on a CPU one after the other (docs/costs.md), and stacks the results.
 
     Args:
       function: of one item.
       items: pytree of arrays [n, ...].
+      at_once: False: one after the other on an accelerator too.
 
     Returns:
       Pytree of arrays [n, ...].
     """
-    return jax.lax.map(function, items) if jax.default_backend() == "cpu" else jax.vmap(function)(items)
+    mapped = at_once and jax.default_backend() != "cpu"
+    return jax.vmap(function)(items) if mapped else jax.lax.map(function, items)
 
 
 def divide(tree: chex.ArrayTree, *, axis: int = 0) -> Any:

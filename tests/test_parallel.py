@@ -178,3 +178,5 @@ def test_only_a_cpu_does_independent_runs_one_after_the_other(monkeypatch):
         np.testing.assert_array_equal(parallel.each(lambda x: x**2, items), items**2)
         program = jax.make_jaxpr(functools.partial(parallel.each, jnp.sin))(items)
         assert ("scan" in str(program)) == one_by_one
+        asked = jax.make_jaxpr(functools.partial(parallel.each, jnp.sin, at_once=False))(items)
+        assert "scan" in str(asked)

@@ -14,7 +14,7 @@ import optax
 import metadd_jax as mdd
 from metadd_jax import parallel
 from metadd_jax.invariant import InvariantConfig
-from metadd_jax.training import recipes, trajectories
+from metadd_jax.training import recipes, together, trajectories
 from settings import BenchmarkConfig
 
 STEPS = ("dm", "dc", "dc_inner", "mtt", "mtt_kept", "datm", "ncfm", "sre2l")
@@ -241,6 +241,7 @@ def _judge(name: Name, config: BenchmarkConfig) -> Work:
     data = _noise(config, config.num_classes, name.size)
     images, labels = mdd.data.random_per_class(jax.random.key(0), data.train, name.size)
     recipe = recipes.dc_evaluation(config.eval_epochs - 1, augmentation=config.augmentation)
+    at_once = together.at_once(net, len(images))
 
     def accuracy(seed: jax.Array, key: jax.Array, images: jax.Array, labels: jax.Array, test: Any) -> jax.Array:
         own = jax.random.fold_in(key, seed)
@@ -249,8 +250,8 @@ def _judge(name: Name, config: BenchmarkConfig) -> Work:
         return right / total
 
     def accuracies(seeds: jax.Array, *shared: Any) -> jax.Array:
-        return parallel.each(lambda seed: accuracy(seed, *shared), seeds)
+        return parallel.each(lambda seed: accuracy(seed, *shared), seeds, at_once=at_once)
 
     arguments = (jnp.arange(config.eval_seeds), jax.random.key(0), images, labels, mdd.data.to_device(data.test))
     seen = config.eval_seeds * (config.eval_epochs * len(images) + len(data.test.labels))
-    return Work(accuracies, arguments, False, seen, call=parallel.spread(accuracy))
+    return Work(accuracies, arguments, False, seen, call=parallel.spread(accuracy, at_once=at_once))

@@ -19,7 +19,7 @@ from metadd_jax import cores, parallel, ranges, zoo
 from metadd_jax.data.splits import split_of
 from metadd_jax.exchange import checks
 from metadd_jax.structs import Dataset, ImageArrays, SyntheticSet
-from metadd_jax.training import recipes, relabel
+from metadd_jax.training import recipes, relabel, together
 from metadd_jax.training.fitting import count_correct, fit
 from metadd_jax.training.guidance import Guidance
 
@@ -65,7 +65,8 @@ def train_and_test(
       recipe: how to train.
       draws: S integers from 0 on. Sets with the same integer share the randomness of training seed j (initial weights,
         shuffles, augmentation), which pairs them for a comparison; others share none of it. Default: all 0.
-      at_once: networks that train together on one device; fewer need less memory.
+      at_once: networks that train together on one device (one after the other where ``training.together`` says so);
+        fewer need less memory.
       teacher: labels every batch of every set in place of the sets' own labels (see ``training.relabel``).
       guidance: how a network that was trained on the same set guides each training beside the labels, or None.
       guides: the variables of those networks, stacked [S, seeds, ...].
@@ -100,7 +101,8 @@ def _train(
     images = jnp.stack([jnp.asarray(s.images) for s in sets])
     labels = _labels(sets, net.num_classes)
     rates = _learning_rates(sets, recipe)
-    train = _accuracies(net, recipe, guidance, keep)
+    batch = min(recipe.batch_size, images.shape[1])
+    train = _accuracies(net, recipe, together.at_once(net, batch), guidance, keep)
     found, done, kept = np.zeros((len(sets), seeds), np.float32), [], []
     # One draw after the other: networks that train together share their augmentation tokens (see ``fit``), and sets of
     # different draws must share no randomness.
@@ -138,7 +140,11 @@ def _groups(jobs: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.ndarra
 
 @functools.lru_cache(maxsize=64)
 def _accuracies(
-    net: zoo.Architecture, recipe: recipes.Recipe, guidance: Guidance | None = None, keep: bool = False
+    net: zoo.Architecture,
+    recipe: recipes.Recipe,
+    at_once: bool,
+    guidance: Guidance | None = None,
+    keep: bool = False,
 ) -> Callable[..., tuple[np.ndarray, Any]]:
     """The compiled trainings of one architecture and recipe: accuracies, and the variables where they are to be kept.
 
@@ -166,7 +172,7 @@ def _accuracies(
         right, total = count_correct(net, variables, arrays)
         return right / total, variables if keep else ()
 
-    return parallel.spread(one, mapped=3)
+    return parallel.spread(one, mapped=3, at_once=at_once)
 
 
 def _labels(sets: Sequence[SyntheticSet], num_classes: int) -> jax.Array:

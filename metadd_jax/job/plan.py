@@ -20,6 +20,7 @@ from metadd_jax.distillers.parameterisation import per_stored
 from metadd_jax.job import backbones, recipes
 from metadd_jax.job.flops import count as count_flops
 from metadd_jax.job.prepare import Job, make, settings, stand_ins, wrapped
+from metadd_jax.training import together
 
 # Steps that are timed; the first call, which compiles and warms up, is not among them.
 CALIBRATION_STEPS = 3
@@ -310,7 +311,23 @@ def lines(job: Job, plans: list[Plan], stages: dict[str, float]) -> list[str]:
     hours = ", ".join(f"{name} {_clock(value)}" for name, value in stages.items())
     note = "Compilation is not counted; what lies in the cache is not trained again."
     total = _clock(sum(stages.values()))
-    return [*rows, "", f"About {total} in all (hours:minutes): {hours}. {note}", f"Run folder: {job.directory}"]
+    told = [f"About {total} in all (hours:minutes): {hours}. {note}", *_order_of_trainings(job)]
+    return [*rows, "", *told, f"Run folder: {job.directory}"]
+
+
+def _order_of_trainings(job: Job) -> list[str]:
+    """Which judged networks an accelerator trains from all seeds at once; nothing of a CPU, which has its cores."""
+    if jax.default_backend() == "cpu":
+        return []
+    batch = min(recipes.evaluation(job.config).batch_size, sum(job.counts))
+    order: dict[bool, list[str]] = {True: [], False: []}
+    for net in job.networks:
+        order[together.at_once(net, batch)].append(net.label)
+    at_once = ", ".join(order[True]) or "none"
+    return [
+        f"Judged networks that train from up to {job.config.at_once} seeds at once: {at_once}; one after the other, "
+        f"because their patches would take longer than starting their kernels: {', '.join(order[False]) or 'none'}."
+    ]
 
 
 def _clock(hours: float) -> str:

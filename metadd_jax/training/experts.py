@@ -23,7 +23,7 @@ import numpy as np
 from metadd_jax import augment, files, keys, parallel, provenance, ranges, storage, zoo
 from metadd_jax.storage import folder as folders
 from metadd_jax.structs import Dataset, ImageArrays
-from metadd_jax.training import recipes
+from metadd_jax.training import recipes, together
 from metadd_jax.training.fitting import fit
 from metadd_jax.training.pretrained import cache_key
 from metadd_jax.training.trajectories import (
@@ -195,10 +195,10 @@ def _trainer(net: zoo.Architecture, dataset: Dataset, recipe: recipes.Recipe, ke
         return fit(own, net, arrays.images, arrays.labels, recipe, record=record, **constants)[1]
 
     # Key and data are arguments: closed over, they would be constants of the compiled program.
-    together = parallel.spread(one)
+    train_all = parallel.spread(one, at_once=together.at_once(net, recipe.batch_size))
 
     def train(first: int, last: int) -> np.ndarray:
-        snapshots = together(jnp.arange(first, last), key, dataset.train)
+        snapshots = train_all(jnp.arange(first, last), key, dataset.train)
         # Before anything is written: MTT would match a NaN for the rest of a run.
         broken = np.flatnonzero(~np.isfinite(snapshots).all(axis=(1, 2)))
         if broken.size:

@@ -6,7 +6,7 @@ import types
 import jax
 import pytest
 
-from metadd_jax import distillers, parallel
+from metadd_jax import distillers, parallel, zoo
 from metadd_jax.job import options, plan, prepare
 
 TINY = {
@@ -122,3 +122,14 @@ def test_what_cannot_fit_is_refused_with_the_option_that_mends_it(monkeypatch):
     with pytest.raises(ValueError, match=r"dm needs about 5 MB on a device of 4 MB.*real images.*--stream-per-class"):
         plan.refuse_what_cannot_fit([plan.Plan("dm", 1.0, 1.0, parts)])
     plan.refuse_what_cannot_fit([plan.Plan("dm", 1.0, 1.0, parts[:1])])
+
+
+def test_an_accelerators_plan_tells_which_trainings_run_at_once(job, monkeypatch):
+    wide = dataclasses.replace(job, unseen=(*job.unseen, zoo.parse("alexnet", 10, (28, 28, 1))))
+    wide = dataclasses.replace(wide, config=dataclasses.replace(job.config, ipc=10))
+    assert plan._order_of_trainings(wide) == []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    [line] = plan._order_of_trainings(wide)
+    small, large = line.split("one after the other")
+    assert all(net.label in small for net in job.networks) and "alexnet" not in small and "alexnet" in large
+    assert f"up to {job.config.at_once} seeds" in small
