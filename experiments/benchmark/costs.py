@@ -33,7 +33,7 @@ def run(arguments: list[str], *, program: str = "benchmark.py") -> None:
         print(json.dumps(measure.measure(task["work"], dataclasses.replace(config, **task["settings"]))))
         return
 
-    import h200
+    import elsewhere
     import works
     from metadd_jax.job import common
 
@@ -43,11 +43,12 @@ def run(arguments: list[str], *, program: str = "benchmark.py") -> None:
     common.check_names((config.backbone, config.teacher, *config.auxiliaries))
     if config.torch:
         _require_torch(config)
-    if config.ways == "h200":
-        h200.require()
-        os.environ.update(h200.ENVIRONMENT)  # of this process too: what it starts of JAX is a CPU's
+    if config.ways != "own":
+        elsewhere.prepare(config.ways)
         if config.torch or config.sweep:
-            raise ValueError("--ways h200 runs nothing, so it has no times for --torch or --sweep; leave those out")
+            raise ValueError(
+                f"--ways {config.ways} runs nothing, so it has no times for --torch or --sweep; leave those out"
+            )
     if config.out:
         _refuse_foreign(pathlib.Path(config.out))
     results = []

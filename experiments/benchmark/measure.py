@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-import h200
+import elsewhere
 import launches
 import works
 from metadd_jax import parallel, storage
@@ -30,15 +30,18 @@ def measure(work: str, config: BenchmarkConfig) -> dict[str, Any]:
       loop's body once), forward_flops (of an auxiliary's forward pass alone, else None), matmul_flops_per_second (of
       a square product), temporary_bytes (XLA's plan; on a CPU it misses what convolutions use beside it),
       peak_resident_bytes (of the process), peak_device_bytes (None on a CPU), scan_ratio (time inside a scan by time
-      outside; None but for "scan:"), launches (kernels of a call, see ``launches.count``; of "scan:" of a step).
+      outside; None but for "scan:"), launches and moved_bytes (kernels of a call, and the bytes that they read and
+      write, see ``launches``; of "scan:" of a step). For a device that is not there (``config.ways``) what has to run
+      is None, and there are no seconds.
     """
     if config.cache:
         storage.cache_compilations(config.cache)
-    if elsewhere := config.ways == "h200":
-        jax.default_backend = lambda: "gpu"  # this process measures one work and ends
+    device = elsewhere.DEVICES.get(config.ways)
+    if device:
+        jax.default_backend = lambda: device.backend  # this process measures one work and ends
     name = works.parse(work, config)
     built = works.build(name, config)
-    if elsewhere:
+    if device:
         return {"work": work, **_elsewhere(name, built, config)}
     found = (_inside_a_scan if name.scanned else _alone)(name, built, config)
     unit = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
@@ -92,7 +95,7 @@ def _elsewhere(name: works.Name, built: works.Work, config: BenchmarkConfig) -> 
     steps = config.chunk if name.scanned else 1
     chunk = parallel.compile_steps(lambda _: built.function, steps=steps, mode="jit")
     function = chunk if name.scanned else parallel.jit(built.function)
-    compiled, compile_seconds = _compile(function, h200.place(built.arguments))
+    compiled, compile_seconds = _compile(function, elsewhere.place(built.arguments, config.ways))
     ran = ("median_seconds", "matmul_flops_per_second", "peak_resident_bytes", "peak_device_bytes", "scan_ratio")
     return {
         **dict.fromkeys(ran),

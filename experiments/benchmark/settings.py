@@ -63,8 +63,8 @@ class BenchmarkConfig:
       micro_batch: synthetic images that pass an auxiliary at once; None for all, on a CPU for 10.
       checkpoint: whether an auxiliary's forward pass is computed again for the gradient (less memory, more time).
       chunk: steps in a scan.
-      ways: "own", the programs of this device; "h200": those of an NVIDIA H200, which XLA compiles without one
-        (``pip install "jax[cuda12]"``): their kernels and memory, no times.
+      ways: "own", the programs of this device; "h200", those of an NVIDIA H200, or "v5e", of a TPU v5e, which XLA
+        compiles without one (``pip install "jax[cuda12]"`` or ``"jax[tpu]"``): their kernels and memory, no times.
       repeats: timed calls, after one that is not timed.
       peak_side: side of the square matrices whose product gives the machine's peak.
       sweep: FIELD=N,N,...: every work at each of these values of a setting above ("ipc", "num_classes", ...; for
@@ -98,7 +98,7 @@ class BenchmarkConfig:
     micro_batch: Annotated[int | None, Whole(1)] = None
     checkpoint: bool = False
     chunk: Annotated[int, Whole(1)] = 3
-    ways: Annotated[str, OneOf(("own", "h200"))] = "own"
+    ways: Annotated[str, OneOf(("own", "h200", "v5e"))] = "own"
     repeats: Annotated[int, Whole(1)] = 5
     peak_side: Annotated[int, Whole(1)] = 2048
     sweep: str | None = None

@@ -155,7 +155,7 @@ def _step(name: Name, config: BenchmarkConfig) -> Work:
     if name.loss is not None:
         auxiliaries = [_frozen(spec, classes, config) for spec in config.auxiliaries]
         settings = {name: getattr(config, name) for name in ("checkpoint", "subset", "micro_batch")}
-        if config.ways == "h200":  # strengths are no part of a step, and this CPU would measure them in a GPU's ways
+        if config.ways != "own":  # strengths are no part of a step, and this CPU would measure them in a GPU's ways
             settings["weighting"] = "raw"
         loss = InvariantConfig(**{**name.loss, **settings})
         method = mdd.distillers.metadd(method, auxiliaries, config=loss)

@@ -9,7 +9,7 @@ import pytest
 
 import cost_table
 import costs
-import h200
+import elsewhere
 import launches
 import measure
 import settings
@@ -218,10 +218,12 @@ def test_kernels_move_what_they_read_and_write():
 
 
 def test_a_program_for_another_device_is_counted_and_not_timed(monkeypatch, tmp_path):
-    monkeypatch.setattr(h200, "place", lambda arguments: arguments)  # a CPU stands in: its plugin is not installed
+    monkeypatch.setattr(
+        elsewhere, "place", lambda arguments, ways: arguments
+    )  # a CPU stands in: its plugin is not installed
     monkeypatch.setattr(jax, "default_backend", jax.default_backend)  # which the measurement changes
-    elsewhere = dataclasses.replace(TINY, ways="h200")
-    found, scanned = measure.measure(f"train:{NET}", elsewhere), measure.measure(f"scan:train:{NET}", elsewhere)
+    away = dataclasses.replace(TINY, ways="h200")
+    found, scanned = measure.measure(f"train:{NET}", away), measure.measure(f"scan:train:{NET}", away)
     assert found["seconds"] == [] and found["median_seconds"] is None
     assert found["launches"] > 10 and found["moved_bytes"] > 0 and found["flops"] == scanned["flops"] > 0
     assert found["launches"] / 2 < scanned["launches"] < 2 * found["launches"]
@@ -233,14 +235,17 @@ def test_a_program_for_another_device_is_counted_and_not_timed(monkeypatch, tmp_
     assert cost_table.judged({"ways": "h200"}, [{**found, "work": "judge:mlp@10"}]) == []
 
 
-def test_a_device_that_nothing_can_be_compiled_for_is_told(monkeypatch):
-    monkeypatch.setattr(h200, "_PLUGINS", ("jax_plugins.none",))
-    with pytest.raises(ValueError, match=r'needs JAX\'s CUDA plugin, but no GPU; run: pip install "jax\[cuda12\]"'):
-        costs.run(["--works", "dm", "--ways", "h200"])
-    monkeypatch.setattr(h200, "require", lambda: None)
-    monkeypatch.setattr(costs.os, "environ", dict(costs.os.environ))
-    with pytest.raises(ValueError, match=r"no times for --torch or --sweep; leave those out"):
-        costs.run(["--works", "dm", "--ways", "h200", "--sweep", "ipc=1,2"])
+@pytest.mark.parametrize(("ways", "extra"), [("h200", "cuda12"), ("v5e", "tpu")])
+def test_a_device_that_nothing_can_be_compiled_for_is_told(monkeypatch, ways, extra):
+    monkeypatch.setattr(elsewhere.os, "environ", dict(elsewhere.os.environ))
+    absent = dataclasses.replace(elsewhere.DEVICES[ways], modules=("none.of_these",))
+    monkeypatch.setitem(elsewhere.DEVICES, ways, absent)
+    with pytest.raises(ValueError, match=rf'needs JAX\'s plugin, but no device; run: pip install "jax\[{extra}\]"'):
+        costs.run(["--works", "dm", "--ways", ways])
+    monkeypatch.setitem(elsewhere.DEVICES, ways, dataclasses.replace(absent, modules=("jax",)))
+    with pytest.raises(ValueError, match=rf"{ways} runs nothing, so it has no times for --torch or --sweep; leave"):
+        costs.run(["--works", "dm", "--ways", ways, "--sweep", "ipc=1,2"])
+    assert elsewhere.os.environ["JAX_PLATFORMS"] == "cpu"
 
 
 def test_a_step_with_latents_decodes_and_pulls_back():
