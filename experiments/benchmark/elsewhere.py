@@ -71,7 +71,10 @@ DEVICES = {
         # Its own matrix products need a GPU that chooses their tiles.
         {"XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"},
     ),
-    "v5e": Device("tpu", "tpu", "tpu", ("libtpu",), {"topology_name": "v5e:2x2x1"}, {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}),
+    "v5e": Device(
+        "tpu", "tpu", "tpu", ("libtpu",), {"topology_name": "v5e:2x2x1"},
+        {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},  # nothing asks for a device, nor locks one
+    ),
 }  # fmt: skip
 
 
