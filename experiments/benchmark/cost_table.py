@@ -98,7 +98,8 @@ def document(facts: dict[str, Any], below: list[str]) -> str:
 
 def _own_cells(r: dict[str, Any]) -> list[str]:
     seconds, giga = r["median_seconds"], f"{r['flops'] / 1e9:.3g}"
-    program = [f"{r['launches']}", f"{r['moved_bytes'] / 1e9:.3g}", f"{r['temporary_bytes'] / 1e6:.0f}"]
+    kernels = ["", ""] if r["launches"] is None else [f"{r['launches']}", f"{r['moved_bytes'] / 1e9:.3g}"]
+    program = [*kernels, f"{r['temporary_bytes'] / 1e6:.0f}"]
     if seconds is None:  # compiled for a device which is not there
         return [r["work"], f"{r['compile_seconds']:.1f}", "", "", giga, "", "", *program, ""]
     rate = r["flops"] / seconds

@@ -54,6 +54,7 @@ class Device:
       modules: one of them is there if the plugin is.
       topology: how JAX's plugin makes one of them.
       environment: what must be set before JAX starts.
+      is_counted: whether a kernel is what its programs start, and their loops say how often: not those of a TPU.
     """
 
     backend: str
@@ -62,6 +63,7 @@ class Device:
     modules: tuple[str, ...]
     topology: dict[str, str]
     environment: dict[str, str]
+    is_counted: bool = True
 
 
 DEVICES = {
@@ -74,6 +76,7 @@ DEVICES = {
     "v5e": Device(
         "tpu", "tpu", "tpu", ("libtpu",), {"topology_name": "v5e:2x2x1"},
         {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},  # nothing asks for a device, nor locks one
+        is_counted=False,
     ),
 }  # fmt: skip
 

@@ -105,6 +105,7 @@ def _elsewhere(name: works.Name, built: works.Work, config: BenchmarkConfig) -> 
         "flops": flops.count(built.function, *built.arguments),
         "forward_flops": None,
         **_program(compiled, steps=steps),
+        **({} if elsewhere.DEVICES[config.ways].is_counted else {"launches": None, "moved_bytes": None}),
     }
 
 

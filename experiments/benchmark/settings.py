@@ -64,7 +64,8 @@ class BenchmarkConfig:
       checkpoint: whether an auxiliary's forward pass is computed again for the gradient (less memory, more time).
       chunk: steps in a scan.
       ways: "own", the programs of this device; "h200", those of an NVIDIA H200, or "v5e", of a TPU v5e, which XLA
-        compiles without one (``pip install "jax[cuda12]"`` or ``"jax[tpu]"``): their kernels and memory, no times.
+        compiles without one (``pip install "jax[cuda12]"`` or ``"jax[tpu]"``): a GPU's kernels, the memory of both, no
+        times.
       repeats: timed calls, after one that is not timed.
       peak_side: side of the square matrices whose product gives the machine's peak.
       sweep: FIELD=N,N,...: every work at each of these values of a setting above ("ipc", "num_classes", ...; for

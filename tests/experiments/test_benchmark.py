@@ -232,6 +232,8 @@ def test_a_program_for_another_device_is_counted_and_not_timed(monkeypatch, tmp_
     assert len({line.count("|") for line in lines}) == 1
     facts = {"config": {"ways": "h200"}, "results": [{**found, "torch": None}]}
     assert "Matrix product" not in cost_table.document(facts, [])
+    of_a_tpu = measure.measure(f"train:{NET}", dataclasses.replace(TINY, ways="v5e"))
+    assert of_a_tpu["launches"] is None and "launches" not in cost_table.table([{**of_a_tpu, "torch": None}])[0]
     assert cost_table.judged({"ways": "h200"}, [{**found, "work": "judge:mlp@10"}]) == []
 
 
