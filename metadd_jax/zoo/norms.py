@@ -227,12 +227,9 @@ def instance_norm_in_few_kernels(x: jax.Array, scale: jax.Array, bias: jax.Array
     (docs/gpu.md). It has derivatives of every order, in both modes.
 
     Args:
-      x: [B, H, W, C].
-      scale: [C].
-      bias: [C].
-
-    Returns:
-      [B, H, W, C], in the type of ``x``.
+      x: as for ``instance_norm``.
+      scale: as for ``instance_norm``.
+      bias: as for ``instance_norm``.
     """
     standard, _, _ = normalise(widen(x), (1, 2))
     return (standard * widen(scale) + widen(bias)).astype(x.dtype)
