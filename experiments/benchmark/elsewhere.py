@@ -35,6 +35,10 @@ gpu_device_info {
   l2_cache_size: 52428800
   memory_bandwidth: 4800000000000
   device_memory_size: 151397597184
+  driver_version: "13.0.0"
+  runtime_version: "12.9.0"
+  compile_time_toolkit_version: "12.9.0"
+  dnn_version: "9.10.0"
 }
 platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 10 }
@@ -93,7 +97,9 @@ def prepare(ways: str) -> None:
     device = DEVICES[ways]
     if not any(map(_is_there, device.modules)):
         raise ValueError(f'--ways {ways} needs JAX\'s plugin, but no device; run: pip install "jax[{device.extra}]"')
-    os.environ.update(JAX_PLATFORMS="cpu", **device.environment)
+    for name, value in {"JAX_PLATFORMS": "cpu", **device.environment}.items():
+        kept = f"{os.environ.get(name, '')} " if name == "XLA_FLAGS" else ""  # such as where to dump programs
+        os.environ[name] = kept + value
 
 
 def _is_there(module: str) -> bool:

@@ -52,9 +52,7 @@ def _patch_bytes(jaxpr: core.Jaxpr) -> list[float]:
     for equation in jaxpr.eqns:
         params: dict[str, Any] = equation.params
         if equation.primitive.name == "convolution_product":
-            sizes = params["geometry"]
-            windows = math.prod(sizes.shape("result")[:3]) * math.prod(sizes.shape("kernel")[:3])
-            found.append(0.0 if sizes.side == 1 else 4.0 * windows)
+            found.append(params["geometry"].patch_bytes)
         elif equation.primitive.name == "conv_general_dilated":
             found.append(math.inf)
         for inner in jax.tree.leaves(list(params.values()), is_leaf=lambda leaf: isinstance(leaf, core.ClosedJaxpr)):

@@ -1,10 +1,11 @@
 """Two-dimensional convolution that stays fast on CPU, inside ``lax.scan`` and under ``vmap`` over kernels.
 
-On GPU and TPU this is XLA's own convolution, but for its second derivatives (see ``_product``) and under ``vmap`` over
-kernels (see ``_compute``). On CPU XLA's gradients are a trap: inside a loop they run 6 to 30 times slower than outside
-(jax issue 12868), and ``vmap`` over kernels turns the convolution into a grouped one, which is slower still. XLA's
-forward pass is good, though: 3 times faster than patches and a matrix product (jax 0.10.2, 2 cores, [128,16,16,32] ->
-32 channels inside a scan: 5 against 17 ms). So on CPU each direction takes the form that is fast there:
+On GPU and TPU this is XLA's own convolution, but for its second derivatives (see ``_product``), under ``vmap`` over
+kernels, for windows of one pixel and for few images on a GPU (see ``_compute``). On CPU XLA's gradients are a trap:
+inside a loop they run 6 to 30 times slower than outside (jax issue 12868), and ``vmap`` over kernels turns the
+convolution into a grouped one, which is slower still. XLA's forward pass is good, though: 3 times faster than patches
+and a matrix product (jax 0.10.2, 2 cores, [128,16,16,32] -> 32 channels inside a scan: 5 against 17 ms). So on CPU
+each direction takes the form that is fast there:
 
   forward            XLA's convolution; patches and a matrix product under ``vmap`` over kernels, to fewer than
                      16 channels, to maps of less than 4 pixels, and (a few images at a time) from 33 to 64 channels
@@ -20,6 +21,7 @@ Layouts: images [B, H, W, C], kernels [k, k, C, O] (HWIO), results [B, h, w, O].
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -72,6 +74,13 @@ def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
+def _most_patches() -> float:
+    """Bytes of patches up to which an accelerator multiplies matrices in place of a library's convolution."""
+    # A GPU starts most kernels of a step as one graph, but none may be a cuDNN convolution: each breaks it, and waits
+    # for the host. Patches of 8 MB never leave an H200's cache of 50.
+    return 8e6 if jax.default_backend() == "gpu" else 0.0
+
+
 class _Geometry(NamedTuple):
     """The static sizes of a convolution: enough for the shape of each of its three arrays."""
 
@@ -83,6 +92,12 @@ class _Geometry(NamedTuple):
     features: int
     stride: int
     padding: int
+
+    @property
+    def patch_bytes(self) -> int:
+        """Bytes of the patches that ``matmul_convolve`` makes; 0 where the images themselves are their patches."""
+        needs_none = self.side == 1 or (self.side == self.stride and self.padding == 0)
+        return 0 if needs_none else 4 * math.prod(self.shape("result")[:3]) * math.prod(self.shape("kernel")[:3])
 
     def shape(self, role: str) -> tuple[int, ...]:
         if role == "images":
@@ -120,7 +135,8 @@ def _compute(first: jax.Array, second: jax.Array, *, role: str, geometry: _Geome
         # Networks that train together have a kernel each. As grouped convolutions five of them took longer on an H200
         # than one after the other (docs/gpu.md); products of matrices are one launch for all.
         own_kernels = {"images": [axes[0] for axes in mapped], "kernel": mapped, "result": [axes[1] for axes in mapped]}
-        convolution = matmul_convolve if any(own_kernels[role]) else xla_convolve
+        size = geometry.patch_bytes * math.prod(_lead(first, second, mapped))
+        convolution = matmul_convolve if any(own_kernels[role]) or size <= _most_patches() else xla_convolve
         function = functools.partial(_on_accelerator, convolution, role, geometry)
     for axes in reversed(mapped):
         function = jax.vmap(function, in_axes=tuple(0 if own else None for own in axes))
@@ -128,9 +144,13 @@ def _compute(first: jax.Array, second: jax.Array, *, role: str, geometry: _Geome
 
 
 def _shape_of(first: Any, second: Any, *, role: str, geometry: _Geometry, mapped: _Mapped) -> ShapedArray:
+    return ShapedArray((*_lead(first, second, mapped), *geometry.shape(role)), first.dtype)
+
+
+def _lead(first: Any, second: Any, mapped: _Mapped) -> list[int]:
+    """The lengths of the axes that ``vmap`` adds, outermost first."""
     lengths = [iter(array.shape) for array in (first, second)]
-    lead = [max(next(own) for own, is_in in zip(lengths, axes, strict=True) if is_in) for axes in mapped]
-    return ShapedArray((*lead, *geometry.shape(role)), first.dtype)
+    return [max(next(own) for own, is_in in zip(lengths, axes, strict=True) if is_in) for axes in mapped]
 
 
 def _under_vmap(arrays: tuple, axes: tuple, *, role: str, geometry: _Geometry, mapped: tuple) -> tuple[jax.Array, int]:

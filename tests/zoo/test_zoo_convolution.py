@@ -84,9 +84,9 @@ def test_places_that_share_a_patch_equal_a_loop_over_windows(width, stride, padd
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.fixture(params=["cpu", "gpu"])
+@pytest.fixture(params=["cpu", "gpu", "tpu"])
 def backend(request, monkeypatch):
-    """The ways of a CPU, and those of an accelerator computed on this CPU."""
+    """The ways of a CPU, and those of accelerators computed on this CPU: a GPU's few images are products."""
     monkeypatch.setattr(jax, "default_backend", lambda: request.param)
     return request.param
 
@@ -130,7 +130,7 @@ def work(jaxpr):
 
 def test_the_derivative_of_a_kernels_gradient_is_made_of_small_kernels(monkeypatch):
     """JAX's own has a kernel as large as the image, on an image padded to as much again."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     images, kernel = jnp.ones((4, 16, 16, 8)), jnp.ones((3, 3, 8, 8))
 
     def cost(function):
@@ -206,14 +206,14 @@ def test_only_the_cpu_goes_its_own_way(monkeypatch):
         return jax.jit(gradient).lower(kernel).as_text()
 
     assert "convolution(" not in program()
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     jax.clear_caches()
     assert "convolution(" in program()
 
 
 def test_networks_at_once_have_products_and_one_has_convolutions(monkeypatch):
     """What an accelerator would run: of one network, of its images mapped, and of several kernels, with gradients."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     images, kernels = jnp.ones((3, 2, 4, 4, 2)), jnp.ones((3, 3, 3, 2, 2))
 
     def total(images, kernel):
@@ -227,6 +227,30 @@ def test_networks_at_once_have_products_and_one_has_convolutions(monkeypatch):
     assert "convolution(" not in program((0, 0), images, kernels)
     of_images = jax.jit(jax.vmap(total, in_axes=(0, None))).lower(images, kernels[0]).as_text()
     assert "dot_general" not in of_images and "feature_group_count = 1" in of_images
+
+
+@pytest.mark.parametrize(
+    ("backend_of", "images", "side", "products"),
+    [
+        ("gpu", (1, 40, 40, 128), 3, True),  # patches of 40 * 40 * 9 * 128 * 4 = 7.4 million bytes
+        ("gpu", (2, 40, 40, 128), 3, False),
+        ("tpu", (1, 4, 4, 2), 3, False),
+        ("gpu", (50, 40, 40, 128), 1, True),
+        ("tpu", (50, 40, 40, 128), 1, True),
+    ],
+)
+def test_few_images_on_a_gpu_and_single_pixels_are_products(monkeypatch, backend_of, images, side, products):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend_of)
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (images, (side, side, images[-1], 2))]
+
+    def program(function, *arguments):
+        return jax.jit(function).lower(*arguments).as_text()
+
+    convolve = functools.partial(convolution.convolve, padding=side // 2)
+    assert ("dot_general" in program(convolve, *shapes)) == products
+    # Images of several classes are one batch, mapped or not.
+    mapped = jax.ShapeDtypeStruct((2, *images), jnp.float32)
+    assert ("dot_general" in program(jax.vmap(convolve, in_axes=(0, None)), mapped, shapes[1])) == (side == 1)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
