@@ -239,7 +239,7 @@ def test_a_program_for_another_device_is_counted_and_not_timed(monkeypatch, tmp_
 
 @pytest.mark.parametrize(("ways", "extra"), [("h200", "cuda12"), ("v5e", "tpu")])
 def test_a_device_that_nothing_can_be_compiled_for_is_told(monkeypatch, ways, extra):
-    monkeypatch.setattr(elsewhere.os, "environ", dict(elsewhere.os.environ))
+    monkeypatch.setattr(elsewhere.os, "environ", {**elsewhere.os.environ, "XLA_FLAGS": "--xla_dump_to=here"})
     absent = dataclasses.replace(elsewhere.DEVICES[ways], modules=("none.of_these",))
     monkeypatch.setitem(elsewhere.DEVICES, ways, absent)
     with pytest.raises(ValueError, match=rf'needs JAX\'s plugin, but no device; run: pip install "jax\[{extra}\]"'):
@@ -248,6 +248,7 @@ def test_a_device_that_nothing_can_be_compiled_for_is_told(monkeypatch, ways, ex
     with pytest.raises(ValueError, match=rf"{ways} runs nothing, so it has no times for --torch or --sweep; leave"):
         costs.run(["--works", "dm", "--ways", ways, "--sweep", "ipc=1,2"])
     assert elsewhere.os.environ["JAX_PLATFORMS"] == "cpu"
+    assert elsewhere.os.environ["XLA_FLAGS"].startswith("--xla_dump_to=here")
 
 
 def test_a_step_with_latents_decodes_and_pulls_back():
