@@ -169,11 +169,11 @@ def _transposed(number: int, cotangent: jax.Array, *arrays: Any, role: str, geom
     return gradient.sum(axis=tuple(level for level, axes in enumerate(mapped) if not axes[number]))
 
 
-# ``cpu`` tells the programs of two backends apart.
-_alone = eager.one_program(static_argnames=("role", "geometry", "mapped", "cpu"))(
-    lambda first, second, *, cpu, **static: _compute(first, second, **static)  # noqa: PLW0108
+# ``backend`` tells the programs of two backends apart.
+_alone = eager.one_program(static_argnames=("role", "geometry", "mapped", "backend"))(
+    lambda first, second, *, backend, **static: _compute(first, second, **static)  # noqa: PLW0108
 )
-_product.def_impl(lambda *arrays, **static: _alone(*arrays, cpu=_on_cpu(), **static))
+_product.def_impl(lambda *arrays, **static: _alone(*arrays, backend=jax.default_backend(), **static))
 _product.def_abstract_eval(_shape_of)
 mlir.register_lowering(_product, mlir.lower_fun(_compute, multiple_results=False))
 batching.primitive_batchers[_product] = _under_vmap
