@@ -64,7 +64,7 @@ def _read(program: str) -> tuple[str, dict[str, list[_Instruction]]]:
         elif lines is not None and (found := _INSTRUCTION.match(line)):
             root, name, shape, kind, operands, attributes = found.groups()
             named = re.findall(r"%([\w.\-]+)", operands)
-            # A parameter's number and a trip count stand where operands and attributes do.
+            # A parameter has its number where others have operands.
             lines.append(_Instruction(bool(root), name, shape, kind, named or operands.split(), attributes))
     return entry, computations
 

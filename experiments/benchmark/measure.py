@@ -93,8 +93,10 @@ def _inside_a_scan(name: works.Name, built: works.Work, config: BenchmarkConfig)
 def _elsewhere(name: works.Name, built: works.Work, config: BenchmarkConfig) -> dict[str, Any]:
     """What can be said of a program that is compiled for a device which is not there."""
     steps = config.chunk if name.scanned else 1
-    chunk = parallel.compile_steps(lambda _: built.function, steps=steps, mode="jit")
-    function = chunk if name.scanned else parallel.jit(built.function)
+    if name.scanned:
+        function: Any = parallel.compile_steps(lambda _: built.function, steps=steps, mode="jit")
+    else:
+        function = parallel.jit(built.function)
     compiled, compile_seconds = _compile(function, elsewhere.place(built.arguments, config.ways))
     ran = ("median_seconds", "matmul_flops_per_second", "peak_resident_bytes", "peak_device_bytes", "scan_ratio")
     return {

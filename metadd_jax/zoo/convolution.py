@@ -61,12 +61,11 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
     Returns:
       [B, h, w, O], h and w as ``patches.output_side`` says.
     """
-    side = kernel.shape[0]
-    # Windows of one pixel, or that do not overlap, need no patches: one matrix product, whose derivatives are others.
-    if _on_cpu() and (side == 1 or (side == stride and padding == 0)):
-        return matmul_convolve(images, kernel, stride=stride, padding=padding)
     batch, height, width, channels = images.shape
-    geometry = _Geometry(batch, height, width, channels, side, kernel.shape[3], stride, padding)
+    geometry = _Geometry(batch, height, width, channels, kernel.shape[0], kernel.shape[3], stride, padding)
+    # Windows of one pixel, or that do not overlap, need no patches: one matrix product, whose derivatives are others.
+    if _on_cpu() and not geometry.needs_patches:
+        return matmul_convolve(images, kernel, stride=stride, padding=padding)
     return _product.bind(images, kernel, role="result", geometry=geometry, mapped=())
 
 
@@ -94,10 +93,14 @@ class _Geometry(NamedTuple):
     padding: int
 
     @property
+    def needs_patches(self) -> bool:
+        """Whether windows overlap or reach over the border; else the images themselves are their patches."""
+        return self.side > 1 and (self.side != self.stride or self.padding > 0)
+
+    @property
     def patch_bytes(self) -> int:
-        """Bytes of the patches that ``matmul_convolve`` makes; 0 where the images themselves are their patches."""
-        needs_none = self.side == 1 or (self.side == self.stride and self.padding == 0)
-        return 0 if needs_none else 4 * math.prod(self.shape("result")[:3]) * math.prod(self.shape("kernel")[:3])
+        """Bytes of the patches that ``matmul_convolve`` makes."""
+        return 4 * self.needs_patches * math.prod(self.shape("result")[:3]) * math.prod(self.shape("kernel")[:3])
 
     def shape(self, role: str) -> tuple[int, ...]:
         if role == "images":

@@ -56,7 +56,14 @@ def test_one_pass_survives_an_outlier_in_front(monkeypatch):
 
 
 FEW = norms.instance_norm_in_few_kernels
-OURS = pytest.mark.parametrize("ours", [norms.instance_norm, FEW])
+
+
+@pytest.fixture(params=[norms.instance_norm, FEW])
+def ours(request, monkeypatch):
+    """Each where it is used: ``instance_norm_in_few_kernels`` away from CPUs."""
+    if request.param is FEW:
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    return request.param
 
 
 def _plain(x, scale, bias):
@@ -70,14 +77,6 @@ def _arguments(key, dtype=jnp.float32):
     return draws[:3], draws[3]
 
 
-@pytest.fixture(autouse=True)
-def statistics_of_their_own(request, monkeypatch):
-    """``instance_norm_in_few_kernels`` is called where it is used: away from CPUs."""
-    if getattr(request.node, "callspec", None) and request.node.callspec.params.get("ours") is FEW:
-        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-
-
-@OURS
 def test_instance_norms_gradients_are_those_of_the_formula(key, ours):
     arguments, cotangent = _arguments(key)
     ours, theirs = (jax.jit(lambda *a, f=f: jax.vjp(f, *a)[1](cotangent))(*arguments) for f in (ours, _plain))
@@ -85,7 +84,6 @@ def test_instance_norms_gradients_are_those_of_the_formula(key, ours):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@OURS
 def test_instance_norms_gradients_are_finite_differences(ours):
     modes = ["rev", "fwd"] if ours is FEW else ["rev"]
     with jax.enable_x64(True):
@@ -93,7 +91,6 @@ def test_instance_norms_gradients_are_finite_differences(ours):
         jax.test_util.check_grads(jax.jit(lambda *a: (ours(*a) * cotangent).sum()), arguments, order=2, modes=modes)
 
 
-@OURS
 def test_the_gradient_of_instance_norms_gradient_is_that_of_the_formula(key, ours):
     arguments, cotangent = _arguments(key)
 
@@ -110,7 +107,6 @@ def test_the_gradient_of_instance_norms_gradient_is_that_of_the_formula(key, our
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-@OURS
 def test_narrow_images_have_narrow_gradients(key, ours):
     (x, scale, bias), cotangent = _arguments(key)
     narrow = [a.astype(jnp.bfloat16) for a in (x, scale, bias)]
