@@ -173,12 +173,19 @@ def _transposed(number: int, cotangent: jax.Array, *arrays: Any, role: str, geom
 
 
 # ``backend`` tells the programs of two backends apart.
-_alone = eager.one_program(static_argnames=("role", "geometry", "mapped", "backend"))(
+_traced_once = eager.one_program(static_argnames=("role", "geometry", "mapped", "backend"))(
     lambda first, second, *, backend, **static: _compute(first, second, **static)  # noqa: PLW0108
 )
-_product.def_impl(lambda *arrays, **static: _alone(*arrays, backend=jax.default_backend(), **static))
+
+
+def _program(first: jax.Array, second: jax.Array, **static: Any) -> jax.Array:
+    """``_compute``, which alone is one program, and within others is traced once for all of one geometry."""
+    return _traced_once(first, second, backend=jax.default_backend(), **static)
+
+
+_product.def_impl(_program)
 _product.def_abstract_eval(_shape_of)
-mlir.register_lowering(_product, mlir.lower_fun(_compute, multiple_results=False))
+mlir.register_lowering(_product, mlir.lower_fun(_program, multiple_results=False))
 batching.primitive_batchers[_product] = _under_vmap
 ad.defbilinear(_product, functools.partial(_transposed, 0), functools.partial(_transposed, 1))
 

@@ -22,8 +22,9 @@ TINY = [
     "--unseen", "mlp:width=8", "--steps", "30", "--distill-seeds", "1", "--eval-epochs", "2",
     # Few views and no maps in the loss: compiling them is most of what these tests wait for.
     "--metadd.views", "crop", "--metadd.pos", "0", "--metadd.var", "0",
-    "--pretrain-augmentation", "none", "--eval-augmentation", "none",
+    "--pretrain-augmentation", "none", "--eval-augmentation", "none", "--train-per-class", "50",
 ]  # fmt: skip
+TINY_DM = [*TINY, "--augmentation", "crop"]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def run(arguments, cache, folder):
 
 @pytest.fixture(scope="module")
 def unbroken(cache, tmp_path_factory):
-    return run(TINY, cache, tmp_path_factory.mktemp("runs") / "unbroken")
+    return run(TINY_DM, cache, tmp_path_factory.mktemp("runs") / "unbroken")
 
 
 def test_the_run_folder_is_complete(unbroken):
@@ -120,7 +121,7 @@ def killed_and_started_again(arguments, cache, folder, method):
 
 
 def test_killed_in_the_middle_and_started_again_ends_in_the_same_bits(unbroken, cache, tmp_path):
-    broken = killed_and_started_again(TINY, cache, tmp_path / "broken", "dm")
+    broken = killed_and_started_again(TINY_DM, cache, tmp_path / "broken", "dm")
     assert arrays_of(broken, "dm") == arrays_of(unbroken, "dm")
 
 
@@ -231,18 +232,18 @@ def test_arrays_that_are_no_data_set_are_refused(refused, tmp_path):
 def test_a_folder_of_another_run_or_a_damaged_checkpoint_is_refused_and_left(unbroken, fails, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(unbroken, folder)
-    assert "holds another run (steps was 30, now 31)" in fails([*TINY, "--steps", "31", "--run-dir", folder])
+    assert "holds another run (steps was 30, now 31)" in fails([*TINY_DM, "--steps", "31", "--run-dir", folder])
     victim = max(
         (folder / "dm" / "seed0" / "checkpoints").rglob("*"), key=lambda file: file.is_file() and file.stat().st_size
     )
     victim.write_bytes(victim.read_bytes()[:-7])
     left = victim.read_bytes()
-    assert str(folder) in fails([*TINY, "--run-dir", folder])
+    assert str(folder) in fails([*TINY_DM, "--run-dir", folder])
     assert victim.read_bytes() == left
     other = tmp_path / "precious"
     other.mkdir()
     (other / "thesis.txt").write_text("years of work")
-    assert "not empty" in fails([*TINY, "--overwrite", "--run-dir", other])
+    assert "not empty" in fails([*TINY_DM, "--overwrite", "--run-dir", other])
     assert (other / "thesis.txt").read_text() == "years of work"
 
 
@@ -257,6 +258,6 @@ def test_a_bare_run_without_auxiliaries_has_pictures_and_no_maps(unbroken, tmp_p
 
 
 def test_a_finished_run_is_told_from_its_results(unbroken, here, capsys):
-    distill.run([*TINY, "--run-dir", str(unbroken)])
+    distill.run([*TINY_DM, "--run-dir", str(unbroken)])
     text = "".join(capsys.readouterr())
     assert "is finished" in text and "pretrain" not in text

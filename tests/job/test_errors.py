@@ -1,6 +1,7 @@
 """Any exception ends in one line that says what and what to do; any warning is one line."""
 
 import errno
+import gc
 import logging
 import os
 import pathlib
@@ -132,7 +133,8 @@ def test_ctrl_c_in_a_finaliser_is_not_lost(ctrl_c, monkeypatch, capsys):
     def work():
         bar = Bar()
         del bar
-        time.sleep(5)
+        for _ in range(500):  # a thread's interrupt is heard between two steps of Python, and ends no sleep
+            time.sleep(0.01)
         pytest.fail("the work went on")
 
     code, text = script(work, monkeypatch, capsys)
@@ -155,3 +157,13 @@ def test_warnings_are_one_line_above_a_bar(monkeypatch, capsys):
     lines = [line.strip() for line in text.replace("\r", "\n").splitlines()]
     assert "warning: 3 files were left out" in lines and "warning: a second" in lines
     assert "warning: logged too" in lines
+
+
+@pytest.mark.parametrize(("own", "used"), [((700, 10, 10), (50_000, 20, 50)), ((200_000, 10, 100), (200_000, 20, 100))])
+def test_python_looks_for_garbage_less_often_and_no_more_often_than_it_was_told(own, used, monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back afterwards
+    before, found = gc.get_threshold(), []
+    gc.set_threshold(*own)
+    command.main(lambda arguments, program: found.append(gc.get_threshold()), program="distill.py")
+    gc.set_threshold(*before)
+    assert found == [used]

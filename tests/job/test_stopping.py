@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from test_distill_script import TINY, cache, start, wait_for  # noqa: F401  # a fixture too
+from test_distill_script import TINY_DM, cache, start, wait_for  # noqa: F401  # a fixture too
 
 from metadd_jax.job import command, history, stopping
 
@@ -103,7 +103,8 @@ def test_the_command_that_goes_on_does_not_start_anew(monkeypatch, capsys):
 def test_a_job_ends_at_a_checkpoint_and_the_line_it_prints_goes_on(cache, tmp_path):  # noqa: F811
     folder = tmp_path / "run"
     steps = folder / "dm" / "seed0" / "checkpoints"
-    process = start([*TINY, "--overwrite", "--chunk", "1", "--save-every", "20", "--run-dir", folder], cache)
+    bare = [*TINY_DM, "--no-wrapped", "--seen"]  # what it looks through would be trained first
+    process = start([*bare, "--overwrite", "--chunk", "1", "--save-every", "20", "--run-dir", folder], cache)
     wait_for((folder / "dm" / "seed0" / "metrics.jsonl").exists, process)
     process.send_signal(signal.SIGTERM)
     text = process.communicate(timeout=60)[0]
