@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import _thread
 import contextlib
-import gc
 import importlib.metadata
 import io
 import logging
@@ -21,9 +20,6 @@ from typing import Any
 from metadd_jax.job import errors, history, stopping
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-# Tracing makes millions of small objects, among which there is little garbage: looking for it every 700 of them, as
-# Python does, takes a tenth of the time (docs/costs.md).
-_LEAST_THRESHOLDS = (50_000, 20, 50)
 
 
 def main(function: Callable[..., None], *, program: str) -> None:
@@ -40,7 +36,6 @@ def main(function: Callable[..., None], *, program: str) -> None:
     # Place and category are for programmers; users get one line.
     warnings.showwarning = lambda message, *place, **options: _warn(str(message))
     logging.basicConfig(level=logging.WARNING, handlers=[_OneLine()])
-    gc.set_threshold(*map(max, gc.get_threshold(), _LEAST_THRESHOLDS))
     sys.unraisablehook = _unraisable
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is no text must not end a job at its last line
         sys.stdout.reconfigure(errors="backslashreplace")

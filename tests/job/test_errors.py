@@ -1,7 +1,6 @@
 """Any exception ends in one line that says what and what to do; any warning is one line."""
 
 import errno
-import gc
 import logging
 import os
 import pathlib
@@ -157,13 +156,3 @@ def test_warnings_are_one_line_above_a_bar(monkeypatch, capsys):
     lines = [line.strip() for line in text.replace("\r", "\n").splitlines()]
     assert "warning: 3 files were left out" in lines and "warning: a second" in lines
     assert "warning: logged too" in lines
-
-
-@pytest.mark.parametrize(("own", "used"), [((700, 10, 10), (50_000, 20, 50)), ((200_000, 10, 100), (200_000, 20, 100))])
-def test_python_looks_for_garbage_less_often_and_no_more_often_than_it_was_told(own, used, monkeypatch):
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back afterwards
-    before, found = gc.get_threshold(), []
-    gc.set_threshold(*own)
-    command.main(lambda arguments, program: found.append(gc.get_threshold()), program="distill.py")
-    gc.set_threshold(*before)
-    assert found == [used]
