@@ -22,9 +22,9 @@ TINY = [
     "--unseen", "mlp:width=8", "--steps", "30", "--distill-seeds", "1", "--eval-epochs", "2",
     # Few views and no maps in the loss: compiling them is most of what these tests wait for.
     "--metadd.views", "crop", "--metadd.pos", "0", "--metadd.var", "0",
-    "--pretrain-augmentation", "none", "--eval-augmentation", "none", "--train-per-class", "50",
+    "--pretrain-augmentation", "none", "--eval-augmentation", "none",
 ]  # fmt: skip
-TINY_DM = [*TINY, "--augmentation", "crop"]
+TINY_DM = [*TINY, "--augmentation", "crop", "--train-per-class", "50"]
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,12 @@ def test_a_network_of_a_plugin_has_a_name_on_the_command_line(plugin):
     assert net.num_params() == 28 * 28 * 3 + 3 + 3 * 10 + 10
 
 
+try:
+    compile("\0", "own.py", "exec")
+except (SyntaxError, ValueError) as error:  # the second in the first patches of Python 3.11, such as Debian's
+    OF_NULL_BYTES = type(error).__name__
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -52,8 +58,7 @@ def test_a_network_of_a_plugin_has_a_name_on_the_command_line(plugin):
         ("x = 1\nif x\n", "own.py line 2: SyntaxError: expected ':'"),
         ("raise ValueError('so\\nnot')", "own.py line 1: ValueError: so not"),
         ("import sys\nsys.exit(3)\n", "own.py line 2: SystemExit: 3"),
-        # A ValueError before Python 3.11.4, then a SyntaxError.
-        ("\0", "Error: source code string cannot contain null bytes"),
+        ("\0", f"own.py: {OF_NULL_BYTES}: source code string cannot contain null bytes"),
     ],
 )
 def test_a_plugin_that_fails_is_told_in_one_line_by_every_command(plugin, tmp_path, monkeypatch, text, said):
@@ -61,7 +66,7 @@ def test_a_plugin_that_fails_is_told_in_one_line_by_every_command(plugin, tmp_pa
     plugin(text)
     with pytest.raises(ValueError) as found:
         pretrain.run(["--plugin", "own.py"])
-    assert str(found.value).endswith(said) and str(found.value).startswith("--plugin own.py")
+    assert str(found.value).endswith(said)
     assert "metadd_plugin_own" not in sys.modules
 
 
